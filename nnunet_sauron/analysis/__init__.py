@@ -1,0 +1,1 @@
+"""Reads what trainings and predictions left behind and measures networks; never trains."""

@@ -1,0 +1,108 @@
+"""How long networks take for one input, measured so that their ratio can be trusted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Forward passes of one network, in seconds.
+
+    Attributes:
+        median: Median of all repeats.
+        lower_quartile: 25th percentile.
+        upper_quartile: 75th percentile.
+        repeats: Number of measured forward passes.
+        threads: CPU threads PyTorch could use.
+        device: Where it ran.
+    """
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    repeats: int
+    threads: int
+    device: str
+
+    @property
+    def interquartile_range(self) -> float:
+        """Spread of the middle half of the repeats, in seconds."""
+        return self.upper_quartile - self.lower_quartile
+
+
+def time_networks(
+    networks: Mapping[str, nn.Module],
+    input_shape: Sequence[int],
+    *,
+    repeats: int = 30,
+    warmup: int = 5,
+    device: str | torch.device = "cpu",
+) -> dict[str, Timing]:
+    """Time forward passes of several networks in one process, taking turns.
+
+    Taking turns lets a slow moment of the machine hit all networks alike; every round turns the order round. The
+    networks run in evaluation mode under `torch.inference_mode`, on random normal float32 input. They stay on `device`,
+    their modes are put back.
+
+    Args:
+        networks: Networks by name; they are moved to `device`.
+        input_shape: Shape of the input with batch and channels, as in (1, 1, 64, 64).
+        repeats: Measured forward passes of each network.
+        warmup: Forward passes of each network before that.
+        device: Where to run.
+
+    Returns:
+        One `Timing` a network, in the order given.
+
+    Raises:
+        ValueError: If there is no network, or `repeats` is below 1, or `warmup` below 0.
+    """
+    if not networks:
+        raise ValueError("networks is empty; give at least one network to time.")
+    if repeats < 1 or warmup < 0:
+        raise ValueError(f"repeats is {repeats} and warmup is {warmup}; expected at least 1 and at least 0.")
+    device = torch.device(device)
+    patch = torch.randn(tuple(input_shape), generator=torch.Generator().manual_seed(0)).to(device)
+    modes = {name: network.training for name, network in networks.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    try:
+        for network in networks.values():
+            network.to(device).eval()
+        order = list(networks)
+        for turn in range(warmup + repeats):
+            for name in order:
+                elapsed = _time_once(networks[name], patch, device)
+                if turn >= warmup:
+                    seconds[name].append(elapsed)
+            order.reverse()
+    finally:
+        for name, network in networks.items():
+            network.train(modes[name])
+    return {name: _summarise(values, device) for name, values in seconds.items()}
+
+
+def _time_once(network: nn.Module, patch: torch.Tensor, device: torch.device) -> float:
+    with torch.inference_mode():
+        _wait_for(device)
+        start = time.perf_counter()
+        network(patch)
+        _wait_for(device)
+        return time.perf_counter() - start
+
+
+def _wait_for(device: torch.device) -> None:
+    """CUDA runs behind Python's back; the CPU does not."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _summarise(seconds: list[float], device: torch.device) -> Timing:
+    lower, median, upper = (float(value) for value in np.percentile(seconds, (25, 50, 75)))
+    return Timing(median, lower, upper, repeats=len(seconds), threads=torch.get_num_threads(), device=str(device))

@@ -1,0 +1,1 @@
+"""Built-in datasets, for a first run and for tests without a download."""

@@ -1,0 +1,89 @@
+"""The demo's folder: what has been done in it, and nobody else's files."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+STATE_FILE = "nnunet_sauron_demo.json"
+
+
+@dataclass
+class DemoFolder:
+    """A folder that remembers which steps are done. Its state file also marks it as ours.
+
+    Attributes:
+        path: The folder, absolute.
+        settings: What the steps were made with; a folder made with other settings is not continued.
+        seconds: Seconds each finished step took, by its name.
+    """
+
+    path: Path
+    settings: dict
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path, settings: dict) -> DemoFolder:
+        """Make the folder, or take up one that a demo left.
+
+        Args:
+            path: The folder; missing, empty, or one that an earlier demo made with the same settings.
+            settings: JSON-serialisable settings of this demo.
+
+        Raises:
+            ValueError: If the folder holds foreign files, was made with other settings, or its state cannot be read.
+            OSError: If it cannot be written.
+        """
+        path = Path(path).expanduser().absolute()
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file, not a folder; choose another folder with -o.")
+        folder = cls(path, settings)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            foreign = sorted(entry.name for entry in path.iterdir() if entry != folder._partial)
+            if STATE_FILE in foreign:
+                folder.seconds = folder._read_seconds()
+            elif foreign:
+                raise ValueError(
+                    f"{path} holds files that are not the demo's, such as {foreign[0]}; choose an empty or a new "
+                    "folder with -o."
+                )
+            folder._write()
+        except OSError as error:
+            raise OSError(f"{path} cannot be written ({error}); choose another folder with -o.") from error
+        return folder
+
+    def is_done(self, step: str) -> bool:
+        """Whether the step was finished, in this run or an earlier one."""
+        return step in self.seconds
+
+    def mark_done(self, step: str, seconds: float) -> None:
+        """Remember that the step is finished and how long it took."""
+        self.seconds[step] = seconds
+        self._write()
+
+    @property
+    def _partial(self) -> Path:
+        return self.path / f"{STATE_FILE}.partial"
+
+    def _read_seconds(self) -> dict[str, float]:
+        try:
+            state = json.loads((self.path / STATE_FILE).read_text())
+            settings, seconds = state["settings"], state["seconds"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.path / STATE_FILE} is not a demo's state ({error}); delete {self.path} or choose another "
+                "folder with -o."
+            ) from error
+        if settings != self.settings:
+            raise ValueError(
+                f"{self.path} was made by another version of the demo, with the settings {settings} instead of "
+                f"{self.settings}; delete it or choose another folder with -o."
+            )
+        return seconds
+
+    def _write(self) -> None:
+        self._partial.write_text(json.dumps({"settings": self.settings, "seconds": self.seconds}, indent=2))
+        os.replace(self._partial, self.path / STATE_FILE)

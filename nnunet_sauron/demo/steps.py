@@ -1,0 +1,274 @@
+"""The demo's steps, each skipped when an earlier run has finished it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+import nnunet_sauron
+from nnunet_sauron.datasets.phantom import DATASET_ID, DATASET_NAME, write_phantom
+from nnunet_sauron.plugin import find_nnunet, reads_external_trainers, trainer_folder
+
+from .commands import CommandError, run_command
+from .display import Display, print_comparison
+from .folder import DemoFolder
+
+DEFAULT_FOLDER = Path("nnunet_sauron_demo")
+CONFIGURATION = "2d"
+PLANS = "nnUNetDemoPlans"
+BATCH_SIZE = 8
+EPOCHS = 32
+LENGTH = f"num_epochs={EPOCHS},num_iterations_per_epoch=30,num_val_iterations_per_epoch=5"
+# The paper's ladder of 15 steps with waits of 5 epochs takes hundreds of epochs; this one is climbed in 32.
+SAURON = "lambda_=1,tau_max=0.4,kappa=8,rho=1"
+SETTINGS = {"StockTrainer": LENGTH, "SauronTrainer": f"{LENGTH},{SAURON}"}
+
+# The checkpoint that `nnUNetv2_train --c` takes is the first of these.
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+
+Follow = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Attributes:
+        name: Its name in the state file and of its log file.
+        title: What it is called on the screen.
+        run: Does it, from its beginning; takes a function that is given every line of its output.
+        epochs: The length of a training, None for other steps.
+    """
+
+    name: str
+    title: str
+    run: Callable[[Follow], None]
+    epochs: int | None = None
+
+
+def run_demo(folder: Path | None = None, json_output: bool = False) -> None:
+    """Generate a phantom dataset, train stock nnU-Net and SauronTrainer on it, and print how they compare.
+
+    Every step is one of nnU-Net's own commands, in an environment of its own: nothing is installed, and nothing is left
+    outside the folder. Interrupted and called again for the same folder, it goes on where it was.
+
+    Args:
+        folder: Where to work, by default `./nnunet_sauron_demo`; missing, empty, or left by an earlier demo.
+        json_output: Print the comparison as JSON on standard output, and all progress on standard error.
+
+    Raises:
+        ValueError: If the folder holds foreign files, or a demo made with other settings.
+        OSError: If the folder cannot be written.
+        RuntimeError: If nnU-Net is missing or too old, or one of its commands fails.
+        KeyboardInterrupt: If interrupted; what was running has been ended and the way to go on printed.
+    """
+    console = Console(stderr=json_output, highlight=False, soft_wrap=True)
+    _require_nnunet()
+    demo_folder = DemoFolder.open(DEFAULT_FOLDER if folder is None else folder, {"plans": PLANS, "trainers": SETTINGS})
+    path = demo_folder.path
+    console.print(f"Working in {path}, logs in its folder logs. About 8 minutes on two cores.", markup=False)
+    go_on = f"nnUNetv2_sauron demo -o {path}"
+    try:
+        with _terminated_like_interrupted():
+            _run_steps(demo_steps(path), demo_folder, console)
+    except KeyboardInterrupt:
+        console.print(f"Interrupted; finished steps are kept. To go on: {go_on}", markup=False)
+        raise
+    except CommandError as error:
+        for line in error.last_lines:
+            console.print(f"    {line}", markup=False)
+        raise RuntimeError(f"{error}. When the cause is mended, go on with: {go_on}") from error
+    comparison = json.loads((path / "demo.json").read_text())
+    if json_output:
+        print(json.dumps(comparison, indent=2))
+    else:
+        print_comparison(console, comparison)
+    console.print(f"The same as JSON: {path / 'demo.json'}", markup=False)
+    console.print(f"Channels over the epochs: {comparison['pruning_png']}", markup=False)
+
+
+def demo_steps(folder: Path) -> list[Step]:
+    """The demo's steps, in order.
+
+    Args:
+        folder: The demo's folder, absolute.
+    """
+
+    def train(trainer: str) -> Callable[[Follow], None]:
+        return lambda follow: _train(folder, trainer, follow)
+
+    def predict(trainer: str) -> Callable[[Follow], None]:
+        return lambda follow: _predict(folder, trainer, follow)
+
+    return [
+        Step("phantom", "generate the phantom dataset", lambda follow: _generate(folder)),
+        Step("plan", "plan and preprocess", lambda follow: _plan(folder, follow)),
+        Step("train_stock", "train stock nnU-Net", train("StockTrainer"), EPOCHS),
+        Step("train_sauron", "train SauronTrainer", train("SauronTrainer"), EPOCHS),
+        Step("predict_stock", "predict the test cases with stock nnU-Net", predict("StockTrainer")),
+        Step("predict_sauron", "predict the test cases with SauronTrainer", predict("SauronTrainer")),
+        Step("compare", "evaluate and time both", lambda follow: _compare(folder, follow)),
+    ]
+
+
+def derive_plans(plans: Mapping) -> dict:
+    """nnU-Net's plans with a batch that suits a CPU; network and preprocessed data stay nnU-Net's.
+
+    Args:
+        plans: The content of `nnUNetPlans.json`.
+
+    Returns:
+        A new plans dictionary named `PLANS`.
+
+    Source: nnU-Net, documentation/explanation_plans_files.md, "How to edit a plans file".
+    """
+    derived = json.loads(json.dumps(plans))
+    derived["plans_name"] = PLANS
+    derived["configurations"][CONFIGURATION]["batch_size"] = BATCH_SIZE
+    return derived
+
+
+def command_environment(folder: Path, **variables: str) -> dict[str, str]:
+    """The environment of nnU-Net's commands: ours without anything that steers nnU-Net, and the demo's folders.
+
+    Args:
+        folder: The demo's folder, absolute.
+        variables: More variables.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.lower().startswith("nnunet_")}
+    # So that the demo also runs from a source folder that is not installed.
+    paths = [str(Path(nnunet_sauron.__file__).parents[1]), environment.get("PYTHONPATH", "")]
+    return environment | {
+        "nnUNet_raw": str(folder / "nnUNet_raw"),
+        "nnUNet_preprocessed": str(folder / "nnUNet_preprocessed"),
+        "nnUNet_results": str(folder / "nnUNet_results"),
+        "nnUNet_extTrainer": str(trainer_folder()),
+        "nnUNet_compile": "f",
+        "nnUNet_def_n_proc": "1",
+        "MPLCONFIGDIR": str(folder / "logs" / "matplotlib"),  # else its font cache goes to the home folder
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONUNBUFFERED": "1",
+        **variables,
+    }
+
+
+def model_folder(folder: Path, trainer: str) -> Path:
+    """Where nnU-Net keeps a trainer's model, the folder that `nnUNetv2_predict_from_modelfolder -m` takes."""
+    return folder / "nnUNet_results" / DATASET_NAME / f"{trainer}__{PLANS}__{CONFIGURATION}"
+
+
+def drop_unreadable_checkpoints(fold_folder: Path) -> bool:
+    """Delete checkpoints that an interrupted training left half-written.
+
+    nnU-Net writes them in place, and `--c` stops at one that is cut short. PyTorch's are zip files, whose directory
+    comes last: without it the file is not whole.
+
+    Args:
+        fold_folder: The training's output folder, existing or not.
+
+    Returns:
+        Whether there is one left to continue from.
+    """
+    existing = [fold_folder / name for name in CHECKPOINTS if (fold_folder / name).is_file()]
+    readable = [path for path in existing if zipfile.is_zipfile(path)]
+    for path in set(existing) - set(readable):
+        path.unlink()
+    return bool(readable)
+
+
+def _run_steps(steps: list[Step], demo_folder: DemoFolder, console: Console) -> None:
+    display = Display(console, len(steps))
+    for number, step in enumerate(steps, start=1):
+        if demo_folder.is_done(step.name):
+            display.skip(number, step.title, demo_folder.seconds[step.name])
+            continue
+        start = time.monotonic()
+        with display.step(number, step.title, step.epochs) as follow:
+            step.run(follow)
+        demo_folder.mark_done(step.name, time.monotonic() - start)
+
+
+def _generate(folder: Path) -> None:
+    write_phantom(folder / "nnUNet_raw")
+
+
+def _plan(folder: Path, follow: Follow) -> None:
+    preprocessed = folder / "nnUNet_preprocessed" / DATASET_NAME
+    shutil.rmtree(preprocessed, ignore_errors=True)
+    command = ["nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-c", CONFIGURATION, "-np", "1"]
+    command += ["--verify_dataset_integrity"]
+    run_command(command, log=_log(folder, "plan"), environment=command_environment(folder), on_line=follow)
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    (preprocessed / f"{PLANS}.json").write_text(json.dumps(derive_plans(plans), indent=4))
+
+
+def _train(folder: Path, trainer: str, follow: Follow) -> None:
+    command = ["nnUNetv2_train", str(DATASET_ID), CONFIGURATION, "0", "-tr", trainer, "-p", PLANS, "-device", "cpu"]
+    if drop_unreadable_checkpoints(model_folder(folder, trainer) / "fold_0"):
+        command.append("--c")
+    # Augmentation in the training's own process: on two cores, workers would compete with it.
+    environment = command_environment(folder, nnUNet_n_proc_DA="0", nnunet_sauron=SETTINGS[trainer])
+    run_command(command, log=_log(folder, f"train_{trainer}"), environment=environment, on_line=follow)
+
+
+def _predict(folder: Path, trainer: str, follow: Follow) -> None:
+    predictions = folder / "predictions" / trainer
+    shutil.rmtree(predictions, ignore_errors=True)
+    images = folder / "nnUNet_raw" / DATASET_NAME / "imagesTs"
+    command = ["nnUNetv2_predict", "-i", str(images), "-o", str(predictions), "-d", str(DATASET_ID), "-p", PLANS]
+    command += ["-c", CONFIGURATION, "-tr", trainer, "-f", "0", "-chk", "checkpoint_final.pth", "-device", "cpu"]
+    # No workers (-npp, -nps): one case after the other, so that the time between two cases is the time of one.
+    command += ["--disable_tta", "--disable_progress_bar", "-npp", "0", "-nps", "0"]
+    run_command(
+        command, log=_log(folder, f"predict_{trainer}"), environment=command_environment(folder), on_line=follow
+    )
+
+
+def _compare(folder: Path, follow: Follow) -> None:
+    # A process of its own, since nnU-Net reads the trainers' folder from the environment.
+    command = [sys.executable, "-m", "nnunet_sauron.demo.comparison", str(folder)]
+    run_command(command, log=_log(folder, "compare"), environment=command_environment(folder), on_line=follow)
+
+
+def _log(folder: Path, name: str) -> Path:
+    return folder / "logs" / f"{name}.log"
+
+
+def _require_nnunet() -> None:
+    nnunet = find_nnunet()
+    if nnunet is None:
+        raise RuntimeError(f"nnunetv2 is not installed; run: {sys.executable} -m pip install nnunetv2")
+    if not reads_external_trainers(nnunet):
+        raise RuntimeError(
+            f"The nnU-Net in {nnunet} is older than 2.8.0 and does not read nnUNet_extTrainer, by which the demo shows "
+            "it the trainers without installing anything; run: pip install -U nnunetv2"
+        )
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM end us as Ctrl-C does, or the training would run on without us."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

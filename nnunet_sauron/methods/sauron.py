@@ -1,0 +1,369 @@
+"""Sauron: draw a layer's feature maps into clusters while training, and remove what became redundant.
+
+Valverde, Shatillo, Tohka: Sauron U-Net: Simple automated redundancy elimination in medical image segmentation via
+filter pruning. arXiv 2209.13590; Neurocomputing 594 (2024) 127817.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from ..pruning.channels import ChannelLayout, feature_map_modules
+from .base import Progress, PruningMethod, PruningSettings
+
+NORMALISATIONS = ("minmax", "none", "max_distance")
+FIRST_THRESHOLD = 0.001
+
+
+def delta_opt(feature_maps: torch.Tensor, *, normalisation: str = "minmax") -> torch.Tensor:
+    """How far a layer's feature maps are from its first one; the loss term that draws them together (paper, eq. 2).
+
+    With `phi` average pooling of window 2 and stride 2 (axes of length 1 are left alone) and `n` the min-max
+    normalisation of one map over all its spatial axes,
+
+        delta_opt = mean_b mean_{c >= 1} sqrt(mean_space (phi(n(h[b, 0])) - phi(n(h[b, c])))^2)
+
+    Pooling is linear, so `phi(n(h)) = (phi(h) - min h) / (max h - min h)`: the maps are pooled first. Forward and
+    backward are written out, since autograd would keep five pooled tensors where one is enough. The gradient is the
+    formula's own, extrema included. A map that is constant (up to rounding) is normalised to 0. Where two maps are
+    equal, the root's gradient is taken as 0, one of its subgradients.
+
+    Args:
+        feature_maps: h, (B, C, *spatial), 2D or 3D, any floating dtype; computed in float32.
+        normalisation: "minmax"; "none" (raw distances); or "max_distance" (raw distances of a sample divided by its
+            largest one).
+
+    Returns:
+        A scalar, float32; 0 for fewer than two channels.
+
+    Raises:
+        ValueError: Another normalisation, or a tensor without channels and space.
+    """
+    if normalisation not in NORMALISATIONS:
+        raise ValueError(f"normalisation is one of {', '.join(NORMALISATIONS)}; got '{normalisation}'.")
+    _check_feature_maps(feature_maps)
+    if feature_maps.shape[1] < 2:
+        return feature_maps.new_zeros((), dtype=torch.float32)
+    distances = _DistancesToFirst.apply(feature_maps, normalisation == "minmax")
+    if normalisation == "max_distance":
+        distances = _divided_by_largest(distances, _smallest_spread(feature_maps.dtype))
+    return distances.mean()
+
+
+@torch.no_grad()
+def delta_prune(feature_maps: torch.Tensor, *, reference: int) -> torch.Tensor:
+    """How far each feature map is from a reference map, relative to the farthest (paper, eq. 3). No gradient.
+
+        d[b, c] = sqrt(mean_space (phi(h[b, reference]) - phi(h[b, c]))^2)
+        delta_prune[c] = mean_b d[b, c] / max_c d[b, c]
+
+    Args:
+        feature_maps: h, (B, C, *spatial), 2D or 3D, any floating dtype; computed in float32.
+        reference: The reference channel, 0..C-1.
+
+    Returns:
+        (C,) in [0, 1], float32; 0 at the reference, and everywhere if all maps are equal.
+
+    Raises:
+        ValueError: The reference is no channel, or the tensor has no channels and space.
+    """
+    _check_feature_maps(feature_maps)
+    channels = feature_maps.shape[1]
+    if not 0 <= reference < channels:
+        raise ValueError(f"reference is a channel, 0..{channels - 1}; got {reference}.")
+    pooled = _pooled(feature_maps).flatten(2).float()
+    distances = _root_mean_square(pooled - pooled[:, reference : reference + 1])
+    return _divided_by_largest(distances).mean(0)
+
+
+class Threshold:
+    """One layer's threshold, which adjusts itself after every epoch (paper, algorithm 1).
+
+    It starts at 0.001 and climbs `kappa` linear steps to `tau_max`. After an epoch, a waiting threshold waits one
+    epoch less; another one goes up a step and waits `rho` epochs when
+    (C1) the last training loss lies inside the range of the `rho` before it,
+    (C2) the last validation loss is no new minimum, and
+    (C3) fewer than `mu` of the layer's channels went last time.
+
+    Attributes:
+        value: The threshold now.
+        waiting: Epochs that it still waits.
+
+    Args:
+        tau_max: Upper end, in (0.001, 1].
+        kappa: Number of steps.
+        rho: Epochs to look back and to wait.
+        mu: A fraction of the channels: 0.02 for the paper's 2 %.
+
+    Raises:
+        ValueError: A number out of range.
+    """
+
+    def __init__(self, tau_max: float = 0.3, kappa: int = 15, rho: int = 5, mu: float = 0.02):
+        _require(FIRST_THRESHOLD < tau_max <= 1, "tau_max", f"in ({FIRST_THRESHOLD}, 1]", tau_max)
+        _require(kappa >= 1, "kappa", "at least 1", kappa)
+        _require(rho >= 1, "rho", "at least 1 epoch", rho)
+        _require(0 <= mu <= 1, "mu", "a fraction in [0, 1], such as 0.02 for 2 %", mu)
+        self.tau_max, self.kappa, self.rho, self.mu = tau_max, kappa, rho, mu
+        self.steps = 0
+        self.waiting = 0
+
+    @property
+    def value(self) -> float:
+        return FIRST_THRESHOLD + (self.tau_max - FIRST_THRESHOLD) * self.steps / self.kappa
+
+    def update(self, train_losses: Sequence[float], val_losses: Sequence[float], widths: Sequence[int]) -> float:
+        """Adjust the threshold after an epoch.
+
+        Args:
+            train_losses: Training loss of every epoch so far, newest last.
+            val_losses: Validation loss, likewise.
+            widths: Channels of the layer after every epoch so far, newest last.
+
+        Returns:
+            The threshold after that epoch, which is `value`.
+        """
+        if self.waiting > 0:
+            self.waiting -= 1
+        elif (
+            self.steps < self.kappa
+            and self._training_has_settled(train_losses)
+            and self._validation_has_settled(val_losses)
+            and self._few_channels_went(widths)
+        ):
+            self.steps += 1
+            self.waiting = self.rho
+        return self.value
+
+    def _training_has_settled(self, losses: Sequence[float]) -> bool:
+        if len(losses) <= self.rho:
+            return False
+        before = losses[-1 - self.rho : -1]
+        return min(before) <= losses[-1] <= max(before)
+
+    def _validation_has_settled(self, losses: Sequence[float]) -> bool:
+        # The published code compares with a minimum that includes the value itself, so its C2 never stops anything.
+        return len(losses) > 1 and losses[-1] >= min(losses[:-1])
+
+    def _few_channels_went(self, widths: Sequence[int]) -> bool:
+        return len(widths) < 2 or (widths[-2] - widths[-1]) < self.mu * widths[-2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SauronSettings(PruningSettings):
+    """Sauron's settings; the paper's values unless it gives none.
+
+    Attributes:
+        lambda_: Weight of delta_opt in the loss; 0 for the ablation that only prunes.
+        normalisation: Of the maps in delta_opt: "minmax", "none" or "max_distance".
+        tau_max: Upper end of the thresholds.
+        kappa: Steps from 0.001 to `tau_max`.
+        rho: Epochs that a threshold looks back and waits; None: 5 for each 1000 epochs of training, at least 2.
+        mu: A threshold stays while the layer's last loss of channels was at least this fraction.
+        prune_batches: delta_prune is averaged over this many of the epoch's last training batches; the published code
+            takes 1.
+    """
+
+    lambda_: float = 0.5
+    normalisation: str = "minmax"
+    tau_max: float = 0.3
+    kappa: int = 15
+    rho: int | None = None
+    mu: float = 0.02
+    prune_batches: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.lambda_ >= 0, "lambda_", "0 or more", self.lambda_)
+        _require(self.normalisation in NORMALISATIONS, "normalisation", "one of " + ", ".join(NORMALISATIONS),
+                 self.normalisation)  # fmt: skip
+        _require(self.prune_batches >= 1, "prune_batches", "at least 1", self.prune_batches)
+        self.threshold(num_epochs=1)
+
+    def threshold(self, num_epochs: int) -> Threshold:
+        """A layer's threshold at the start of a training of so many epochs."""
+        # With rho = 1, C1 asks for two equal losses and no threshold would ever move: 2 is the shortest that works.
+        rho = max(2, round(5 * num_epochs / 1000)) if self.rho is None else self.rho
+        return Threshold(self.tau_max, self.kappa, rho, self.mu)
+
+
+class Sauron(PruningMethod):
+    """delta_opt while training, delta_prune against an adjusting threshold after each epoch."""
+
+    Settings = SauronSettings
+
+    def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
+        self._thresholds = {unit.name: self.settings.threshold(self.num_epochs) for unit in layout.units}
+        self._references: dict[str, int] = {}
+        self._terms: list[torch.Tensor] = []
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._measuring = False
+        for unit, _, module in feature_map_modules(network, layout):
+            module.register_forward_hook(partial(self._observe, unit))
+
+    def start_epoch(self, epoch: int, widths: dict[str, int]) -> None:
+        self._sums, self._counts = {}, {}
+        # Seeded by name and epoch: the same after a resume, and on every DDP rank.
+        self._references = {name: random.Random(f"{epoch}:{name}").randrange(w) for name, w in widths.items()}
+
+    def before_step(self, steps_left: int) -> None:
+        self._terms.clear()
+        self._measuring = steps_left <= self.settings.prune_batches
+
+    def regulariser(self) -> torch.Tensor | None:
+        """lambda * mean of delta_opt over the layers of the last forward."""
+        if not self._terms:
+            return None
+        terms = torch.stack(self._terms)
+        self._terms.clear()
+        return self.settings.lambda_ * terms.mean()
+
+    def redundant(self, progress: Progress) -> dict[str, list[int]]:
+        removable = {}
+        for name, widths in progress.widths.items():
+            tau = self._thresholds[name].update(progress.train_losses, progress.val_losses, widths)
+            if self._counts.get(name):
+                scores = (self._sums[name] / self._counts[name]).tolist()
+                below = [c for c, score in enumerate(scores) if score < tau and c != self._references[name]]
+                removable[name] = sorted(below, key=lambda c: scores[c])
+        return removable
+
+    def state(self) -> dict:
+        return {
+            "tau": {name: threshold.value for name, threshold in self._thresholds.items()},
+            "tau_steps": {name: threshold.steps for name, threshold in self._thresholds.items()},
+            "waiting": {name: threshold.waiting for name, threshold in self._thresholds.items()},
+        }
+
+    def load_state(self, state: dict) -> None:
+        for name, threshold in self._thresholds.items():
+            threshold.steps, threshold.waiting = state["tau_steps"][name], state["waiting"][name]
+
+    def _observe(self, unit: str, module: nn.Module, inputs, feature_maps: torch.Tensor) -> None:
+        if not module.training or feature_maps.shape[1] < 2:
+            return
+        if self.settings.lambda_ > 0:
+            self._terms.append(delta_opt(feature_maps, normalisation=self.settings.normalisation))
+        if self._measuring:
+            self._measure(unit, feature_maps.detach())
+
+    @torch.compiler.disable
+    def _measure(self, unit: str, feature_maps: torch.Tensor) -> None:
+        # Outside of a compiled graph: the reference changes every epoch, and each would be compiled anew.
+        scores = delta_prune(feature_maps, reference=self._references[unit])
+        self._sums[unit] = self._sums[unit] + scores if unit in self._sums else scores
+        self._counts[unit] = self._counts.get(unit, 0) + 1
+
+
+class _DistancesToFirst(torch.autograd.Function):
+    """(B, C, *spatial) -> (B, C - 1): root mean square distance of each pooled map to the first one."""
+
+    @staticmethod
+    def forward(ctx, h: torch.Tensor, normalise: bool) -> torch.Tensor:
+        maps = _pooled(h).flatten(2).float()
+        scale = low_at = high_at = None
+        if normalise:
+            low, low_at = _extreme(h, torch.Tensor.argmin)
+            high, high_at = _extreme(h, torch.Tensor.argmax)
+            spread = high - low
+            constant = spread <= _rounding(low, high, h.dtype)
+            scale = torch.where(constant, torch.inf, spread).reciprocal()[..., None]
+            maps = (maps - low[..., None]).mul_(scale)
+        distances = _root_mean_square(maps[:, 1:] - maps[:, :1])
+        ctx.save_for_backward(maps, distances, scale, low_at, high_at)
+        ctx.shape, ctx.dtype = h.shape, h.dtype
+        return distances
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        maps, distances, scale, low_at, high_at = ctx.saved_tensors
+        weight = torch.where(distances > 0, grad / distances, 0) / maps.shape[2]
+        to_maps = torch.empty_like(maps)
+        torch.sub(maps[:, 1:], maps[:, :1], out=to_maps[:, 1:])
+        to_maps[:, 1:] *= weight[..., None]
+        torch.sum(to_maps[:, 1:], dim=1, out=to_maps[:, 0]).neg_()
+        if scale is not None:
+            to_maps *= scale
+            total = to_maps.sum(-1, keepdim=True)
+            to_high = -(to_maps * maps).sum(-1, keepdim=True)
+        gradient = _unpooled(to_maps, ctx.shape, ctx.dtype)
+        if scale is not None:
+            flat = gradient.view(*ctx.shape[:2], -1)
+            flat.scatter_add_(2, high_at, to_high.to(ctx.dtype))
+            flat.scatter_add_(2, low_at, (-total - to_high).to(ctx.dtype))
+        return gradient, None
+
+
+def _pooling(shape: Sequence[int]) -> list[int]:
+    """Window and stride of phi for these spatial axes."""
+    return [1 if side == 1 else 2 for side in shape]
+
+
+def _pooled(h: torch.Tensor) -> torch.Tensor:
+    pool = functional.avg_pool3d if h.ndim == 5 else functional.avg_pool2d
+    return pool(h, _pooling(h.shape[2:]))
+
+
+def _unpooled(pooled: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """The transpose of `_pooled`: each value spread evenly over its window; what no window covers gets 0."""
+    window = _pooling(shape[2:])
+    inner = [side // step for side, step in zip(shape[2:], window, strict=True)]
+    voxels = 1
+    for step in window:
+        voxels *= step
+    pooled = (pooled / voxels).to(dtype).view(*shape[:2], *inner)
+    covered = [side * step for side, step in zip(inner, window, strict=True)]
+    spread = functional.interpolate(pooled, size=covered, mode="nearest")
+    margins = [margin for side, c in zip(shape[:1:-1], covered[::-1], strict=True) for margin in (0, side - c)]
+    return functional.pad(spread, margins) if any(margins) else spread
+
+
+def _extreme(h: torch.Tensor, argextreme) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least or greatest value of each map (B, C), float32, and its place in the flattened map (B, C, 1)."""
+    # Rows first: reducing the last axis is vectorised and several times faster than one arg-reduction over the map.
+    rows = h.flatten(2, -2) if h.ndim > 3 else h
+    of_rows = rows.amin(-1) if argextreme is torch.Tensor.argmin else rows.amax(-1)
+    row = argextreme(of_rows, dim=-1, keepdim=True)
+    in_row = torch.gather(rows, 2, row[..., None].expand(-1, -1, -1, rows.shape[-1])).squeeze(2)
+    column = argextreme(in_row, dim=-1, keepdim=True)
+    value = torch.gather(in_row, 2, column).squeeze(-1).float()
+    return value, row * rows.shape[-1] + column
+
+
+def _rounding(low: torch.Tensor, high: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A map whose values spread no wider than this holds rounding noise only, and counts as constant."""
+    return (8 * torch.finfo(dtype).eps * torch.maximum(low.abs(), high.abs())).clamp_min(_smallest_spread(dtype))
+
+
+def _smallest_spread(dtype: torch.dtype) -> float:
+    """Dividing by less than this would overflow the gradient."""
+    return max(1e-8, torch.finfo(dtype).tiny)
+
+
+def _root_mean_square(difference: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(difference, dim=-1) / difference.shape[-1] ** 0.5
+
+
+def _divided_by_largest(distances: torch.Tensor, floor: float = 0.0) -> torch.Tensor:
+    largest = distances.amax(dim=1, keepdim=True)
+    return distances / torch.where(largest > floor, largest, torch.inf)
+
+
+def _check_feature_maps(feature_maps: torch.Tensor) -> None:
+    if feature_maps.ndim not in (4, 5) or 0 in feature_maps.shape:
+        raise ValueError(f"Feature maps are (B, C, *spatial) with 2 or 3 axes; got {tuple(feature_maps.shape)}.")
+
+
+def _require(condition: bool, name: str, expected: str, value) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {expected}; got {value}.")

@@ -1,0 +1,19 @@
+"""Structured removal of channels: pure PyTorch, knows networks and optimisers, nothing of nnU-Net's trainer."""
+
+from .channels import ChannelLayout, ChannelUnit, channel_layout
+from .cost import count_macs, count_parameters
+from .loading import accept_pruned_weights, densify, resize, widths_of
+from .removal import remove_channels
+
+__all__ = [
+    "ChannelLayout",
+    "ChannelUnit",
+    "accept_pruned_weights",
+    "channel_layout",
+    "count_macs",
+    "count_parameters",
+    "densify",
+    "remove_channels",
+    "resize",
+    "widths_of",
+]

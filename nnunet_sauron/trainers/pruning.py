@@ -1,0 +1,275 @@
+"""The base of every pruning trainer: nnU-Net's training, with channels removed between epochs.
+
+What goes is decided after an epoch's validation and removed before the next epoch's first step. So a checkpoint holds
+the very network that was validated and what is to go next, and a resumed run makes the same cut.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.helpers import empty_cache
+from torch import distributed, nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from ..methods.base import Progress, PruningMethod, channels_to_keep
+from ..pruning import (
+    accept_pruned_weights,
+    channel_layout,
+    count_macs,
+    count_parameters,
+    remove_channels,
+    resize,
+    widths_of,
+)
+from .checkpoints import TEMPORARY, read_checkpoint, write_atomically
+from .pruning_plot import plot_pruning
+from .settings import TrainingSettings, read_settings
+
+SERIES = "pruning"
+
+
+class PruningTrainer(nnUNetTrainer):
+    """Trains, removes channels, and predicts with what is left. A subclass names its `Method`, and that is all.
+
+    The history (`self.history`) is a series of nnU-Net's logger, so every checkpoint holds it: a dict per epoch with
+    `widths` (channels per unit in that epoch), `parameters`, `macs`, `regulariser` (mean of the method's loss term),
+    `state` (the method's), `keep` (channels that stay, for the units that are cut before the next epoch), `held` (why
+    nothing may go, or None) and `settings`.
+
+    Raises:
+        ValueError: A setting is unknown or bad, or the plans' network cannot be pruned. Nothing is written then.
+    """
+
+    Method: type[PruningMethod]
+
+    # nnU-Net reads this signature and stores these arguments: it must be exactly its own.
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
+        training, self.pruning_settings = read_settings(type(self), TrainingSettings, self.Method.Settings)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        training.apply_to(self)
+        self._series.setdefault(SERIES, [])
+        self._steps_done = 0
+        self._last_regulariser: torch.Tensor | None = None
+
+    # The network
+
+    @staticmethod
+    @functools.wraps(nnUNetTrainer.build_network_architecture)  # its signature differs between versions of nnU-Net
+    def build_network_architecture(*args, **kwargs) -> nn.Module:
+        return accept_pruned_weights(nnUNetTrainer.build_network_architecture(*args, **kwargs))
+
+    @property
+    def bare_network(self) -> nn.Module:
+        """The network without the wrappers of DDP and torch.compile."""
+        network = self.network
+        if isinstance(network, DistributedDataParallel):
+            network = network.module
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    @property
+    def history(self) -> list[dict]:
+        """A record per finished epoch."""
+        return self._series[SERIES]
+
+    @property
+    def _series(self) -> dict[str, list]:
+        # Since 2.7 nnU-Net's logger is a bundle of loggers around this one.
+        return getattr(self.logger, "local_logger", self.logger).my_fantastic_logging
+
+    def initialize(self) -> None:
+        super().initialize()
+        self.dense_widths = channel_layout(self.bare_network).widths
+        self.dense_cost = self._cost()
+        self.method = self.Method(self.pruning_settings, self.num_epochs)
+
+    def _build_loss(self):
+        return _RegularisedLoss(super()._build_loss(), self)
+
+    # The training
+
+    def on_train_start(self) -> None:
+        for leftover in Path(self.output_folder).glob(f"*{TEMPORARY}"):
+            leftover.unlink()
+        super().on_train_start()
+        self.method.attach(self.bare_network, channel_layout(self.bare_network))
+        if self.history:
+            self.method.load_state(self.history[-1]["state"])
+        settings = ", ".join(f"{name}={value}" for name, value in asdict(self.pruning_settings).items())
+        self.print_to_log_file(f"{type(self).__name__}: {settings}")
+
+    def on_epoch_start(self) -> None:
+        if self.current_epoch > 0 and self.history[self.current_epoch - 1]["keep"]:
+            self._remove(self.history[self.current_epoch - 1]["keep"])
+        super().on_epoch_start()
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self._steps_done = 0
+        self.method.start_epoch(self.current_epoch, channel_layout(self.bare_network).widths)
+
+    def train_step(self, batch: dict) -> dict:
+        self.method.before_step(self.num_iterations_per_epoch - self._steps_done)
+        self._steps_done += 1
+        self._last_regulariser = None
+        result = super().train_step(batch)
+        term = 0.0 if self._last_regulariser is None else float(self._last_regulariser)
+        # The logged loss stays nnU-Net's own, comparable with a stock training's and with the validation loss.
+        return {**result, "loss": result["loss"] - term, "regulariser": np.asarray(term)}
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        self._epoch_regulariser = float(np.mean([output.pop("regulariser") for output in train_outputs]))
+        super().on_train_epoch_end(train_outputs)
+
+    def on_epoch_end(self) -> None:
+        record = [self._decided() if self.local_rank == 0 else None]
+        if self.is_ddp:
+            distributed.broadcast_object_list(record, src=0)
+        del self.history[self.current_epoch :]
+        self.history.append(record[0])
+        self.print_to_log_file(self._report(record[0]))
+        super().on_epoch_end()
+
+        if record[0]["keep"]:
+            # nnU-Net has counted the epoch already, and stores its counter plus one.
+            self.current_epoch -= 1
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+            self.current_epoch += 1
+        if self.local_rank == 0:
+            plot_pruning(self._series, self.dense_widths, self.dense_cost, Path(self.output_folder) / "pruning.png")
+
+    def _decided(self) -> dict:
+        """This epoch's record, with what goes before the next one."""
+        layout = channel_layout(self.bare_network)
+        parameters, macs = self._cost()
+        record = {
+            "widths": layout.widths,
+            "parameters": parameters,
+            "macs": macs,
+            "regulariser": self._epoch_regulariser,
+            "keep": {},
+            "held": self._reason_to_hold(),
+            "settings": asdict(self.pruning_settings),
+        }
+        if record["held"] is None:
+            history = [*self.history[: self.current_epoch], record]
+            losses = self._series["train_losses"]
+            progress = Progress(
+                [loss + epoch["regulariser"] for loss, epoch in zip(losses, history, strict=True)],
+                list(self._series["val_losses"]),
+                {name: [epoch["widths"][name] for epoch in history] for name in layout.widths},
+            )
+            for name, redundant in self.method.redundant(progress).items():
+                kept = channels_to_keep(redundant, layout.widths[name], self.pruning_settings)
+                if len(kept) < layout.widths[name]:
+                    record["keep"][name] = kept
+        record["state"] = self.method.state()
+        return record
+
+    def _reason_to_hold(self) -> str | None:
+        settings = self.pruning_settings
+        if not settings.may_cut_after(self.current_epoch, self.num_epochs):
+            return "outside of the cutting phase"
+        losses = self._series["train_losses"]
+        if losses[-1] > min(losses) + settings.max_loss_increase:
+            return (
+                f"training loss {losses[-1]:.3f} is more than {settings.max_loss_increase:g} above its lowest, "
+                f"{min(losses):.3f}"
+            )
+        return None
+
+    def _report(self, record: dict) -> str:
+        parameters, macs = self.dense_cost
+        left, dense = sum(record["widths"].values()), sum(self.dense_widths.values())
+        line = (
+            f"{left} of {dense} channels, {record['parameters'] / 1e6:.3g} of {parameters / 1e6:.3g} M parameters "
+            f"({record['parameters'] / parameters:.0%}), {record['macs'] / 1e9:.3g} of {macs / 1e9:.3g} GMACs "
+            f"({record['macs'] / macs:.0%})"
+        )
+        going = {name: record["widths"][name] - len(kept) for name, kept in record["keep"].items()}
+        if going:
+            most = sorted(going, key=going.get, reverse=True)
+            named = ", ".join(f"{name} -{going[name]}" for name in most[:3])
+            more = f" and {len(most) - 3} more layers" if len(most) > 3 else ""
+            return f"{line}; before the next epoch {sum(going.values())} channels go: {named}{more}"
+        return f"{line}; nothing goes" + (f": {record['held']}" if record["held"] else "")
+
+    def _remove(self, keep: dict[str, list[int]]) -> None:
+        network = self.bare_network
+        self._unwrap()
+        remove_channels(network, keep, self.optimizer)
+        self._wrap()
+        torch._dynamo.reset()  # past 8 recompilations torch.compile would fall back to eager for good
+        empty_cache(self.device)
+
+    def _unwrap(self) -> None:
+        if self.is_ddp:
+            self.network = self.network.module
+
+    def _wrap(self) -> None:
+        """DDP's reducer holds the old parameters: without a new wrapper the ranks drift apart, and no error says so."""
+        if self.is_ddp:
+            devices = [self.local_rank] if self.device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.network, device_ids=devices)
+
+    def _cost(self) -> tuple[int, int]:
+        """Parameters, and multiply-accumulates of one patch."""
+        network = self.bare_network
+        patch_size = self.configuration_manager.patch_size
+        return count_parameters(network), count_macs(network, patch_size, self.num_input_channels)
+
+    # Checkpoints
+
+    def save_checkpoint(self, filename: str) -> None:
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            write_atomically(Path(filename), super().save_checkpoint)
+        else:
+            super().save_checkpoint(filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Take over a checkpoint's widths, weights, optimiser state and history.
+
+        Raises:
+            FileNotFoundError, ValueError: There is none, it cannot be read, or it is of another architecture.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        checkpoint = read_checkpoint(filename_or_checkpoint)
+        network = self.bare_network
+        widths = widths_of(network, checkpoint["network_weights"])
+        if widths is None or SERIES not in checkpoint.get("logging", {}):
+            raise ValueError(
+                f"{filename_or_checkpoint} does not fit: it was made by {checkpoint.get('trainer_name')}, with a "
+                f"network of other layers than {type(self).__name__} builds from these plans, or without a pruning "
+                f"history. To begin with weights of another training, use -pretrained_weights."
+            )
+        if widths != channel_layout(network).widths:
+            self._unwrap()
+            resize(network, widths)
+            self.optimizer, self.lr_scheduler = self.configure_optimizers()
+            self._wrap()
+            torch._dynamo.reset()
+        super().load_checkpoint(filename_or_checkpoint)
+
+
+class _RegularisedLoss(nn.Module):
+    """nnU-Net's loss plus what the method adds after a forward in training mode."""
+
+    def __init__(self, loss: nn.Module, trainer: PruningTrainer):
+        super().__init__()
+        self.loss = loss
+        self._trainer = [trainer]  # in a list, so that nothing walks from the loss into the trainer's modules
+
+    def forward(self, output, target) -> torch.Tensor:
+        loss = self.loss(output, target)
+        term = self._trainer[0].method.regulariser()
+        if term is None:
+            return loss
+        self._trainer[0]._last_regulariser = term.detach()
+        return loss + term

@@ -1,0 +1,104 @@
+"""Settings of a training: the method's defaults, a trainer subclass's class attributes, the environment variable.
+
+nnunet_sauron="lambda_=0.3,tau_max=0.2,num_epochs=50" nnUNetv2_train 4 2d 0 -tr SauronTrainer
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import MISSING, dataclass, fields
+
+VARIABLE = "nnunet_sauron"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """nnU-Net's own numbers, which its trainer sets in its constructor; None leaves them at nnU-Net's default.
+
+    Attributes:
+        num_epochs: Length of the training.
+        num_iterations_per_epoch: Training steps per epoch.
+        num_val_iterations_per_epoch: Validation steps per epoch.
+        save_every: Epochs between two `checkpoint_latest.pth` (one more is written with every cut).
+        initial_lr: Learning rate at the start of the poly schedule.
+        weight_decay: Of the optimiser.
+        enable_deep_supervision: False trains with the full-resolution output alone.
+    """
+
+    num_epochs: int | None = None
+    num_iterations_per_epoch: int | None = None
+    num_val_iterations_per_epoch: int | None = None
+    save_every: int | None = None
+    initial_lr: float | None = None
+    weight_decay: float | None = None
+    enable_deep_supervision: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}.")
+        for name in ("initial_lr", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} must be 0 or more; got {value}.")
+
+    def apply_to(self, trainer) -> None:
+        """Set what is given on a trainer."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                setattr(trainer, field.name, value)
+
+
+def read_settings(trainer_class: type, *settings_classes: type) -> tuple:
+    """One instance of each settings class, overridden by the trainer's class attributes, then by the environment.
+
+    Args:
+        trainer_class: A class attribute with a setting's name overrides its default (nnU-Net's way).
+        settings_classes: Frozen dataclasses with distinct field names.
+
+    Raises:
+        ValueError: The variable `nnunet_sauron` names an unknown setting or holds a bad value; all valid ones are
+            listed.
+    """
+    known = {field.name: field for cls in settings_classes for field in fields(cls)}
+    given = {name: getattr(trainer_class, name) for name in known if hasattr(trainer_class, name)}
+    try:
+        for item in filter(None, (part.strip() for part in os.environ.get(VARIABLE, "").split(","))):
+            name, equals, text = (part.strip() for part in item.partition("="))
+            if not equals or name not in known:
+                raise ValueError(f"'{item}' is not a setting of {trainer_class.__name__}")
+            given[name] = _parsed(name, text, str(known[name].type))
+        return tuple(
+            cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})
+            for cls in settings_classes
+        )
+    except ValueError as error:
+        listing = ", ".join(f"{name}={_default(field)}" for name, field in known.items())
+        raise ValueError(
+            f"{str(error).rstrip('.')}. Settings come from the environment variable {VARIABLE}, as in "
+            f'{VARIABLE}="num_epochs=50", or from class attributes of a subclass. Valid ones and their defaults: '
+            f"{listing}."
+        ) from None
+
+
+def _parsed(name: str, text: str, annotation: str):
+    kinds = [kind.strip() for kind in annotation.split("|")]
+    if "None" in kinds and text == "None":
+        return None
+    if "bool" in kinds:
+        if text.lower() in ("true", "1", "false", "0"):
+            return text.lower() in ("true", "1")
+        raise ValueError(f"{name} must be True or False; got '{text}'")
+    for kind, convert in (("int", int), ("float", float)):
+        if kind in kinds:
+            try:
+                return convert(text)
+            except ValueError:
+                raise ValueError(f"{name} must be a number ({kind}); got '{text}'") from None
+    return text
+
+
+def _default(field):
+    return None if field.default is MISSING else field.default

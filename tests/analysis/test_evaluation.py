@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+
+from nnunet_sauron.analysis.evaluation import CaseScore, evaluate_folder, mean_score, score_class
+
+LABELS = {"background": 0, "organ": 1, "lesion": 2}
+SPACING = (3.0, 1.0, 0.5)  # mm, in z, y, x
+
+
+def save(path: Path, array: np.ndarray, spacing: tuple[float, ...] = SPACING) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = SimpleITK.GetImageFromArray(array)
+    image.SetSpacing(spacing[::-1])
+    SimpleITK.WriteImage(image, str(path))
+
+
+def mask(*voxels: tuple[int, ...], shape: tuple[int, ...] = (8, 10, 12)) -> np.ndarray:
+    array = np.zeros(shape, dtype=bool)
+    for voxel in voxels:
+        array[voxel] = True
+    return array
+
+
+def test_folder_scores_match_the_hand_computed_anisotropic_case(tmp_path):
+    # One voxel each for the organ, apart by 1, 2, 3 voxels: sqrt(3^2 + 2^2 + 1.5^2) mm, no overlap.
+    # For the lesion two plates of 5 x 5 voxels, two slices of 3 mm apart plus a common one.
+    prediction, reference = np.zeros((2, 8, 10, 12), dtype=np.uint8)
+    reference[1, 1, 1] = prediction[2, 3, 4] = 1
+    reference[4, 4:9, 5:10] = prediction[4, 4:9, 5:10] = 2
+    prediction[6, 4:9, 5:10] = 2
+    save(tmp_path / "predictions" / "case_1.nii.gz", prediction)
+    save(tmp_path / "references" / "case_1.nii.gz", reference)
+    (tmp_path / "predictions" / "plans.json").write_text("{}")
+
+    (score,) = evaluate_folder(tmp_path / "predictions", tmp_path / "references", LABELS)
+
+    assert score.case == "case_1"
+    assert score.dice == pytest.approx({"organ": 0.0, "lesion": 2 * 25 / (25 + 50)})
+    assert score.hd95 == pytest.approx({"organ": math.sqrt(9 + 4 + 2.25), "lesion": 6.0})
+
+
+def test_hd95_passes_over_a_single_far_voxel():
+    line = mask(*((4, 5, x) for x in range(40)), shape=(8, 10, 42))
+    with_outlier = line.copy()
+    with_outlier[0, 0, 41] = True
+    _, distance = score_class(with_outlier, line, SPACING)
+    assert distance == 0
+
+
+def test_2d_masks_are_scored():
+    dice, distance = score_class(mask((1, 1), shape=(6, 6)), mask((1, 3), shape=(6, 6)), (1.0, 0.5))
+    assert (dice, distance) == (0.0, pytest.approx(1.0))
+
+
+def test_empty_masks_are_undefined_and_counted():
+    some, none = mask((1, 1, 1)), mask()
+    scores = [
+        CaseScore("missed", *({"organ": value} for value in score_class(none, some, SPACING))),
+        CaseScore("invented", *({"organ": value} for value in score_class(some, none, SPACING))),
+        CaseScore("absent", *({"organ": value} for value in score_class(none, none, SPACING))),
+        CaseScore("found", *({"organ": value} for value in score_class(some, some, SPACING))),
+    ]
+    assert [score.dice["organ"] for score in scores] == pytest.approx([0, 0, math.nan, 1], nan_ok=True)
+    assert [score.hd95["organ"] for score in scores] == pytest.approx([math.nan, math.nan, math.nan, 0], nan_ok=True)
+
+    dice, hd95 = mean_score(scores, lambda score: score.dice), mean_score(scores, lambda score: score.hd95)
+    assert (dice.value, dice.defined, dice.undefined) == (pytest.approx(1 / 3), 3, 1)
+    assert (hd95.value, hd95.defined, hd95.undefined) == (0, 1, 3)
+
+
+def test_mean_of_nothing_defined_is_nan():
+    mean = mean_score([CaseScore("absent", {"organ": math.nan}, {"organ": math.nan})], lambda score: score.hd95)
+    assert math.isnan(mean.value)
+    assert (mean.defined, mean.undefined) == (0, 1)
+
+
+def test_a_missing_prediction_is_named(tmp_path):
+    save(tmp_path / "references" / "case_7.nii.gz", np.zeros((4, 4, 4), dtype=np.uint8))
+    (tmp_path / "predictions").mkdir()
+    with pytest.raises(FileNotFoundError, match="case_7.nii.gz"):
+        evaluate_folder(tmp_path / "predictions", tmp_path / "references", LABELS)
+
+
+def test_a_folder_without_references_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no reference"):
+        evaluate_folder(tmp_path, tmp_path, LABELS)
+
+
+@pytest.mark.parametrize(("shape", "spacing"), [((4, 4, 5), SPACING), ((4, 4, 4), (1.0, 1.0, 1.0))])
+def test_a_prediction_of_other_voxels_is_refused(tmp_path, shape, spacing):
+    save(tmp_path / "references" / "case.nii.gz", np.zeros((4, 4, 4), dtype=np.uint8))
+    save(tmp_path / "predictions" / "case.nii.gz", np.zeros(shape, dtype=np.uint8), spacing)
+    with pytest.raises(ValueError, match="same voxels"):
+        evaluate_folder(tmp_path / "predictions", tmp_path / "references", LABELS)

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from nnunet_sauron import __version__
+from nnunet_sauron.cli import main
+from nnunet_sauron.plugin import trainer_folder
+from nnunet_sauron.plugin.installation import SHIM_NAME, SHIM_PLACE
+
+VERBS = ("path", "install", "uninstall", "doctor", "densify", "demo")
+
+
+@pytest.fixture
+def site_packages(tmp_path: Path) -> Path:
+    """Holds as much of an nnU-Net as an installation touches: the verbs must not reach the real one."""
+    (tmp_path / "nnunetv2" / SHIM_PLACE).mkdir(parents=True)
+    (tmp_path / "nnunetv2" / SHIM_PLACE / "__init__.py").touch()
+    (tmp_path / "nnunetv2" / "__init__.py").touch()
+    (tmp_path / "nnunetv2" / "paths.py").write_text("nnUNet_extTrainer = None\n")
+    return tmp_path
+
+
+def command(site_packages: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a Python that finds its nnU-Net in `site_packages`."""
+    search = os.pathsep.join([str(site_packages), str(trainer_folder().parents[2])])
+    return subprocess.run(
+        [sys.executable, "-c", "import sys; from nnunet_sauron.cli import main; sys.exit(main())", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": search, **environment},
+    )
+
+
+def test_path_prints_the_folder_alone(site_packages: Path) -> None:
+    result = command(site_packages, "path")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{trainer_folder()}\n", "")
+
+
+def test_path_warns_beside_stdout_if_nnunet_would_not_read_it(site_packages: Path) -> None:
+    (site_packages / "nnunetv2" / "paths.py").write_text("nnUNet_raw = None\n")
+    result = command(site_packages, "path")
+    assert (result.returncode, result.stdout) == (0, f"{trainer_folder()}\n")
+    assert "since 2.8.0" in result.stderr
+    assert "nnUNetv2_sauron install" in result.stderr
+
+
+@pytest.mark.parametrize("verb", ["path", "install", "uninstall"])
+def test_verbs_about_files_do_not_import_pytorch(site_packages: Path, verb: str) -> None:
+    # A PyTorch that cannot be imported: whoever tries to, fails.
+    (site_packages / "torch.py").write_text("raise RuntimeError('PyTorch was imported')")
+    result = command(site_packages, verb)
+    assert result.returncode == 0, result.stderr
+
+
+def test_install_and_uninstall_say_what_they_did(site_packages: Path) -> None:
+    shim = site_packages / "nnunetv2" / SHIM_PLACE / SHIM_NAME
+    said = [command(site_packages, verb).stdout for verb in ("install", "install", "uninstall", "uninstall")]
+    assert said == [
+        f"Installed: {shim}\n",
+        f"Already there: {shim}\n",
+        f"Removed: {shim}\n",
+        "Nothing to remove: nnU-Net has no shim of ours.\n",
+    ]
+
+
+def test_error_is_one_line_that_names_the_verb(site_packages: Path) -> None:
+    shim = site_packages / "nnunetv2" / SHIM_PLACE / SHIM_NAME
+    shim.write_text("theirs = True\n")
+    result = command(site_packages, "install")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"nnUNetv2_sauron install: {shim} exists and is not ours")
+    assert result.stderr.count("\n") == 1
+
+
+def test_debug_variable_shows_where_an_error_came_from(site_packages: Path) -> None:
+    (site_packages / "nnunetv2" / SHIM_PLACE / SHIM_NAME).write_text("theirs = True\n")
+    result = command(site_packages, "install", nnunet_sauron_debug="1")
+    assert result.returncode != 0
+    assert result.stderr.startswith("Traceback")
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, FileNotFoundError])
+def test_message_of_several_lines_becomes_one(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_demo(folder: Path | None, json_output: bool) -> None:
+        raise error("first\n  second")
+
+    monkeypatch.setitem(sys.modules, "nnunet_sauron.demo", SimpleNamespace(run_demo=run_demo))
+    monkeypatch.delenv("nnunet_sauron_debug", raising=False)
+    assert main(["demo"]) == 2
+    assert capsys.readouterr().err == "nnUNetv2_sauron demo: first second\n"
+
+
+def test_error_nobody_foresaw_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_demo(folder: Path | None, json_output: bool) -> None:
+        raise TypeError("a mistake of ours")
+
+    monkeypatch.setitem(sys.modules, "nnunet_sauron.demo", SimpleNamespace(run_demo=run_demo))
+    with pytest.raises(TypeError):
+        main(["demo"])
+
+
+def test_interruption_is_no_error_of_ours(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def run_demo(folder: Path | None, json_output: bool) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "nnunet_sauron.demo", SimpleNamespace(run_demo=run_demo))
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err == "nnUNetv2_sauron demo: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [([], (None, False)), (["-o", "there"], (Path("there"), False)), (["--json"], (None, True))],
+)
+def test_demo_gets_its_folder_and_format(
+    words: list[str], expected: tuple[Path | None, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Stands in for ten minutes of training; what is tested is what the command hands over.
+    got: list[tuple[Path | None, bool]] = []
+    demo = SimpleNamespace(run_demo=lambda folder, json_output: got.append((folder, json_output)))
+    monkeypatch.setitem(sys.modules, "nnunet_sauron.demo", demo)
+    assert main(["demo", *words]) == 0
+    assert got == [expected]
+
+
+def test_densify_of_a_checkpoint_that_is_not_there_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("nnunet_sauron_debug", raising=False)
+    assert main(["densify", str(tmp_path / "gone.pth"), "-o", str(tmp_path / "dense.pth")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("nnUNetv2_sauron densify: ")
+    assert str(tmp_path / "gone.pth") in captured.err
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_densify_needs_to_be_told_where_to_write(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["densify", "checkpoint.pth"])
+    assert stopped.value.code == 2
+    assert "-o" in capsys.readouterr().err
+
+
+def test_doctor_prints_nothing_but_json_and_answers_by_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("nnUNet_extTrainer", str(trainer_folder()))
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path))
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["ok"] is True
+    monkeypatch.delenv("nnUNet_results")
+    assert main(["doctor", "--json"]) == 1
+    assert json.loads(capfd.readouterr().out)["ok"] is False
+
+
+def test_doctor_shows_a_table_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("nnUNet_extTrainer", str(trainer_folder()))
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path))
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "SauronTrainer" in printed
+    assert printed.splitlines()[-1] == "Ready: nnUNetv2_train DATASET CONFIGURATION FOLD -tr SauronTrainer"
+
+
+def test_no_verb_prints_help_with_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n    {verb}" in printed for verb in VERBS)
+
+
+def test_unknown_verb_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["prune"])
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert all(verb in message for verb in ("prune", *VERBS))
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"nnunet-sauron {__version__}\n"

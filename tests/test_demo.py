@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from nnunet_sauron.demo import run_demo, steps
+from nnunet_sauron.demo.commands import CommandError, TrainingProgress, run_command
+from nnunet_sauron.demo.display import Display, print_comparison
+from nnunet_sauron.demo.folder import STATE_FILE, DemoFolder
+from nnunet_sauron.demo.steps import (
+    Step,
+    command_environment,
+    demo_steps,
+    derive_plans,
+    drop_unreadable_checkpoints,
+    model_folder,
+)
+
+COMPARISON = {
+    side: {
+        "dice": 0.8,
+        "hd95_mm": None,
+        "parameters": 1000,
+        "macs": 2000,
+        "channels": 30,
+        "milliseconds_per_patch": 2.0,
+        "seconds_per_case": 1.0,
+    }
+    for side in ("stock", "sauron")
+} | {
+    "ratios": dict.fromkeys(
+        ("dice", "hd95_mm", "parameters", "macs", "channels", "milliseconds_per_patch", "seconds_per_case")
+    ),
+    "test_cases": 5,
+    "notes": ["[measured] so"],
+    "pruning_png": "pruning.png",
+}
+
+TRAINING_OUTPUT = """\
+This is the configuration: Epoch 7 of nothing, Pseudo
+2026-01-01 10:00:00.000001: Epoch 3
+2026-01-01 10:00:00.000002: Current learning rate: 0.00944
+2026-01-01 10:00:05.000001: Pseudo dice [np.float32(0.5), np.float32(1.0), np.float32(nan), np.float32(3e-04)]
+2026-01-01 10:00:05.000002: Epoch time: 4.29 s
+2026-01-01 10:00:06.000000: Training done.
+"""
+
+
+@pytest.fixture
+def no_nnunet_needed(monkeypatch):
+    monkeypatch.setattr(steps, "_require_nnunet", lambda: None)
+
+
+def fake_steps(monkeypatch, *runs) -> None:
+    """Put steps called a, b, ... in the place of the demo's."""
+    fakes = [Step(name, f"step {name}", run) for name, run in zip("abc", runs, strict=False)]
+    monkeypatch.setattr(steps, "demo_steps", lambda folder: fakes)
+
+
+# Plans and environment
+
+
+def test_derived_plans_change_name_and_batch_alone():
+    plans = {
+        "plans_name": "nnUNetPlans",
+        "configurations": {
+            "2d": {"data_identifier": "nnUNetPlans_2d", "batch_size": 44, "architecture": {"features": [32, 64]}},
+            "3d_fullres": {"data_identifier": "nnUNetPlans_3d_fullres", "batch_size": 2},
+        },
+    }
+    before = json.dumps(plans)
+    derived = derive_plans(plans)
+    assert json.dumps(plans) == before
+    assert derived["plans_name"] == steps.PLANS
+    assert derived["configurations"]["2d"]["batch_size"] == steps.BATCH_SIZE
+    derived["plans_name"], derived["configurations"]["2d"]["batch_size"] = "nnUNetPlans", 44
+    assert derived == plans
+
+
+def test_commands_see_the_demos_folders_and_none_of_the_users_settings(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", "/elsewhere")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "7")
+    monkeypatch.setenv("nnunet_sauron", "lambda_=100")
+    environment = command_environment(tmp_path)
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        assert environment[name] == str(tmp_path / name)
+    assert "nnUNet_n_proc_DA" not in environment
+    assert "nnunet_sauron" not in environment
+    assert Path(environment["nnUNet_extTrainer"]).is_dir()
+    assert command_environment(tmp_path, nnunet_sauron="num_epochs=2")["nnunet_sauron"] == "num_epochs=2"
+    assert dict(os.environ)["nnUNet_raw"] == "/elsewhere"
+
+
+def test_both_trainings_have_the_same_length():
+    assert steps.SETTINGS["SauronTrainer"].startswith(steps.SETTINGS["StockTrainer"])
+    assert f"num_epochs={steps.EPOCHS}," in steps.SETTINGS["StockTrainer"]
+
+
+# Progress
+
+
+def test_training_output_is_followed():
+    progress = TrainingProgress()
+    seen = []
+    for line in TRAINING_OUTPUT.splitlines(keepends=True):
+        if progress.read(line):
+            seen.append((progress.epochs_done, progress.validating))
+    assert seen == [(3, False), (4, False), (4, True)]
+    assert progress.pseudo_dice == pytest.approx((0.5 + 1.0 + 3e-4) / 3)
+
+
+def test_pseudo_dice_without_any_class_is_none():
+    progress = TrainingProgress(pseudo_dice=0.5)
+    progress.read("2026-01-01 10:00:05.000001: Pseudo dice [np.float32(nan)]\n")
+    assert progress.pseudo_dice is None
+
+
+def test_plain_output_has_a_line_for_step_and_validation(capsys):
+    display = Display(Console(force_terminal=False, width=200), 7)
+    with display.step(3, "train", epochs=32) as follow:
+        for line in TRAINING_OUTPUT.splitlines(keepends=True):
+            follow(line)
+    output = capsys.readouterr().out
+    assert "[3/7] train ...\n" in output
+    assert "epochs done, validating, pseudo Dice 0.50" in output
+    assert "\x1b" not in output
+
+
+def test_table_shows_every_number_and_undefined_ones_as_such(capsys):
+    print_comparison(Console(force_terminal=False, width=200), COMPARISON)
+    output = capsys.readouterr().out
+    for text in ("Dice", "HD95, mm", "parameters", "MACs", "channels left", "per patch, ms", "seconds per case"):
+        assert text in output
+    assert "nan" in output
+    assert "- [measured] so" in output
+
+
+# Going on after an interruption
+
+
+def test_finished_steps_are_not_done_again(tmp_path, monkeypatch, capsys, no_nnunet_needed):
+    done = []
+
+    def interrupt(follow):
+        raise KeyboardInterrupt
+
+    fake_steps(monkeypatch, lambda follow: done.append("a"), interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(tmp_path / "demo")
+    assert f"To go on: nnUNetv2_sauron demo -o {tmp_path / 'demo'}" in capsys.readouterr().out
+
+    def finish(follow):
+        done.append("b")
+        (tmp_path / "demo" / "demo.json").write_text(json.dumps(COMPARISON))
+
+    fake_steps(monkeypatch, lambda follow: done.append("a again"), finish)
+    run_demo(tmp_path / "demo")
+    assert done == ["a", "b"]
+    run_demo(tmp_path / "demo")
+    assert done == ["a", "b"]
+
+
+def test_training_goes_on_from_a_checkpoint_and_begins_without_one(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(steps, "run_command", lambda command, **options: commands.append((command, options)))
+    train = next(step for step in demo_steps(tmp_path) if step.name == "train_sauron")
+    train.run(print)
+    fold = model_folder(tmp_path, "SauronTrainer") / "fold_0"
+    fold.mkdir(parents=True)
+    torch.save({}, fold / "checkpoint_best.pth")
+    train.run(print)
+    assert ["--c" in command for command, _ in commands] == [False, True]
+    assert all(options["environment"]["nnunet_sauron"] == steps.SETTINGS["SauronTrainer"] for _, options in commands)
+
+
+def test_checkpoints_cut_short_are_dropped(tmp_path):
+    torch.save({"weights": torch.zeros(1000)}, tmp_path / "checkpoint_best.pth")
+    whole = (tmp_path / "checkpoint_best.pth").read_bytes()
+    (tmp_path / "checkpoint_latest.pth").write_bytes(whole[: len(whole) // 2])
+    assert drop_unreadable_checkpoints(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_best.pth"]
+
+    (tmp_path / "checkpoint_best.pth").write_bytes(whole[:-30])
+    assert not drop_unreadable_checkpoints(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_done_predictions_are_removed_first(tmp_path, monkeypatch):
+    leftover = tmp_path / "predictions" / "StockTrainer" / "phantom_ts_000.nii.gz"
+    leftover.parent.mkdir(parents=True)
+    leftover.touch()
+    monkeypatch.setattr(steps, "run_command", lambda command, **options: None)
+    next(step for step in demo_steps(tmp_path) if step.name == "predict_stock").run(print)
+    assert not leftover.exists()
+
+
+# The folder
+
+
+def test_foreign_folder_is_refused_and_left_alone(tmp_path, no_nnunet_needed):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="thesis.tex.*empty or a new"):
+        run_demo(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_folder_of_other_settings_is_refused(tmp_path):
+    DemoFolder.open(tmp_path, {"epochs": 1}).mark_done("a", 1.0)
+    with pytest.raises(ValueError, match="other settings|another version"):
+        DemoFolder.open(tmp_path, {"epochs": 2})
+    assert DemoFolder.open(tmp_path, {"epochs": 1}).is_done("a")
+
+
+def test_damaged_state_is_named(tmp_path):
+    (tmp_path / STATE_FILE).write_text("{")
+    with pytest.raises(ValueError, match=STATE_FILE):
+        DemoFolder.open(tmp_path, {})
+
+
+def test_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot be written.*-o"):
+        DemoFolder.open(tmp_path / "file" / "demo", {})
+    with pytest.raises(ValueError, match="is a file"):
+        DemoFolder.open(tmp_path / "file", {})
+
+
+# Commands
+
+
+def test_failing_command_keeps_its_log_and_last_lines(tmp_path):
+    program = "print('first'); [print(i) for i in range(50)]; raise SystemExit('out of luck')"
+    log = tmp_path / "logs" / "step.log"
+    with pytest.raises(CommandError, match=r"exit status 1.*step\.log") as caught:
+        run_command([sys.executable, "-u", "-c", program], log=log, environment=os.environ)
+    assert caught.value.last_lines[-2:] == ("49", "out of luck")
+    assert "first" not in caught.value.last_lines
+    assert "first\n" in log.read_text()
+
+
+def test_missing_command_is_named(tmp_path):
+    with pytest.raises(CommandError, match="nnUNetv2_nothing.*install"):
+        run_command(["nnUNetv2_nothing"], log=tmp_path / "log", environment=os.environ)
+
+
+def test_failing_step_shows_last_lines_and_the_way_on(tmp_path, monkeypatch, capsys, no_nnunet_needed):
+    def fail(follow):
+        raise CommandError(
+            "nnUNetv2_train ended with exit status 1; its log is x.log", ["[why] it failed"], Path("x.log")
+        )
+
+    fake_steps(monkeypatch, fail)
+    with pytest.raises(RuntimeError, match=r"x\.log.*go on with: nnUNetv2_sauron demo -o"):
+        run_demo(tmp_path / "demo")
+    assert "[why] it failed" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe to see a process end")
+def test_interruption_ends_the_command_and_its_workers(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    # Both hold the pipe open; who survives writes into it.
+    worker = (
+        f"import time; pipe = open({str(pipe)!r}, 'w'); print('ready', flush=True); time.sleep(20); pipe.write('alive')"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}]); {worker}"
+
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_command([sys.executable, "-c", parent], log=tmp_path / "log", environment=os.environ, on_line=interrupt)
+    os.set_blocking(reader, True)
+    assert os.read(reader, 10) == b""  # the end of the pipe: nobody holds it any more
+    os.close(reader)
+
+
+# The result
+
+
+def test_json_is_all_there_is_on_standard_output(tmp_path, monkeypatch, capsys, no_nnunet_needed):
+    folder = tmp_path / "demo"
+    fake_steps(monkeypatch, lambda follow: (folder / "demo.json").write_text(json.dumps(COMPARISON)))
+    run_demo(folder, json_output=True)
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == COMPARISON
+    assert "step a" in captured.err
+
+
+def test_seconds_per_case_are_those_between_files(tmp_path):
+    from nnunet_sauron.demo.comparison import seconds_per_case
+
+    assert seconds_per_case(tmp_path) is None
+    for index, written in enumerate((100.0, 102.0, 106.0)):
+        path = tmp_path / f"case_{index}.nii.gz"
+        path.touch()
+        os.utime(path, (written, written))
+    assert seconds_per_case(tmp_path) == pytest.approx(3.0)
+
+
+def test_ratio_of_undefined_or_to_nothing_is_none():
+    from nnunet_sauron.demo.comparison import ratio
+
+    assert ratio(1.0, 4.0) == 0.25
+    assert ratio(None, 4.0) is None
+    assert ratio(1.0, None) is None
+    assert ratio(1.0, 0.0) is None

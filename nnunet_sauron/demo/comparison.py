@@ -13,16 +13,15 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
-from nnunet_sauron.analysis.evaluation import evaluate_folder, mean_score
-from nnunet_sauron.analysis.timing import Timing, time_networks
-from nnunet_sauron.datasets.phantom import DATASET_NAME, LABELS
-from nnunet_sauron.pruning.channels import channel_layout
-from nnunet_sauron.pruning.cost import count_macs, count_parameters
-
+from ..analysis.evaluation import evaluate_folder, mean_score
+from ..analysis.timing import Timing, time_networks
+from ..datasets.phantom import DATASET_NAME, LABELS
+from ..pruning.channels import channel_layout
+from ..pruning.cost import count_macs, count_parameters
 from .steps import LENGTH, SAURON, model_folder
 
 SIDES = {"stock": "StockTrainer", "sauron": "SauronTrainer"}
-REPEATS = 300
+REPEATS = 200
 
 
 def compare(folder: Path) -> dict:

@@ -1,0 +1,126 @@
+"""A pruning trainer without a data set: nnU-Net's own class, fed with random patches."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+
+from nnunet_sauron.methods.sauron import Sauron
+from nnunet_sauron.trainers import SauronTrainer
+
+PATCH = (16, 16)
+BATCH = 2
+
+
+class CertainCuts(Sauron):
+    """Sauron, whose thresholds move as they do; but random channels go after every epoch."""
+
+    def redundant(self, progress):
+        super().redundant(progress)
+        draw = random.Random(len(progress.train_losses))
+        return {name: draw.sample(range(w[-1]), w[-1]) for name, w in progress.widths.items()}
+
+
+class RandomPatches:
+    """What nnU-Net's data loaders yield: patches and targets at every scale of deep supervision."""
+
+    def __init__(self, trainer, seed: int):
+        self.generator = torch.Generator().manual_seed(seed)
+        self.scales = trainer._get_deep_supervision_scales()
+        self.batch = trainer.batch_size
+
+    def __next__(self) -> dict:
+        data = torch.randn((self.batch, 1, *PATCH), generator=self.generator)
+        labels = (data > 0.3).float() + (data > 1).float()
+        if self.scales is None:
+            return {"data": data, "target": labels}
+        steps = [round(1 / scale[0]) for scale in self.scales]
+        return {"data": data, "target": [labels[..., ::step, ::step] for step in steps]}
+
+
+class SmallTrainer(SauronTrainer):
+    """SauronTrainer on random patches, with certain cuts; a few steps per epoch."""
+
+    Method = CertainCuts
+    num_epochs = 6
+    num_iterations_per_epoch = 3
+    num_val_iterations_per_epoch = 1
+    prune_batches = 2
+
+    @property
+    def seed(self) -> int:
+        return self.local_rank
+
+    def get_dataloaders(self):
+        return RandomPatches(self, self.seed), RandomPatches(self, 100)
+
+    def on_train_start(self) -> None:
+        folder = Path(self.preprocessed_dataset_folder_base)
+        (folder / "dataset_fingerprint.json").write_text("{}")
+        super().on_train_start()
+
+
+def small_trainer(folder: Path, trainer_class: type = SmallTrainer, widths=(6, 8, 10), device="cpu"):
+    """A trainer whose folders lie under `folder`; pytest's monkeypatch or the caller sets nnU-Net's variables."""
+    preprocessed = folder / "preprocessed" / "Dataset001_Random" / "nnUNetPlans_2d"
+    preprocessed.mkdir(parents=True, exist_ok=True)
+    # nnU-Net tells its data format from what it finds there.
+    (preprocessed / "case.b2nd").touch()
+    return trainer_class(plans(widths), "2d", 0, dataset_json(), torch.device(device))
+
+
+def set_folders(monkeypatch, folder: Path) -> None:
+    for kind in ("raw", "preprocessed", "results"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        monkeypatch.setenv(f"nnUNet_{kind}", str(folder / kind))
+
+
+def plans(widths=(6, 8, 10)) -> dict:
+    """A plans file for 2D patches of 16 x 16, as nnU-Net's command hands it to a trainer."""
+    return {
+        "dataset_name": "Dataset001_Random",
+        "plans_name": "nnUNetPlans",
+        "continue_training": False,
+        "image_reader_writer": "SimpleITKIO",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {},
+        "configurations": {
+            "2d": {
+                "data_identifier": "nnUNetPlans_2d",
+                "preprocessor_name": "DefaultPreprocessor",
+                "batch_size": BATCH,
+                "patch_size": list(PATCH),
+                "batch_dice": True,
+                "spacing": [1.0, 1.0],
+                "normalization_schemes": ["ZScoreNormalization"],
+                "use_mask_for_norm": [False],
+                "architecture": {
+                    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+                    "arch_kwargs": {
+                        "n_stages": len(widths),
+                        "features_per_stage": list(widths),
+                        "conv_op": "torch.nn.modules.conv.Conv2d",
+                        "kernel_sizes": [[3, 3]] * len(widths),
+                        "strides": [[1, 1]] + [[2, 2]] * (len(widths) - 1),
+                        "n_conv_per_stage": [2] * len(widths),
+                        "n_conv_per_stage_decoder": [2] * (len(widths) - 1),
+                        "conv_bias": True,
+                        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
+                        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+                        "dropout_op": None,
+                        "dropout_op_kwargs": None,
+                        "nonlin": "torch.nn.LeakyReLU",
+                        "nonlin_kwargs": {"inplace": True},
+                    },
+                    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+                },
+            }
+        },
+    }
+
+
+def dataset_json() -> dict:
+    labels = {"background": 0, "low": 1, "high": 2}
+    return {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}

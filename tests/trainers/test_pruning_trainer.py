@@ -1,0 +1,294 @@
+"""PruningTrainer in process, on nnU-Net's own training loop with random patches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_sauron.methods.sauron import Sauron, Threshold, delta_opt
+from nnunet_sauron.pruning import channel_layout
+from nnunet_sauron.trainers import SauronTrainer
+
+from .small import CertainCuts, RandomPatches, SmallTrainer, set_folders, small_trainer
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    set_folders(monkeypatch, tmp_path)
+    monkeypatch.setenv("nnUNet_compile", "f")
+    return tmp_path
+
+
+def trained(folder, trainer_class=SmallTrainer, **changes):
+    trainer = small_trainer(folder, type("T", (trainer_class,), {"__name__": "T", **changes}))
+    trainer.run_training()
+    return trainer
+
+
+def test_channels_go_between_epochs_and_never_at_the_end(folder):
+    trainer = trained(folder, cut_from=0.3, cut_until=0.7)
+    widths = [sum(record["widths"].values()) for record in trainer.history]
+    # Cuts are decided after epochs 1, 2 and 3 of 6 and made before the next one.
+    assert widths[0] == widths[1] > widths[2] > widths[3] > widths[4] == widths[5]
+    assert channel_layout(trainer.network).widths == trainer.history[-1]["widths"]
+    assert [bool(record["keep"]) for record in trainer.history] == [False, True, True, True, False, False]
+
+
+def test_checkpoint_holds_the_network_that_was_validated_and_what_goes_next(folder):
+    trainer = trained(folder, num_epochs=3)
+    for name, epochs in (("checkpoint_final.pth", 3), ("checkpoint_best.pth", None)):
+        checkpoint = torch.load(Path(trainer.output_folder) / name, weights_only=False)
+        history = checkpoint["logging"]["pruning"]
+        assert len(history) == checkpoint["current_epoch"] == (epochs or len(history))
+        first = next(iter(history[-1]["widths"]))
+        width = checkpoint["network_weights"][f"{first}.conv.weight"].shape[0]
+        assert width == history[-1]["widths"][first]
+    assert history[0]["keep"]
+
+
+class Interrupted(SmallTrainer):
+    """Stops after an epoch, as a crash would."""
+
+    stop_after = 2
+
+    def on_epoch_end(self):
+        super().on_epoch_end()
+        if self.current_epoch > self.stop_after:
+            raise KeyboardInterrupt
+
+
+def test_resumed_run_makes_the_same_cut(folder):
+    with pytest.raises(KeyboardInterrupt):
+        trained(folder, Interrupted)
+    latest = next(folder.rglob("checkpoint_latest.pth"))
+    before = torch.load(latest, weights_only=False)
+    resumed = small_trainer(folder, type("T", (SmallTrainer,), {}))
+    resumed.load_checkpoint(str(latest))
+    assert resumed.current_epoch == 3
+    assert channel_layout(resumed.network).widths == before["logging"]["pruning"][-1]["widths"]
+    for parameter, state in resumed.optimizer.state.items():
+        assert state["momentum_buffer"].shape == parameter.shape
+    resumed.run_training()
+    decided = before["logging"]["pruning"][-1]
+    after = {name: len(decided["keep"].get(name, range(width))) for name, width in decided["widths"].items()}
+    assert resumed.history[3]["widths"] == after
+    assert resumed.history[:3] == before["logging"]["pruning"]
+    assert len(resumed.history) == 6
+    assert_thresholds_replay(resumed)
+
+
+def assert_thresholds_replay(trainer) -> None:
+    """The recorded thresholds are those of one uninterrupted sequence of updates."""
+    series = trainer._series
+    for name in trainer.dense_widths:
+        rho = trainer.pruning_settings.threshold(trainer.num_epochs).rho
+        tau = Threshold(trainer.pruning_settings.tau_max, trainer.pruning_settings.kappa, rho)
+        for epoch, record in enumerate(trainer.history):
+            if record["held"] is None:
+                losses = [series["train_losses"][e] + trainer.history[e]["regulariser"] for e in range(epoch + 1)]
+                tau.update(losses, series["val_losses"][: epoch + 1],
+                           [trainer.history[e]["widths"][name] for e in range(epoch + 1)])  # fmt: skip
+            assert record["state"]["tau"][name] == pytest.approx(tau.value)
+            assert record["state"]["waiting"][name] == tau.waiting
+
+
+def test_thresholds_follow_the_recorded_losses(folder):
+    class Noisy(SmallTrainer):
+        def on_train_epoch_end(self, outputs):
+            for output in outputs:
+                output["loss"] = np.asarray([1.0, 0.5, 0.8, 0.7, 0.75, 0.6, 0.72, 0.71][self.current_epoch])
+            super().on_train_epoch_end(outputs)
+
+        def on_validation_epoch_end(self, outputs):
+            for output in outputs:
+                output["loss"] = np.asarray([0.5, 0.6, 0.55, 0.4, 0.5, 0.45, 0.41, 0.42][self.current_epoch])
+            super().on_validation_epoch_end(outputs)
+
+    trainer = trained(folder, Noisy, num_epochs=8, max_loss_increase=10.0, cut_until=1.0, min_channels=8)
+    steps = [record["state"]["tau_steps"]["encoder.stages.1.0.convs.0"] for record in trainer.history]
+    assert steps[-1] >= 2
+    assert_thresholds_replay(trainer)
+
+
+def test_best_checkpoint_wider_than_the_final_network_loads(folder):
+    class BestFirst(SmallTrainer):
+        def on_epoch_end(self):
+            super().on_epoch_end()
+            self._best_ema = 9.0
+
+    trainer = trained(folder, BestFirst, num_epochs=4)
+    best = Path(trainer.output_folder) / "checkpoint_best.pth"
+    widths = torch.load(best, weights_only=False)["logging"]["pruning"][-1]["widths"]
+    assert sum(widths.values()) > sum(channel_layout(trainer.network).widths.values())
+    trainer.load_checkpoint(str(best))
+    assert channel_layout(trainer.network).widths == widths
+    trainer.optimizer.zero_grad()
+    trainer.train_step(next(RandomPatches(trainer, 5)))
+
+
+def test_the_loss_is_nnunets_plus_lambda_times_the_mean_delta_opt(folder):
+    trainer = small_trainer(folder, type("T", (SmallTrainer,), {"Method": Sauron, "lambda_": 0.7}))
+    trainer.on_train_start()
+    maps = []
+    layers = [name for unit in channel_layout(trainer.network).units for name in unit.feature_maps]
+    for name in layers:
+        trainer.network.get_submodule(name).register_forward_hook(lambda m, i, out: maps.append(out.detach().clone()))
+    trainer.on_train_epoch_start()
+    batch = next(RandomPatches(trainer, 3))
+    trainer.network.train()
+    with torch.no_grad():
+        plain = trainer.loss.loss(trainer.network(batch["data"]), batch["target"]).item()
+        expected = 0.7 * torch.stack([delta_opt(h) for h in maps]).mean().item()
+    trainer.method.before_step(100)
+    result = trainer.train_step(batch)
+    assert len(maps) == 2 * len(layers)
+    assert result["regulariser"] == pytest.approx(expected, rel=1e-4)
+    assert result["loss"] == pytest.approx(plain, rel=1e-4)
+    # The gradient holds the term, too: without it the step would go elsewhere.
+    assert expected > 0.01
+    trainer.network.eval()
+    with torch.no_grad():
+        assert trainer.loss(trainer.network(batch["data"]), batch["target"]) == pytest.approx(
+            trainer.loss.loss(trainer.network(batch["data"]), batch["target"]).item()
+        )
+
+
+def test_lambda_0_prunes_only(folder):
+    trainer = trained(folder, lambda_=0.0, num_epochs=3)
+    assert [record["regulariser"] for record in trainer.history] == [0.0] * 3
+    assert sum(trainer.history[-1]["widths"].values()) < sum(trainer.dense_widths.values())
+
+
+def test_redundant_channels_are_those_below_the_threshold_but_the_reference(folder):
+    class Seen(Sauron):
+        def redundant(self, progress):
+            for threshold in self._thresholds.values():
+                threshold.steps = threshold.kappa  # tau = tau_max
+            wishes = super().redundant(progress)
+            for name, channels in wishes.items():
+                scores = self._sums[name] / self._counts[name]
+                below = {c for c in range(len(scores)) if scores[c] < self.settings.tau_max}
+                assert self._counts[name] == 2
+                assert set(channels) == below - {self._references[name]}
+                assert [scores[c] for c in channels] == sorted(scores[c] for c in channels)
+            return wishes
+
+    trainer = trained(folder, num_epochs=3, tau_max=0.9, Method=Seen)
+    assert sum(trainer.history[-1]["widths"].values()) < sum(trainer.dense_widths.values())
+
+
+def test_cuts_are_held_while_the_training_loss_is_worse_than_its_lowest(folder):
+    class Worse(SmallTrainer):
+        def on_train_epoch_end(self, outputs):
+            for output in outputs:
+                output["loss"] = np.asarray([1.0, 0.5, 0.7, 0.52, 0.5, 0.5][self.current_epoch])
+            super().on_train_epoch_end(outputs)
+
+    trainer = trained(folder, Worse, max_loss_increase=0.1)
+    assert [bool(record["keep"]) for record in trainer.history] == [True, True, False, True, False, False]
+    assert "0.700 is more than 0.1 above its lowest, 0.500" in trainer.history[2]["held"]
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    assert "above its lowest" in log
+
+
+def test_settings_come_from_the_class_then_from_the_environment(folder, monkeypatch):
+    monkeypatch.setenv("nnunet_sauron", "num_epochs=2, min_channels=5,rho=3,enable_deep_supervision=False")
+    trainer = trained(folder, min_channels=3, lambda_=0.25)
+    assert trainer.num_epochs == 2 and len(trainer.history) == 2
+    settings = trainer.history[-1]["settings"]
+    assert (settings["min_channels"], settings["lambda_"], settings["rho"]) == (5, 0.25, 3)
+    assert trainer.enable_deep_supervision is False
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    assert "lambda_=0.25" in log and "min_channels=5" in log
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("lamda=1", "'lamda=1' is not a setting.*num_epochs=None.*lambda_=0.5"), ("lambda_=x", "lambda_ must be a number"),
+     ("num_epochs=2.5", "num_epochs must be a number"), ("tau_max=0", "tau_max must be in"), ("num_epochs", "not a setting"),
+     ("enable_deep_supervision=maybe", "True or False")],
+)  # fmt: skip
+def test_bad_settings_stop_before_anything_is_written(folder, monkeypatch, text, said):
+    monkeypatch.setenv("nnunet_sauron", text)
+    with pytest.raises(ValueError, match=said):
+        small_trainer(folder)
+    assert not any((folder / "results").iterdir())
+
+
+def test_checkpoint_that_cannot_be_used_is_refused_with_a_reason(folder):
+    trainer = trained(folder, num_epochs=2)
+    final = Path(trainer.output_folder) / "checkpoint_final.pth"
+    other = small_trainer(folder, type("Other", (SmallTrainer,), {}), widths=(6, 8, 10, 12))
+    with pytest.raises(ValueError, match="does not fit: it was made by T"):
+        other.load_checkpoint(str(final))
+    final.write_bytes(final.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match=r"checkpoint_final\.pth cannot be read: truncated"):
+        trainer.load_checkpoint(str(final))
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        trainer.load_checkpoint(str(final.with_name("none.pth")))
+
+
+def test_checkpoint_that_cannot_be_written_leaves_the_old_one(folder, monkeypatch):
+    trainer = trained(folder, num_epochs=2)
+    final = Path(trainer.output_folder) / "checkpoint_final.pth"
+    before = final.read_bytes()
+
+    def full_disk(checkpoint, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match=r"Could not write .*checkpoint_final\.pth.*No space left.*--c"):
+        trainer.save_checkpoint(str(final))
+    assert final.read_bytes() == before
+    assert not list(final.parent.glob("*.tmp"))
+
+
+def test_the_report_tells_what_goes_and_what_is_left(folder):
+    trainer = trained(folder, num_epochs=3)
+    line = trainer._report(trainer.history[1])
+    left, dense = sum(trainer.history[1]["widths"].values()), sum(trainer.dense_widths.values())
+    assert line.startswith(f"{left} of {dense} channels")
+    going = sum(trainer.history[1]["widths"].values()) - sum(trainer.history[2]["widths"].values())
+    assert f"before the next epoch {going} channels go" in line and "more layers" in line
+    assert "GMACs" in line and "M parameters" in line
+
+
+def test_pruning_png_is_drawn_beside_progress_png(folder):
+    trainer = trained(folder, num_epochs=2)
+    for name in ("pruning.png", "progress.png"):
+        assert (Path(trainer.output_folder) / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_compiled_network_learns_the_same_and_is_cut(folder, monkeypatch):
+    class Compiled(SmallTrainer):
+        def _do_i_compile(self):
+            return True  # nnU-Net itself never compiles on the CPU
+
+        def initialize(self):
+            torch.manual_seed(0)
+            super().initialize()
+
+    class Eager(Compiled):
+        def _do_i_compile(self):
+            return False
+
+    # The compiler's back end is not what is tested, and takes minutes; dynamo and autograd's tracing are.
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **_: real(model, backend="aot_eager"))
+    compiled, eager = trained(folder, Compiled, num_epochs=3), trained(folder, Eager, num_epochs=3)
+    assert isinstance(compiled.network, torch._dynamo.OptimizedModule)
+    assert [r["widths"] for r in compiled.history] == [r["widths"] for r in eager.history]
+    assert sum(compiled.history[-1]["widths"].values()) < sum(compiled.dense_widths.values())
+    assert [r["regulariser"] for r in compiled.history] == pytest.approx(
+        [r["regulariser"] for r in eager.history], rel=1e-3
+    )
+    for a, b in zip(compiled.bare_network.parameters(), eager.bare_network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-2)
+
+
+def test_certain_cuts_are_a_sauron(folder):
+    assert issubclass(CertainCuts, Sauron) and issubclass(SmallTrainer, SauronTrainer)

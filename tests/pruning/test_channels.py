@@ -30,12 +30,15 @@ def test_residual_stages_of_equal_width_are_one_unit():
 def test_feature_maps_have_the_units_width_and_come_after_the_nonlinearity():
     for architecture in ("plain", "basic", "bottleneck"):
         network = build(architecture, 2).eval()
-        shapes = {}
+        shapes: dict[str, tuple[int, float]] = {}
+
+        def note(module, inputs, out, shapes=shapes, network=network):
+            name = next(name for name, m in network.named_modules() if m is module)
+            shapes[name] = (out.shape[1], out.min().item())
+
         for unit in channel_layout(network).units:
             for name in unit.feature_maps:
-                network.get_submodule(name).register_forward_hook(
-                    lambda m, i, out, name=name: shapes.update({name: (out.shape[1], out.min().item())})
-                )
+                network.get_submodule(name).register_forward_hook(note)
         network(torch.randn(1, 2, 16, 16))
         for unit in channel_layout(network).units:
             for name in unit.feature_maps:

@@ -208,7 +208,8 @@ def test_settings_come_from_the_class_then_from_the_environment(folder, monkeypa
 @pytest.mark.parametrize(
     ("text", "said"),
     [("lamda=1", "'lamda=1' is not a setting.*num_epochs=None.*lambda_=0.5"), ("lambda_=x", "lambda_ must be a number"),
-     ("num_epochs=2.5", "num_epochs must be a number"), ("tau_max=0", "tau_max must be in"), ("num_epochs", "not a setting"),
+     ("num_epochs=2.5", "num_epochs must be a number"), ("tau_max=0", "tau_max must be in"),
+     ("num_epochs", "not a setting"),
      ("enable_deep_supervision=maybe", "True or False")],
 )  # fmt: skip
 def test_bad_settings_stop_before_anything_is_written(folder, monkeypatch, text, said):

@@ -146,10 +146,12 @@ class PruningTrainer(nnUNetTrainer):
 
     def _decided(self) -> dict:
         """This epoch's record, with what goes before the next one."""
-        layout = channel_layout(self.bare_network)
+        now = channel_layout(self.bare_network).widths
+        # The same strings in every record: a pickled checkpoint then holds each name once, not once per epoch.
+        widths = {name: now[name] for name in self.dense_widths}
         parameters, macs = self._cost()
         record = {
-            "widths": layout.widths,
+            "widths": widths,
             "parameters": parameters,
             "macs": macs,
             "regulariser": self._epoch_regulariser,
@@ -163,11 +165,11 @@ class PruningTrainer(nnUNetTrainer):
             progress = Progress(
                 [loss + epoch["regulariser"] for loss, epoch in zip(losses, history, strict=True)],
                 list(self._series["val_losses"]),
-                {name: [epoch["widths"][name] for epoch in history] for name in layout.widths},
+                {name: [epoch["widths"][name] for epoch in history] for name in widths},
             )
             for name, redundant in self.method.redundant(progress).items():
-                kept = channels_to_keep(redundant, layout.widths[name], self.pruning_settings)
-                if len(kept) < layout.widths[name]:
+                kept = channels_to_keep(redundant, widths[name], self.pruning_settings)
+                if len(kept) < widths[name]:
                     record["keep"][name] = kept
         record["state"] = self.method.state()
         return record

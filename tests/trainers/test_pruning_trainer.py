@@ -258,6 +258,31 @@ def test_the_report_tells_what_goes_and_what_is_left(folder):
     assert "GMACs" in line and "M parameters" in line
 
 
+def test_gradient_scaling_goes_on_through_cuts(folder):
+    class Scaled(SmallTrainer):
+        scale = 2.0**10
+
+        def initialize(self):
+            torch.manual_seed(0)
+            super().initialize()
+            if self.scale is not None:
+                # On CUDA nnU-Net makes it itself; the scaler's own arithmetic is the same on the CPU.
+                self.grad_scaler = torch.amp.GradScaler("cpu", init_scale=self.scale)
+
+    scaled = trained(folder, Scaled, num_epochs=4)
+    plain = trained(folder, Scaled, num_epochs=4, scale=None)
+    assert scaled.grad_scaler.get_scale() == Scaled.scale
+    assert sum(scaled.history[-1]["widths"].values()) < sum(scaled.dense_widths.values())
+    for a, b in zip(scaled.network.parameters(), plain.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_a_name_is_stored_once_however_long_the_history(folder):
+    trainer = trained(folder, num_epochs=3)
+    names = [list(record["widths"]) + list(record["state"]["tau"]) for record in trainer.history]
+    assert all(a is b for epoch in names[1:] for a, b in zip(epoch, names[0], strict=True))
+
+
 def test_pruning_png_is_drawn_beside_progress_png(folder):
     trainer = trained(folder, num_epochs=2)
     for name in ("pruning.png", "progress.png"):

@@ -7,6 +7,8 @@ the very network that was validated and what is to go next, and a resumed run ma
 from __future__ import annotations
 
 import functools
+import math
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from .pruning_plot import plot_pruning
 from .settings import TrainingSettings, read_settings
 
 SERIES = "pruning"
+SECONDS_BETWEEN_PLOTS = 20
 
 
 class PruningTrainer(nnUNetTrainer):
@@ -56,6 +59,7 @@ class PruningTrainer(nnUNetTrainer):
         training.apply_to(self)
         self._series.setdefault(SERIES, [])
         self._steps_done = 0
+        self._plotted_at = -math.inf
         self._last_regulariser: torch.Tensor | None = None
 
     # The network
@@ -80,8 +84,7 @@ class PruningTrainer(nnUNetTrainer):
 
     @property
     def _series(self) -> dict[str, list]:
-        # Since 2.7 nnU-Net's logger is a bundle of loggers around this one.
-        return getattr(self.logger, "local_logger", self.logger).my_fantastic_logging
+        return self.logger.local_logger.my_fantastic_logging
 
     def initialize(self) -> None:
         super().initialize()
@@ -141,7 +144,10 @@ class PruningTrainer(nnUNetTrainer):
             self.current_epoch -= 1
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
             self.current_epoch += 1
-        if self.local_rank == 0:
+        # Drawing takes about a second, as long as a short epoch; nobody looks more often than this.
+        is_last = self.current_epoch == self.num_epochs
+        if self.local_rank == 0 and (is_last or time.monotonic() > self._plotted_at + SECONDS_BETWEEN_PLOTS):
+            self._plotted_at = time.monotonic()
             plot_pruning(self._series, self.dense_widths, self.dense_cost, Path(self.output_folder) / "pruning.png")
 
     def _decided(self) -> dict:

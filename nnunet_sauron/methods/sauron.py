@@ -79,9 +79,7 @@ def delta_prune(feature_maps: torch.Tensor, *, reference: int) -> torch.Tensor:
     channels = feature_maps.shape[1]
     if not 0 <= reference < channels:
         raise ValueError(f"reference is a channel, 0..{channels - 1}; got {reference}.")
-    pooled = _pooled(feature_maps).flatten(2).float()
-    distances = _root_mean_square(pooled - pooled[:, reference : reference + 1])
-    return _divided_by_largest(distances).mean(0)
+    return _relative_distances(feature_maps, torch.tensor([reference], device=feature_maps.device))
 
 
 class Threshold:
@@ -111,7 +109,7 @@ class Threshold:
         _require(FIRST_THRESHOLD < tau_max <= 1, "tau_max", f"in ({FIRST_THRESHOLD}, 1]", tau_max)
         _require(kappa >= 1, "kappa", "at least 1", kappa)
         _require(rho >= 1, "rho", "at least 1 epoch", rho)
-        _require(0 <= mu <= 1, "mu", "a fraction in [0, 1], such as 0.02 for 2 %", mu)
+        _require(0 < mu <= 1, "mu", "a fraction in (0, 1], such as 0.02 for 2 %", mu)
         self.tau_max, self.kappa, self.rho, self.mu = tau_max, kappa, rho, mu
         self.steps = 0
         self.waiting = 0
@@ -202,22 +200,25 @@ class Sauron(PruningMethod):
 
     def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
         self._thresholds = {unit.name: self.settings.threshold(self.num_epochs) for unit in layout.units}
-        self._references: dict[str, int] = {}
+        self._places = {unit.name: len(unit.feature_maps) for unit in layout.units}
+        self._device = next(network.parameters()).device
         self._terms: list[torch.Tensor] = []
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
         self._measuring = False
         for unit, _, module in feature_map_modules(network, layout):
             module.register_forward_hook(partial(self._observe, unit))
 
     def start_epoch(self, epoch: int, widths: dict[str, int]) -> None:
-        self._sums, self._counts = {}, {}
         # Seeded by name and epoch: the same after a resume, and on every DDP rank.
-        self._references = {name: random.Random(f"{epoch}:{name}").randrange(w) for name, w in widths.items()}
+        references = {name: random.Random(f"{epoch}:{name}").randrange(width) for name, width in widths.items()}
+        # Tensors, and nothing counted in the hook: a compiled graph would be made anew for every other number.
+        self._references = {name: torch.tensor([r], device=self._device) for name, r in references.items()}
+        self._sums = {name: torch.zeros(width, device=self._device) for name, width in widths.items()}
+        self._measured = 0
 
     def before_step(self, steps_left: int) -> None:
         self._terms.clear()
         self._measuring = steps_left <= self.settings.prune_batches
+        self._measured += self._measuring
 
     def regulariser(self) -> torch.Tensor | None:
         """lambda * mean of delta_opt over the layers of the last forward."""
@@ -231,9 +232,10 @@ class Sauron(PruningMethod):
         removable = {}
         for name, widths in progress.widths.items():
             tau = self._thresholds[name].update(progress.train_losses, progress.val_losses, widths)
-            if self._counts.get(name):
-                scores = (self._sums[name] / self._counts[name]).tolist()
-                below = [c for c, score in enumerate(scores) if score < tau and c != self._references[name]]
+            if len(self._sums[name]) > 1 and self._measured:
+                scores = (self._sums[name] / (self._measured * self._places[name])).tolist()
+                reference = self._references[name].item()
+                below = [c for c, score in enumerate(scores) if score < tau and c != reference]
                 removable[name] = sorted(below, key=lambda c: scores[c])
         return removable
 
@@ -254,14 +256,15 @@ class Sauron(PruningMethod):
         if self.settings.lambda_ > 0:
             self._terms.append(delta_opt(feature_maps, normalisation=self.settings.normalisation))
         if self._measuring:
-            self._measure(unit, feature_maps.detach())
+            with torch.no_grad():
+                self._sums[unit] += _relative_distances(feature_maps, self._references[unit])
 
-    @torch.compiler.disable
-    def _measure(self, unit: str, feature_maps: torch.Tensor) -> None:
-        # Outside of a compiled graph: the reference changes every epoch, and each would be compiled anew.
-        scores = delta_prune(feature_maps, reference=self._references[unit])
-        self._sums[unit] = self._sums[unit] + scores if unit in self._sums else scores
-        self._counts[unit] = self._counts.get(unit, 0) + 1
+
+def _relative_distances(feature_maps: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """delta_prune with the reference as a tensor of one index, so that a compiled graph serves every reference."""
+    pooled = _pooled(feature_maps).flatten(2).float()
+    distances = _root_mean_square(pooled - pooled.index_select(1, reference))
+    return _divided_by_largest(distances).mean(0)
 
 
 class _DistancesToFirst(torch.autograd.Function):
@@ -288,10 +291,9 @@ class _DistancesToFirst(torch.autograd.Function):
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         maps, distances, scale, low_at, high_at = ctx.saved_tensors
         weight = torch.where(distances > 0, grad / distances, 0) / maps.shape[2]
-        to_maps = torch.empty_like(maps)
-        torch.sub(maps[:, 1:], maps[:, :1], out=to_maps[:, 1:])
-        to_maps[:, 1:] *= weight[..., None]
-        torch.sum(to_maps[:, 1:], dim=1, out=to_maps[:, 0]).neg_()
+        # Written without `out=` into a slice, at which torch.compile would break the graph in every layer.
+        to_others = (maps[:, 1:] - maps[:, :1]) * weight[..., None]
+        to_maps = torch.cat([-to_others.sum(1, keepdim=True), to_others], 1)
         if scale is not None:
             to_maps *= scale
             total = to_maps.sum(-1, keepdim=True)
@@ -311,6 +313,8 @@ def _pooling(shape: Sequence[int]) -> list[int]:
 
 def _pooled(h: torch.Tensor) -> torch.Tensor:
     pool = functional.avg_pool3d if h.ndim == 5 else functional.avg_pool2d
+    # PyTorch pools volumes of half precision on accelerators only.
+    h = h.float() if h.device.type == "cpu" else h
     return pool(h, _pooling(h.shape[2:]))
 
 
@@ -331,7 +335,7 @@ def _unpooled(pooled: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> to
 def _extreme(h: torch.Tensor, argextreme) -> tuple[torch.Tensor, torch.Tensor]:
     """The least or greatest value of each map (B, C), float32, and its place in the flattened map (B, C, 1)."""
     # Rows first: reducing the last axis is vectorised and several times faster than one arg-reduction over the map.
-    rows = h.flatten(2, -2) if h.ndim > 3 else h
+    rows = h.flatten(2, -2)
     of_rows = rows.amin(-1) if argextreme is torch.Tensor.argmin else rows.amax(-1)
     row = argextreme(of_rows, dim=-1, keepdim=True)
     in_row = torch.gather(rows, 2, row[..., None].expand(-1, -1, -1, rows.shape[-1])).squeeze(2)

@@ -91,17 +91,17 @@ def channel_layout(network: nn.Module) -> ChannelLayout:
     Raises:
         ValueError: The network, or a module in it, is of a class whose channels this pass cannot follow.
     """
-    check_prunable(network)
+    check_prunable(f"{type(network).__module__}.{type(network).__qualname__}")
     return _Pass(network).run()
 
 
-def check_prunable(network: nn.Module) -> None:
-    """Raise ValueError, with the list of what can be pruned, unless the network's class is known."""
-    if type(network).__name__ not in KNOWN_NETWORKS:
+def check_prunable(network_class: str) -> None:
+    """Raise ValueError, with the list of what can be pruned, unless a class of this (qualified) name is known."""
+    if network_class.rpartition(".")[2] not in KNOWN_NETWORKS:
         raise ValueError(
-            f"A network of class {type(network).__module__}.{type(network).__qualname__} cannot be pruned: known are "
-            f"{' and '.join(KNOWN_NETWORKS)} (dynamic_network_architectures.architectures.unet). Choose plans that "
-            f"name one of them, for example nnUNetPlans or nnUNetResEncUNetMPlans."
+            f"A network of class {network_class} cannot be pruned: known are {' and '.join(KNOWN_NETWORKS)} "
+            f"(dynamic_network_architectures.architectures.unet). Choose plans that name one of them, for example "
+            f"nnUNetPlans or nnUNetResEncUNetMPlans."
         )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from .channels import ChannelLayout, channel_layout, check_prunable
+from .channels import ChannelLayout, channel_layout
 from .removal import Selection, rebuild
 
 
@@ -28,7 +28,7 @@ def accept_pruned_weights(network: nn.Module) -> nn.Module:
     Raises:
         ValueError: The network's class is unknown.
     """
-    check_prunable(network)
+    channel_layout(network)  # refuses what it does not know, here and not at the first load
     # The public name came with torch 2.5; the private one was there before it and passes the module as well.
     if hasattr(network, "register_load_state_dict_pre_hook"):
         network.register_load_state_dict_pre_hook(_resize_before_load)

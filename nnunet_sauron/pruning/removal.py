@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from .channels import ChannelLayout, Segment, channel_layout
 
@@ -58,16 +59,15 @@ def rebuild(
             if any(name in selections for name, _ in axis.segments):
                 changes.setdefault((axis.module, axis.tensor), []).append((axis.dim, axis.segments))
 
-        replaced: dict[nn.Parameter, tuple[nn.Parameter, list]] = {}
+        replaced: dict[torch.Tensor, tuple[torch.Tensor, list]] = {}
         for (module_name, tensor_name), dims in changes.items():
-            module = network.get_submodule(module_name)
-            old = getattr(module, tensor_name)
+            old = getattr(network.get_submodule(module_name), tensor_name)
             moves = [(dim, *_indices(segments, selections, old.device)) for dim, segments in dims]
             new = _moved(old, moves, fill=1.0 if tensor_name == "running_var" else 0.0)
             if isinstance(old, nn.Parameter):
                 new = nn.Parameter(new, requires_grad=old.requires_grad)
-                replaced[old] = (new, moves)
-            setattr(module, tensor_name, new)
+            replaced[old] = (new, moves)
+        _replace(network, replaced)
 
         for attribute in layout.attributes:
             if any(name in selections for name, _ in attribute.segments):
@@ -114,6 +114,18 @@ def _moved(tensor: torch.Tensor, moves: list[tuple[int, torch.Tensor, torch.Tens
     return tensor
 
 
+def _replace(network: nn.Module, replaced: Mapping[torch.Tensor, tuple[torch.Tensor, list]]) -> None:
+    # By identity, wherever a tensor is held: SyncBatchNorm.convert_sync_batchnorm, which nnU-Net calls under DDP, makes
+    # two modules of the one norm that a block holds under two names, around the same tensors.
+    for module in network.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None and tensor in replaced:
+                    held[name] = replaced[tensor][0]
+                    if isinstance(module, _NormBase):
+                        module.num_features = len(held[name])
+
+
 def _set_count(network: nn.Module, attribute, selections: Mapping[str, Selection]) -> None:
     module = network.get_submodule(attribute.module)
     count = sum(selections[name].width if name in selections else width for name, width in attribute.segments)
@@ -125,7 +137,7 @@ def _set_count(network: nn.Module, attribute, selections: Mapping[str, Selection
     setattr(module, attribute.attribute, count)
 
 
-def _follow(optimizer: torch.optim.Optimizer, replaced: dict[nn.Parameter, tuple[nn.Parameter, list]]) -> None:
+def _follow(optimizer: torch.optim.Optimizer, replaced: Mapping[torch.Tensor, tuple[torch.Tensor, list]]) -> None:
     for group in optimizer.param_groups:
         group["params"] = [replaced[p][0] if p in replaced else p for p in group["params"]]
     for old, (new, moves) in replaced.items():

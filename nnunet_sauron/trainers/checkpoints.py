@@ -29,8 +29,10 @@ def write_atomically(path: Path, write: Callable[[str], None]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError.
         temporary.unlink(missing_ok=True)
+        # torch.save reports a full disk as a RuntimeError of its writer; any other has nothing to do with files.
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in ("StreamWriter", "iostream")):
+            raise
         raise OSError(
             f"Could not write {path}: {error}. What stood there before is untouched; make room or make the folder "
             f"writable, then continue (nnUNetv2_train ... --c)."

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from nnunetv2.training.logging import nnunet_logger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.helpers import empty_cache
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -30,6 +32,7 @@ from ..pruning import (
     resize,
     widths_of,
 )
+from ..pruning.channels import check_prunable
 from .checkpoints import TEMPORARY, read_checkpoint, write_atomically
 from .pruning_plot import plot_pruning
 from .settings import TrainingSettings, read_settings
@@ -41,7 +44,7 @@ SECONDS_BETWEEN_PLOTS = 20
 class PruningTrainer(nnUNetTrainer):
     """Trains, removes channels, and predicts with what is left. A subclass names its `Method`, and that is all.
 
-    The history (`self.history`) is a series of nnU-Net's logger, so every checkpoint holds it: a dict per epoch with
+    The history (`self.history()`) is a series of nnU-Net's logger, so every checkpoint holds it: a dict per epoch with
     `widths` (channels per unit in that epoch), `parameters`, `macs`, `regulariser` (mean of the method's loss term),
     `state` (the method's), `keep` (channels that stay, for the units that are cut before the next epoch), `held` (why
     nothing may go, or None) and `settings`.
@@ -54,10 +57,13 @@ class PruningTrainer(nnUNetTrainer):
 
     # nnU-Net reads this signature and stores these arguments: it must be exactly its own.
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
+        if not hasattr(nnunet_logger, "MetaLogger"):
+            raise RuntimeError("This nnU-Net is too old for nnunet-sauron; 2.8 is needed: pip install -U nnunetv2")
         training, self.pruning_settings = read_settings(type(self), TrainingSettings, self.Method.Settings)
+        check_prunable(PlansManager(plans).get_configuration(configuration).network_arch_class_name)
         super().__init__(plans, configuration, fold, dataset_json, device)
         training.apply_to(self)
-        self._series.setdefault(SERIES, [])
+        self._series().setdefault(SERIES, [])
         self._steps_done = 0
         self._plotted_at = -math.inf
         self._last_regulariser: torch.Tensor | None = None
@@ -77,12 +83,10 @@ class PruningTrainer(nnUNetTrainer):
             network = network.module
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
-    @property
     def history(self) -> list[dict]:
-        """A record per finished epoch."""
-        return self._series[SERIES]
+        """A record per finished epoch. (No property: nnU-Net writes every property into debug.json.)"""
+        return self._series()[SERIES]
 
-    @property
     def _series(self) -> dict[str, list]:
         return self.logger.local_logger.my_fantastic_logging
 
@@ -91,25 +95,37 @@ class PruningTrainer(nnUNetTrainer):
         self.dense_widths = channel_layout(self.bare_network).widths
         self.dense_cost = self._cost()
         self.method = self.Method(self.pruning_settings, self.num_epochs)
-
-    def _build_loss(self):
-        return _RegularisedLoss(super()._build_loss(), self)
+        # Here and not in _build_loss, which is what subclasses override to bring a loss of their own.
+        self.loss = _RegularisedLoss(self.loss, self)
 
     # The training
 
     def on_train_start(self) -> None:
-        for leftover in Path(self.output_folder).glob(f"*{TEMPORARY}"):
-            leftover.unlink()
+        if self.local_rank == 0:
+            for pattern in ("checkpoint_*.pth", "pruning.png"):
+                for leftover in Path(self.output_folder).glob(pattern + TEMPORARY):
+                    leftover.unlink()
         super().on_train_start()
         self.method.attach(self.bare_network, channel_layout(self.bare_network))
-        if self.history:
-            self.method.load_state(self.history[-1]["state"])
-        settings = ", ".join(f"{name}={value}" for name, value in asdict(self.pruning_settings).items())
-        self.print_to_log_file(f"{type(self).__name__}: {settings}")
+        settings = self._settings()
+        named = ", ".join(f"{name}={value}" for name, value in settings.items())
+        self.print_to_log_file(f"{type(self).__name__}: {named}")
+        if self.history():
+            last = self.history()[-1]
+            self.method.load_state(last["state"])
+            changed = [
+                f"{k} {last['settings'].get(k)} -> {v}" for k, v in settings.items() if v != last["settings"].get(k)
+            ]
+            if changed:
+                self.print_to_log_file(f"WARNING: settings differ from those before the resume: {', '.join(changed)}")
+
+    def _settings(self) -> dict:
+        training = {name: getattr(self, name) for name in asdict(TrainingSettings())}
+        return {**asdict(self.pruning_settings), **training}
 
     def on_epoch_start(self) -> None:
-        if self.current_epoch > 0 and self.history[self.current_epoch - 1]["keep"]:
-            self._remove(self.history[self.current_epoch - 1]["keep"])
+        if self.current_epoch > 0 and self.history()[self.current_epoch - 1]["keep"]:
+            self._remove(self.history()[self.current_epoch - 1]["keep"])
         super().on_epoch_start()
 
     def on_train_epoch_start(self) -> None:
@@ -127,15 +143,20 @@ class PruningTrainer(nnUNetTrainer):
         return {**result, "loss": result["loss"] - term, "regulariser": np.asarray(term)}
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        self._epoch_regulariser = float(np.mean([output.pop("regulariser") for output in train_outputs]))
+        terms = [float(output.pop("regulariser")) for output in train_outputs]
+        if self.is_ddp:
+            of_ranks: list = [None] * distributed.get_world_size()
+            distributed.all_gather_object(of_ranks, terms)
+            terms = [term for rank in of_ranks for term in rank]
+        self._epoch_regulariser = float(np.mean(terms))
         super().on_train_epoch_end(train_outputs)
 
     def on_epoch_end(self) -> None:
         record = [self._decided() if self.local_rank == 0 else None]
         if self.is_ddp:
             distributed.broadcast_object_list(record, src=0)
-        del self.history[self.current_epoch :]
-        self.history.append(record[0])
+        del self.history()[self.current_epoch :]
+        self.history().append(record[0])
         self.print_to_log_file(self._report(record[0]))
         super().on_epoch_end()
 
@@ -148,7 +169,11 @@ class PruningTrainer(nnUNetTrainer):
         is_last = self.current_epoch == self.num_epochs
         if self.local_rank == 0 and (is_last or time.monotonic() > self._plotted_at + SECONDS_BETWEEN_PLOTS):
             self._plotted_at = time.monotonic()
-            plot_pruning(self._series, self.dense_widths, self.dense_cost, Path(self.output_folder) / "pruning.png")
+            try:
+                path = Path(self.output_folder) / "pruning.png"
+                plot_pruning(self._series(), self.dense_widths, self.dense_cost, path)
+            except OSError as error:  # a picture is no reason to end a training
+                self.print_to_log_file(f"WARNING: {error}")
 
     def _decided(self) -> dict:
         """This epoch's record, with what goes before the next one."""
@@ -163,14 +188,14 @@ class PruningTrainer(nnUNetTrainer):
             "regulariser": self._epoch_regulariser,
             "keep": {},
             "held": self._reason_to_hold(),
-            "settings": asdict(self.pruning_settings),
+            "settings": self._settings(),
         }
         if record["held"] is None:
-            history = [*self.history[: self.current_epoch], record]
-            losses = self._series["train_losses"]
+            history = [*self.history()[: self.current_epoch], record]
+            losses = self._series()["train_losses"]
             progress = Progress(
                 [loss + epoch["regulariser"] for loss, epoch in zip(losses, history, strict=True)],
-                list(self._series["val_losses"]),
+                list(self._series()["val_losses"]),
                 {name: [epoch["widths"][name] for epoch in history] for name in widths},
             )
             for name, redundant in self.method.redundant(progress).items():
@@ -184,11 +209,12 @@ class PruningTrainer(nnUNetTrainer):
         settings = self.pruning_settings
         if not settings.may_cut_after(self.current_epoch, self.num_epochs):
             return "outside of the cutting phase"
-        losses = self._series["train_losses"]
-        if losses[-1] > min(losses) + settings.max_loss_increase:
+        losses = self._series()["train_losses"]
+        lowest = min((loss for loss in losses if math.isfinite(loss)), default=-math.inf)
+        if not losses[-1] <= lowest + settings.max_loss_increase:  # put so that a loss of nan holds, too
             return (
                 f"training loss {losses[-1]:.3f} is more than {settings.max_loss_increase:g} above its lowest, "
-                f"{min(losses):.3f}"
+                f"{lowest:.3f}"
             )
         return None
 

@@ -5,6 +5,7 @@ nnunet_sauron="lambda_=0.3,tau_max=0.2,num_epochs=50" nnUNetv2_train 4 2d 0 -tr 
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import MISSING, dataclass, fields
 
@@ -63,8 +64,11 @@ def read_settings(trainer_class: type, *settings_classes: type) -> tuple:
             listed.
     """
     known = {field.name: field for cls in settings_classes for field in fields(cls)}
-    given = {name: getattr(trainer_class, name) for name in known if hasattr(trainer_class, name)}
+    given = {}
     try:
+        for name, field in known.items():
+            if hasattr(trainer_class, name):
+                given[name] = _checked(name, getattr(trainer_class, name), str(field.type))
         for item in filter(None, (part.strip() for part in os.environ.get(VARIABLE, "").split(","))):
             name, equals, text = (part.strip() for part in item.partition("="))
             if not equals or name not in known:
@@ -84,20 +88,38 @@ def read_settings(trainer_class: type, *settings_classes: type) -> tuple:
 
 
 def _parsed(name: str, text: str, annotation: str):
-    kinds = [kind.strip() for kind in annotation.split("|")]
-    if "None" in kinds and text == "None":
-        return None
-    if "bool" in kinds:
-        if text.lower() in ("true", "1", "false", "0"):
-            return text.lower() in ("true", "1")
-        raise ValueError(f"{name} must be True or False; got '{text}'")
-    for kind, convert in (("int", int), ("float", float)):
-        if kind in kinds:
+    """The value that a text in the environment variable stands for."""
+    values = {"None": None, "true": True, "True": True, "false": False, "False": False}
+    value = values.get(text, text)
+    if isinstance(value, str) and "str" not in _kinds(annotation):
+        for convert in (int, float):
             try:
-                return convert(text)
+                value = convert(text)
+                break
             except ValueError:
-                raise ValueError(f"{name} must be a number ({kind}); got '{text}'") from None
-    return text
+                continue
+    return _checked(name, value, annotation)
+
+
+def _checked(name: str, value, annotation: str):
+    kinds = _kinds(annotation)
+    if value is None and "None" in kinds:
+        return value
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    fits = {
+        "bool": isinstance(value, bool),
+        "int": is_number and value == int(value) and not isinstance(value, float),
+        "float": is_number,
+        "str": isinstance(value, str),
+    }
+    if not any(fits.get(kind, False) for kind in kinds):
+        words = {"bool": "True or False", "int": "a whole number", "float": "a number", "str": "a word", "None": "None"}
+        raise ValueError(f"{name} must be {' or '.join(words[kind] for kind in kinds)}; got '{value}'")
+    return value
+
+
+def _kinds(annotation: str) -> list[str]:
+    return [kind.strip() for kind in annotation.split("|")]
 
 
 def _default(field):

@@ -81,9 +81,11 @@ def test_in_3d_the_extrema_are_those_of_the_volume_not_of_a_slice():
         (random_maps((2, 3, 6, 6)) * 1000).half(),
         (random_maps((2, 3, 6, 6)) * 1e-7).half(),
         random_maps((2, 3, 6, 6)).bfloat16(),
+        random_maps((2, 3, 6, 6, 6)).half(),
+        random_maps((2, 3, 5, 4, 6)).bfloat16(),
     ],
     ids=["all constant", "all zero", "some constant", "all equal", "dead", "denormal", "side 1", "side 1 3d", "half",
-         "tiny half", "bfloat16"],
+         "tiny half", "bfloat16", "half 3d", "bfloat16 3d"],
 )  # fmt: skip
 def test_value_and_gradient_are_finite(h, normalisation):
     h = h.clone().requires_grad_()

@@ -108,3 +108,21 @@ def test_counting_macs_leaves_the_network_as_it_was():
     assert network.training and network.decoder.deep_supervision
     for name, parameter in network.named_parameters():
         assert parameter.device.type == "cpu" and torch.equal(parameter, before[name]), name
+
+
+def test_synchronised_batch_norm_is_cut_under_both_of_its_names():
+    """nnU-Net converts norms under DDP, and a block then holds two modules around one norm's tensors."""
+    plain, converted = build("plain", 2, norm="batch"), build("plain", 2, norm="batch")
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(converted)
+    keep = {unit.name: range(1, unit.width) for unit in channel_layout(plain).units}
+    remove_channels(plain, keep)
+    remove_channels(converted, keep)
+    assert {n: t.shape for n, t in converted.state_dict().items()} == {
+        n: t.shape for n, t in plain.state_dict().items()
+    }
+    assert len(list(converted.parameters())) == len(list(plain.parameters()))
+    dense = accept_pruned_weights(build("plain", 2, norm="batch"))
+    dense.load_state_dict(converted.state_dict())
+    patch = torch.randn(1, 2, 16, 16)
+    torch.testing.assert_close(dense.eval()(patch), plain.eval()(patch))
+    torch.testing.assert_close(converted.eval()(patch), plain(patch))

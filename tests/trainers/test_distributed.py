@@ -28,7 +28,7 @@ class CPURank(SmallTrainer):
         self.is_ddp = False
         super().initialize()
         self.is_ddp = True
-        self.loss = self._build_loss()
+        self.loss.loss = self._build_loss()
         self.network = DistributedDataParallel(self.network)
         self.records = []
 
@@ -55,7 +55,7 @@ def run_rank(rank: int, folder: str, port: int) -> None:
     (Path(folder) / f"rank{rank}.json").write_text(
         json.dumps({
             "steps": trainer.records,
-            "history": trainer.history,
+            "history": trainer.history(),
             "widths": channel_layout(trainer.bare_network).widths,
             "parameter": next(trainer.bare_network.parameters()).flatten().tolist(),
         })

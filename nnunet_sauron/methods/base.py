@@ -23,7 +23,8 @@ class PruningSettings:
     Attributes:
         cut_from: No cut before this fraction of the epochs.
         cut_until: No cut after this fraction: what is left needs time, and learning rate, to heal.
-        max_fraction_per_epoch: Of a layer's channels, at most this part goes in one epoch, but one may always go.
+        max_fraction_per_epoch: Of a layer's channels, at most this part (rounded) goes in one epoch, and less as the
+            learning rate falls: late cuts hardly heal.
         max_loss_increase: All cuts are held while the training loss (without a method's own term) is this much above
             its lowest so far: nothing in the methods themselves stops a collapse.
         min_channels: No layer gets narrower.
@@ -110,20 +111,25 @@ class PruningMethod:
         """Continue from what `state` returned."""
 
 
-def channels_to_keep(redundant: Sequence[int], width: int, settings: PruningSettings) -> list[int]:
+def channels_to_keep(
+    redundant: Sequence[int], width: int, settings: PruningSettings, learning_rate_left: float = 1.0
+) -> list[int]:
     """Trim a method's wish for one layer to the settings.
 
     Args:
         redundant: Channels that should go, the most redundant first.
         width: Channels of the layer now.
         settings: `max_fraction_per_epoch`, `min_channels` and `round_to` apply.
+        learning_rate_left: Learning rate over the one at the start.
 
     Returns:
         The channels that stay, ascending.
     """
     step = settings.round_to
     # With a large step the fraction alone would never allow one: the next multiple below is always within reach.
-    most = max(1, int(settings.max_fraction_per_epoch * width), width - (math.ceil(width / step) - 1) * step)
+    most = round(settings.max_fraction_per_epoch * learning_rate_left * width)
+    if step > 1:
+        most = max(most, width - (math.ceil(width / step) - 1) * step)
     least_left = max(settings.min_channels, width - most, width - len(redundant))
     left = min(width, math.ceil(least_left / step) * step)
     going = set(redundant[: width - left])

@@ -198,8 +198,9 @@ class PruningTrainer(nnUNetTrainer):
                 list(self._series()["val_losses"]),
                 {name: [epoch["widths"][name] for epoch in history] for name in widths},
             )
+            learning_rate_left = self.optimizer.param_groups[0]["lr"] / self.initial_lr if self.initial_lr else 1.0
             for name, redundant in self.method.redundant(progress).items():
-                kept = channels_to_keep(redundant, widths[name], self.pruning_settings)
+                kept = channels_to_keep(redundant, widths[name], self.pruning_settings, learning_rate_left)
                 if len(kept) < widths[name]:
                     record["keep"][name] = kept
         record["state"] = self.method.state()

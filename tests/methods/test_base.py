@@ -14,10 +14,16 @@ def test_the_most_redundant_go_first():
     assert channels_to_keep([5, 1, 7, 0], 8, settings) == [0, 2, 3, 4, 6, 7]
 
 
-def test_at_most_the_fraction_goes_but_always_one():
+def test_at_most_the_fraction_goes():
     assert kept(50, 100) == 85
     assert kept(3, 4) == 3
+    assert kept(2, 3) == 3
     assert kept(0, 4) == 4
+
+
+def test_less_goes_as_the_learning_rate_falls():
+    settings = PruningSettings()
+    assert [len(channels_to_keep(range(50), 100, settings, left)) for left in (1.0, 0.5, 0.2, 0.0)] == [85, 92, 97, 100]
 
 
 def test_min_channels_stay():

@@ -26,13 +26,14 @@ from .folder import DemoFolder
 DEFAULT_FOLDER = Path("nnunet_sauron_demo")
 CONFIGURATION = "2d"
 PLANS = "nnUNetDemoPlans"
-BATCH_SIZE = 8
-# Many short epochs: the thresholds move, and channels go, between epochs.
-EPOCHS = 40
-LENGTH = f"num_epochs={EPOCHS},num_iterations_per_epoch=20,num_val_iterations_per_epoch=4"
-# The paper's ladder of 15 steps with waits of 5 epochs takes hundreds of epochs; this one fits into 40. Losses of epochs
-# so short scatter by more than the default's 0.05, which would hold most cuts. A third of the time is left to heal.
-SAURON = "lambda_=1,tau_max=0.5,kappa=3,rho=2,max_loss_increase=0.1,cut_from=0.2,cut_until=0.7"
+BATCH_SIZE = 6
+# Many short epochs: a threshold moves only after an epoch whose loss lies within the range of the ones before, which in
+# a short training happens where losses scatter more than they fall.
+EPOCHS = 64
+LENGTH = f"num_epochs={EPOCHS},num_iterations_per_epoch=12,num_val_iterations_per_epoch=3"
+# The paper's ladder of 15 steps with waits of 5 epochs takes hundreds of epochs; this one fits into 64. The default's
+# 0.05 would hold most cuts where losses scatter so much.
+SAURON = "tau_max=0.5,kappa=4,rho=2,max_loss_increase=0.2,cut_from=0.15,cut_until=0.7"
 SETTINGS = {"StockTrainer": LENGTH, "SauronTrainer": f"{LENGTH},{SAURON}"}
 
 # The checkpoint that `nnUNetv2_train --c` takes is the first of these.

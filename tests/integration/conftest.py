@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from .phantom import IGNORE, PLAIN, REGIONS, REGIONS_AND_IGNORE, write_dataset
 from .plans import make_residual, make_tiny
 
 TINY = 701
+FIVE_FOLDS = settings(num_epochs=2)
 OTHER_LABELS = {702: ("Regions", REGIONS), 703: ("Ignore", IGNORE), 704: ("RegionsAndIgnore", REGIONS_AND_IGNORE)}
 
 
@@ -45,5 +47,12 @@ def other_labels(nnunet) -> NnUNet:
 def five_folds(nnunet) -> NnUNet:
     """All five folds of the tiny dataset's 2d configuration, trained with cuts, probabilities kept (`--npz`)."""
     for fold in range(5):
-        nnunet.train(TINY, "2d", fold, "--npz", setting=settings())
+        nnunet.train(TINY, "2d", fold, "--npz", setting=FIVE_FOLDS)
     return nnunet
+
+
+@pytest.fixture(scope="session")
+def stock_checkpoint(nnunet) -> Path:
+    """The final checkpoint of a stock training of the tiny dataset."""
+    nnunet.train(TINY, "2d", 0, trainer="StockTrainer", setting="num_epochs=1,num_iterations_per_epoch=2")
+    return nnunet.model_folder(TINY, "2d", "StockTrainer") / "fold_0/checkpoint_final.pth"

@@ -19,22 +19,30 @@ def main(model_folder: str, image: str, output: str) -> None:
         [image], None, predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
     )
     data = torch.from_numpy(np.asarray(data, dtype=np.float32))
-    # First to last and back: the widths go up and down, and what a fold gives must not depend on what was loaded before.
+    # First to last, then back: what a fold gives must not depend on the widths that were loaded before it.
     ensemble = predictor.predict_logits_from_preprocessed_data(data).clone()
     parameters = predictor.list_of_parameters
     single = []
     for weights in reversed(parameters):
         predictor.list_of_parameters = [weights]
         single.insert(0, predictor.predict_logits_from_preprocessed_data(data).clone())
+    # nnU-Net's logits are float16, and their mean has its rounding: the same sum in the same order.
+    mean = sum(single[1:], single[0]) / len(single)
     _, probabilities = convert_predicted_logits_to_segmentation_with_correct_shape(
-        torch.stack(single).mean(0),
+        mean,
         predictor.plans_manager,
         predictor.configuration_manager,
         predictor.label_manager,
         properties,
         return_probabilities=True,
     )
-    np.savez(output, single=torch.stack(single).numpy(), ensemble=ensemble.numpy(), probabilities=probabilities)
+    np.savez(
+        output,
+        single=torch.stack(single).float().numpy(),
+        mean=mean.float().numpy(),
+        ensemble=ensemble.float().numpy(),
+        probabilities=probabilities,
+    )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,15 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nnunet_sauron
+import numpy as np
+import SimpleITK
+import torch
 
-TRAINERS = Path(__file__).parent / "ext_trainers"
+import nnunet_sauron
+from nnunet_sauron.plugin import trainer_folder
+
+# CertainCutsTrainer, and the package's own trainers through their shim.
+TRAINERS = os.pathsep.join((str(Path(__file__).parent / "ext_trainers"), str(trainer_folder())))
 SECONDS = 600
 
 
@@ -23,6 +29,7 @@ def settings(**values: object) -> str:
         "num_iterations_per_epoch": 2,
         "num_val_iterations_per_epoch": 1,
         "max_loss_increase": 1000,
+        "max_fraction_per_epoch": 0.5,
     }
     return ",".join(f"{name}={value}" for name, value in {**short, **values}.items())
 
@@ -33,13 +40,11 @@ class NnUNet:
 
     Attributes:
         raw, preprocessed, results: nnU-Net's three folders.
-        trainers: The folder for `nnUNet_extTrainer`.
     """
 
     raw: Path
     preprocessed: Path
     results: Path
-    trainers: Path = TRAINERS
 
     @classmethod
     def below(cls, root: Path) -> NnUNet:
@@ -58,9 +63,11 @@ class NnUNet:
             "nnUNet_raw": str(self.raw),
             "nnUNet_preprocessed": str(self.preprocessed),
             "nnUNet_results": str(self.results),
-            "nnUNet_extTrainer": str(self.trainers),
+            "nnUNet_extTrainer": TRAINERS,
             "nnUNet_compile": "f",
             "nnUNet_def_n_proc": "1",
+            # On a busy machine threads that spin while they wait make a step of a small network ten times slower.
+            "OMP_WAIT_POLICY": "PASSIVE",
             **variables,
         }
 
@@ -118,11 +125,14 @@ class NnUNet:
         trainer: str = "CertainCutsTrainer",
         plans: str = "nnUNetPlans",
     ) -> dict[str, Path]:
-        """`nnUNetv2_predict` of the test cases: the segmentation files by case."""
+        """`nnUNetv2_predict` of the test cases: the segmentation files by case.
+
+        In one process, unless the flags say otherwise: every worker would take seconds to import nnU-Net.
+        """
         images = self.dataset_folder(self.raw, dataset) / "imagesTs"
         self.run(
             "nnUNetv2_predict", "-d", dataset, "-c", configuration, "-tr", trainer, "-p", plans,
-            "-i", images, "-o", output, "-device", "cpu", "-npp", 1, "-nps", 1, *flags,
+            "-i", images, "-o", output, "-device", "cpu", "-npp", 0, "-nps", 0, *flags,
         )  # fmt: skip
         return segmentations(output)
 
@@ -146,3 +156,20 @@ class NnUNet:
 
 def segmentations(folder: Path) -> dict[str, Path]:
     return {path.name.removesuffix(".nii.gz"): path for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def voxels(path: Path) -> np.ndarray:
+    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+
+
+def network_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, map_location="cpu", weights_only=False)["network_weights"]
+
+
+def pruning_history(checkpoint: Path) -> list[dict]:
+    return torch.load(checkpoint, map_location="cpu", weights_only=False)["logging"]["pruning"]
+
+
+def channels_by_epoch(checkpoint: Path) -> list[int]:
+    """Channels of all layers together in each epoch that the checkpoint remembers."""
+    return [sum(record["widths"].values()) for record in pruning_history(checkpoint)]

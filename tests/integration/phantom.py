@@ -1,4 +1,4 @@
-"""A dataset of 24 x 28 x 28 voxels a case in nnU-Net's raw format: what tests of commands need, and no more."""
+"""A dataset of 16 x 32 x 32 voxels a case in nnU-Net's raw format: what tests of commands need, and no more."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IGNORE = {"background": 0, "ball": 1, "box": 2, "ignore": 3}
 REGIONS = {"background": 0, "organ": [1, 2], "box": [2]}
 REGIONS_AND_IGNORE = {"background": 0, "organ": [1, 2], "box": [2], "ignore": 3}
 
-SHAPE = (24, 28, 28)
+SHAPE = (16, 32, 32)
 
 
 def write_dataset(raw: Path, name: str, labels: dict, *, training_cases: int = 8, test_cases: int = 2) -> Path:
@@ -56,9 +56,9 @@ def write_dataset(raw: Path, name: str, labels: dict, *, training_cases: int = 8
 def _case(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     points = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij")).astype(float)
     segmentation = np.zeros(SHAPE, dtype=np.uint8)
-    ball = rng.uniform((8, 8, 7), (15, 19, 10))
+    ball = rng.uniform((6, 8, 7), (10, 23, 10))
     segmentation[np.linalg.norm(points - ball[:, None, None, None], axis=0) < rng.uniform(4, 6)] = 1
-    box = rng.uniform((8, 8, 18), (15, 19, 21))
+    box = rng.uniform((6, 8, 21), (10, 23, 24))
     segmentation[np.abs(points - box[:, None, None, None]).max(axis=0) < rng.uniform(3, 5)] = 2
     image = np.choose(segmentation, (100.0, 220.0, 320.0)) + rng.normal(0, 30, SHAPE)
     return image.astype(np.int16), segmentation

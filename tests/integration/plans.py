@@ -9,14 +9,14 @@ UNETS = "dynamic_network_architectures.architectures.unet"
 
 def make_tiny(configurations: dict) -> None:
     """Give 2d and 3d_fullres three stages of 8, 12 and 16 channels, and add nnU-Net's cascade."""
-    _shrink(configurations["2d"], patch_size=[24, 24])
+    _shrink(configurations["2d"], patch_size=[32, 32])
     fullres = configurations["3d_fullres"]
-    _shrink(fullres, patch_size=[16, 16, 16])
+    _shrink(fullres, patch_size=[16, 32, 32])
     configurations["3d_lowres"] = lowres = copy.deepcopy(fullres)
     lowres["data_identifier"] = "nnUNetPlans_3d_lowres"
     lowres["spacing"] = [2 * side for side in fullres["spacing"]]
     lowres["median_image_size_in_voxels"] = [side / 2 for side in fullres["median_image_size_in_voxels"]]
-    lowres["patch_size"] = [12, 12, 12]
+    lowres["patch_size"] = [8, 16, 16]
     lowres["next_stage"] = "3d_cascade_fullres"
     configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
 

@@ -79,7 +79,7 @@ def run_demo(folder: Path | None = None, json_output: bool = False) -> None:
     _require_nnunet()
     demo_folder = DemoFolder.open(DEFAULT_FOLDER if folder is None else folder, {"plans": PLANS, "trainers": SETTINGS})
     path = demo_folder.path
-    console.print(f"Working in {path}, logs in its folder logs. About 8 minutes on two cores.", markup=False)
+    console.print(f"Working in {path}, logs in its folder logs. About 10 minutes on two cores.", markup=False)
     go_on = f"nnUNetv2_sauron demo -o {path}"
     try:
         with _terminated_like_interrupted():

@@ -46,10 +46,10 @@ def main(dataset: str, configuration: str, fold: str, trainer: str, folder: str,
             Path(report).write_text(json.dumps({"kills": kills, "exit_status": status, "end": _seen(checkpoints)}))
             return
         wanted = "write" if in_a_write < KILLS_IN_A_WRITE and (run % 2 or anywhere >= KILLS_ANYWHERE) else "anywhere"
+        _wait_for_epochs(child, checkpoints, epochs=rng.randrange(6))
         if wanted == "write":
             _wait_for_a_write(child, checkpoints, skip=rng.randrange(2))
         else:
-            _wait_for_epochs(child, checkpoints, epochs=rng.randrange(2))
             time.sleep(rng.uniform(0, 0.15))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)

@@ -20,7 +20,7 @@ NUM_EPOCHS = 120
 CUT_CHANCE = 0.05
 # Losses that only fluctuate, so that thresholds go up and wait, and cuts are held now and then.
 SETTINGS = settings(
-    num_epochs=NUM_EPOCHS, initial_lr=1e-6, cut_chance=CUT_CHANCE, save_every=4, rho=4, mu=1, max_loss_increase=0.3
+    num_epochs=NUM_EPOCHS, initial_lr=1e-6, cut_chance=CUT_CHANCE, save_every=2, rho=4, mu=1, max_loss_increase=0.3
 )
 TRAINER = "CertainCutsAnyBestTrainer"
 
@@ -51,6 +51,8 @@ def final(killed) -> dict:
 def test_it_was_killed_often_and_in_the_middle_of_writing(killed):
     assert len(killed["kills"]) >= 20
     assert sum(bool(kill["half_written"]) for kill in killed["kills"]) >= 8
+    reached = [len(kill["checkpoints"].get("checkpoint_latest.pth", {}).get("pruning", ())) for kill in killed["kills"]]
+    assert len(set(reached)) >= 8 and max(reached) >= 20
 
 
 def test_no_kill_leaves_a_checkpoint_unreadable(killed):

@@ -47,15 +47,7 @@ def delta_opt(feature_maps: torch.Tensor, *, normalisation: str = "minmax") -> t
     Raises:
         ValueError: Another normalisation, or a tensor without channels and space.
     """
-    if normalisation not in NORMALISATIONS:
-        raise ValueError(f"normalisation is one of {', '.join(NORMALISATIONS)}; got '{normalisation}'.")
-    _check_feature_maps(feature_maps)
-    if feature_maps.shape[1] < 2:
-        return feature_maps.new_zeros((), dtype=torch.float32)
-    distances = _DistancesToFirst.apply(feature_maps, normalisation == "minmax")
-    if normalisation == "max_distance":
-        distances = _divided_by_largest(distances, _smallest_spread(feature_maps.dtype))
-    return distances.mean()
+    return _with_delta_opt(feature_maps, normalisation)[1]
 
 
 @torch.no_grad()
@@ -250,14 +242,29 @@ class Sauron(PruningMethod):
         for name, threshold in self._thresholds.items():
             threshold.steps, threshold.waiting = state["tau_steps"][name], state["waiting"][name]
 
-    def _observe(self, unit: str, module: nn.Module, inputs, feature_maps: torch.Tensor) -> None:
+    def _observe(self, unit: str, module: nn.Module, inputs, feature_maps: torch.Tensor) -> torch.Tensor:
         if not module.training or feature_maps.shape[1] < 2:
-            return
-        if self.settings.lambda_ > 0:
-            self._terms.append(delta_opt(feature_maps, normalisation=self.settings.normalisation))
+            return feature_maps
         if self._measuring:
             with torch.no_grad():
                 self._sums[unit] += _relative_distances(feature_maps, self._references[unit])
+        if self.settings.lambda_ > 0:
+            feature_maps, term = _with_delta_opt(feature_maps, self.settings.normalisation)
+            self._terms.append(term)
+        return feature_maps
+
+
+def _with_delta_opt(feature_maps: torch.Tensor, normalisation: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The feature maps, for the layers after, and their delta_opt."""
+    if normalisation not in NORMALISATIONS:
+        raise ValueError(f"normalisation is one of {', '.join(NORMALISATIONS)}; got '{normalisation}'.")
+    _check_feature_maps(feature_maps)
+    if feature_maps.shape[1] < 2:
+        return feature_maps, feature_maps.new_zeros((), dtype=torch.float32)
+    maps, distances = _DistancesToFirst.apply(feature_maps, normalisation == "minmax")
+    if normalisation == "max_distance":
+        distances = _divided_by_largest(distances, _smallest_spread(feature_maps.dtype))
+    return maps, distances.mean()
 
 
 def _relative_distances(feature_maps: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -268,10 +275,15 @@ def _relative_distances(feature_maps: torch.Tensor, reference: torch.Tensor) -> 
 
 
 class _DistancesToFirst(torch.autograd.Function):
-    """(B, C, *spatial) -> (B, C - 1): root mean square distance of each pooled map to the first one."""
+    """h (B, C, *spatial) -> h itself, and (B, C - 1): root mean square distance of each pooled map to the first one.
+
+    Who goes on with the returned h spares a full-size tensor: backward then adds the distances' part to the gradient
+    that comes along, where autograd would have to write it out and add it afterwards.
+    """
 
     @staticmethod
-    def forward(ctx, h: torch.Tensor, normalise: bool) -> torch.Tensor:
+    def forward(ctx, h: torch.Tensor, normalise: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.set_materialize_grads(False)
         maps = _pooled(h).flatten(2).float()
         scale = low_at = high_at = None
         if normalise:
@@ -280,25 +292,34 @@ class _DistancesToFirst(torch.autograd.Function):
             spread = high - low
             constant = spread <= _rounding(low, high, h.dtype)
             scale = torch.where(constant, torch.inf, spread).reciprocal()[..., None]
-            maps = (maps - low[..., None]).mul_(scale)
-        distances = _root_mean_square(maps[:, 1:] - maps[:, :1])
-        ctx.save_for_backward(maps, distances, scale, low_at, high_at)
+            maps = maps.sub_(low[..., None]).mul_(scale)
+        first = maps[:, :1].clone()
+        difference = maps.sub_(first)
+        distances = _root_mean_square(difference)[:, 1:]
+        ctx.save_for_backward(difference, first, distances, scale, low_at, high_at)
         ctx.shape, ctx.dtype = h.shape, h.dtype
-        return distances
+        return h, distances
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        maps, distances, scale, low_at, high_at = ctx.saved_tensors
-        weight = torch.where(distances > 0, grad / distances, 0) / maps.shape[2]
-        # Written without `out=` into a slice, at which torch.compile would break the graph in every layer.
-        to_others = (maps[:, 1:] - maps[:, :1]) * weight[..., None]
-        to_maps = torch.cat([-to_others.sum(1, keepdim=True), to_others], 1)
+    def backward(ctx, onward: torch.Tensor | None, grad: torch.Tensor | None) -> tuple[torch.Tensor | None, None]:
+        if grad is None:
+            return onward, None
+        difference, first, distances, scale, low_at, high_at = ctx.saved_tensors
+        voxels = _voxels(_pooling(ctx.shape[2:]))
+        # d distance_c / d map_c = weight_c * difference_c, divided among a window's voxels; the first map gets the
+        # negative sum. Sums over space are products of matrices, which need no more memory.
+        weight = torch.where(distances > 0, grad / distances, 0) / (difference.shape[2] * voxels)
+        weight = functional.pad(weight, [1, 0])[..., None]
+        to_maps = difference * weight
+        to_maps[:, :1] = -torch.bmm(weight.mT, difference)
         if scale is not None:
             to_maps *= scale
-            total = to_maps.sum(-1, keepdim=True)
-            to_high = -(to_maps * maps).sum(-1, keepdim=True)
-        gradient = _unpooled(to_maps, ctx.shape, ctx.dtype)
+            # The extrema's part needs sum(to_maps * maps), and maps = first + difference.
+            total = voxels * to_maps.sum(-1, keepdim=True)
+            squares = functional.pad(distances.square(), [1, 0])[..., None] * difference.shape[2]
+            to_high = -voxels * (torch.bmm(to_maps, first.mT) + scale * weight * squares)
+        gradient = _spread(to_maps.to(ctx.dtype), ctx.shape, onward)
         if scale is not None:
             flat = gradient.view(*ctx.shape[:2], -1)
             flat.scatter_add_(2, high_at, to_high.to(ctx.dtype))
@@ -312,24 +333,43 @@ def _pooling(shape: Sequence[int]) -> list[int]:
 
 
 def _pooled(h: torch.Tensor) -> torch.Tensor:
-    pool = functional.avg_pool3d if h.ndim == 5 else functional.avg_pool2d
-    # PyTorch pools volumes of half precision on accelerators only.
-    h = h.float() if h.device.type == "cpu" else h
-    return pool(h, _pooling(h.shape[2:]))
+    """phi. PyTorch pools volumes of half precision on accelerators only, and images on the CPU without vector units:
+    there, sums of neighbours are 3 to 4 times faster (not so in 3D)."""
+    if h.device.type != "cpu":
+        return (functional.avg_pool3d if h.ndim == 5 else functional.avg_pool2d)(h, _pooling(h.shape[2:]))
+    h = h.float()
+    if h.ndim == 5:
+        return functional.avg_pool3d(h, _pooling(h.shape[2:]))
+    shape = h.shape[2:]
+    for axis in (2, 3):
+        if h.shape[axis] > 1:
+            pairs = h.narrow(axis, 0, h.shape[axis] // 2 * 2).unflatten(axis, (-1, 2))
+            h = pairs.select(axis + 1, 0) + pairs.select(axis + 1, 1)
+    return h / _voxels(_pooling(shape))  # never h itself: the caller writes into it
 
 
-def _unpooled(pooled: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """The transpose of `_pooled`: each value spread evenly over its window; what no window covers gets 0."""
+def _voxels(window: Sequence[int]) -> int:
+    return 2 ** sum(step > 1 for step in window)
+
+
+def _spread(pooled: torch.Tensor, shape: torch.Size, onto: torch.Tensor | None) -> torch.Tensor:
+    """(B, C, n) -> (*shape): each value over its whole window, added to `onto`; what no window covers is left alone.
+
+    Copies of rows: `interpolate` takes a detour over another memory format for most layers, and 3 times as long.
+    """
     window = _pooling(shape[2:])
     inner = [side // step for side, step in zip(shape[2:], window, strict=True)]
-    voxels = 1
-    for step in window:
-        voxels *= step
-    pooled = (pooled / voxels).to(dtype).view(*shape[:2], *inner)
+    if window[-1] == 2:
+        pooled = torch.stack([pooled, pooled], -1)
+    axes = [size for side, step in zip(inner[:-1], window[:-1], strict=True) for size in (side, step)]
+    rows = pooled.reshape(*shape[:2], *(n for side in inner[:-1] for n in (side, 1)), inner[-1] * window[-1])
+    rows = rows.expand(*shape[:2], *axes, rows.shape[-1])
     covered = [side * step for side, step in zip(inner, window, strict=True)]
-    spread = functional.interpolate(pooled, size=covered, mode="nearest")
-    margins = [margin for side, c in zip(shape[:1:-1], covered[::-1], strict=True) for margin in (0, side - c)]
-    return functional.pad(spread, margins) if any(margins) else spread
+    if covered != list(shape[2:]):
+        margins = [m for side, c in zip(shape[:1:-1], covered[::-1], strict=True) for m in (0, side - c)]
+        spread = functional.pad(rows.reshape(*shape[:2], *covered), margins)
+        return spread if onto is None else spread + onto
+    return rows.reshape(shape) if onto is None else (rows + onto.reshape(rows.shape)).view(shape)
 
 
 def _extreme(h: torch.Tensor, argextreme) -> tuple[torch.Tensor, torch.Tensor]:

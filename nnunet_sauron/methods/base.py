@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..pruning.channels import ChannelLayout
+from ..pruning.cost import CostModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,9 @@ class PruningSettings:
         cut_from: No cut before this fraction of the epochs.
         cut_until: No cut after this fraction: what is left needs time, and learning rate, to heal.
         max_fraction_per_epoch: Of a layer's channels, at most this part (rounded) goes in one epoch, and less as the
-            learning rate falls: late cuts hardly heal.
+            learning rate falls: late cuts hardly heal. None: no such limit.
         max_loss_increase: All cuts are held while the training loss (without a method's own term) is this much above
-            its lowest so far: nothing in the methods themselves stops a collapse.
+            its lowest so far: nothing in the methods themselves stops a collapse. None: never held.
         min_channels: No layer gets narrower.
         round_to: Widths stay at multiples of this number, which vector units reward; layers that begin at another
             width go down to a multiple with their first cut.
@@ -34,18 +35,18 @@ class PruningSettings:
 
     cut_from: float = 0.0
     cut_until: float = 0.8
-    max_fraction_per_epoch: float = 0.15
-    max_loss_increase: float = 0.05
+    max_fraction_per_epoch: float | None = 0.15
+    max_loss_increase: float | None = 0.05
     min_channels: int = 2
     round_to: int = 1
 
     def __post_init__(self) -> None:
         for name in ("cut_from", "cut_until", "max_fraction_per_epoch"):
-            if not 0 <= getattr(self, name) <= 1:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be a fraction in [0, 1]; got {getattr(self, name)}.")
         if self.cut_from > self.cut_until:
             raise ValueError(f"cut_from ({self.cut_from}) must not be after cut_until ({self.cut_until}).")
-        if not self.max_loss_increase > 0:
+        if self.max_loss_increase is not None and not self.max_loss_increase > 0:
             raise ValueError(f"max_loss_increase must be above 0; got {self.max_loss_increase}.")
         for name in ("min_channels", "round_to"):
             if getattr(self, name) < 1:
@@ -71,21 +72,43 @@ class Progress:
     val_losses: Sequence[float]
     widths: dict[str, Sequence[int]]
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that just ended, counted from 0."""
+        return len(self.train_losses) - 1
+
 
 class PruningMethod:
-    """The base that a method fills in. Called in this order: attach, then for each epoch start_epoch, before every
-    training step before_step and after its forward regulariser, and redundant at the end of the epoch.
+    """The base that a method fills in. Called in this order: prepare, attach, then for each epoch start_epoch; around
+    every training step before_step, regulariser after its forward and before_update after its backward; redundant at
+    the end of the epoch, and before_removal when what it named is about to go.
 
     Args:
         settings: An instance of the class's `Settings`.
         num_epochs: Length of the training.
+
+    Attributes:
+        latest_only: Keys of `state` that only the newest epoch's record keeps: what a resumed run needs and is large.
     """
 
     Settings: type[PruningSettings] = PruningSettings
+    latest_only: tuple[str, ...] = ()
 
     def __init__(self, settings: PruningSettings, num_epochs: int):
         self.settings = settings
         self.num_epochs = num_epochs
+
+    def prepare(self, layout: ChannelLayout, cost: CostModel, given_widths: dict[str, int] | None) -> None:
+        """Fit the settings to the dense network, before anything is trained.
+
+        Args:
+            layout: The dense network's.
+            cost: Parameters and multiply-accumulates at any widths.
+            given_widths: Those of the model that the setting `widths_from` names, if there is one.
+
+        Raises:
+            ValueError: They cannot be met.
+        """
 
     def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
         """Begin to observe an unwrapped network. Its modules stay the same objects through every cut."""
@@ -99,16 +122,22 @@ class PruningMethod:
     def regulariser(self) -> torch.Tensor | None:
         """A scalar to add to the loss of the forward that just ran in training mode, or None."""
 
+    def before_update(self) -> None:
+        """The optimiser is about to step: the gradients are unscaled, clipped, and averaged over DDP's ranks."""
+
     def redundant(self, progress: Progress) -> dict[str, list[int]]:
         """The channels that should go, by unit name, the most redundant first. Called on one DDP rank only."""
         raise NotImplementedError
 
+    def before_removal(self, keep: dict[str, list[int]]) -> None:
+        """All but these channels of these units are about to be removed; on every DDP rank."""
+
     def state(self) -> dict:
-        """What a resumed run must know, as plain Python; stored in the history after each epoch."""
+        """What a resumed run must know, as plain Python or tensors; stored in the history after each epoch."""
         return {}
 
     def load_state(self, state: dict) -> None:
-        """Continue from what `state` returned."""
+        """Continue from what `state` returned. Comes after `attach`."""
 
 
 def channels_to_keep(
@@ -127,10 +156,26 @@ def channels_to_keep(
     """
     step = settings.round_to
     # With a large step the fraction alone would never allow one: the next multiple below is always within reach.
-    most = round(settings.max_fraction_per_epoch * learning_rate_left * width)
+    fraction = settings.max_fraction_per_epoch
+    most = width if fraction is None else round(fraction * learning_rate_left * width)
     if step > 1:
         most = max(most, width - (math.ceil(width / step) - 1) * step)
     least_left = max(settings.min_channels, width - most, width - len(redundant))
     left = min(width, math.ceil(least_left / step) * step)
     going = set(redundant[: width - left])
     return [channel for channel in range(width) if channel not in going]
+
+
+def steps(settings: PruningSettings, num_epochs: int, every: int = 1) -> list[int]:
+    """The epochs after which a method that cuts by a schedule does so: every so many, the last one that may included.
+
+    Raises:
+        ValueError: There is none.
+    """
+    epochs = [epoch for epoch in range(num_epochs) if settings.may_cut_after(epoch, num_epochs)]
+    if not epochs:
+        raise ValueError(
+            f"With num_epochs={num_epochs}, cut_from={settings.cut_from} and cut_until={settings.cut_until} there is "
+            f"no epoch after which to cut; train longer or widen the cutting phase."
+        )
+    return epochs[(len(epochs) - 1) % every :: every]

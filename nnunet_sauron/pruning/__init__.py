@@ -1,13 +1,14 @@
 """Structured removal of channels: pure PyTorch, knows networks and optimisers, nothing of nnU-Net's trainer."""
 
 from .channels import ChannelLayout, ChannelUnit, channel_layout
-from .cost import count_macs, count_parameters
+from .cost import CostModel, count_macs, count_parameters
 from .loading import accept_pruned_weights, densify, resize, widths_of
 from .removal import remove_channels
 
 __all__ = [
     "ChannelLayout",
     "ChannelUnit",
+    "CostModel",
     "accept_pruned_weights",
     "channel_layout",
     "count_macs",

@@ -17,6 +17,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
 
 KNOWN_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")
+# Subclasses of them in the planning room that forward as they do; by name, since this room imports nothing of it.
+PRUNED_NETWORKS = ("PrunedPlainConvUNet", "PrunedResidualEncoderUNet")
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ class ChannelUnit:
         producers: Names of the convolutions whose output channels these are; more than one after a residual add.
         feature_maps: Names of the modules whose outputs are the unit's feature maps (B, `width`, *spatial): the whole
             block (convolution, norm, nonlinearity; a residual block after its add), or a bare transposed convolution.
+        transposed: Whether a transposed convolution makes them.
     """
 
     name: str
     width: int
     producers: tuple[str, ...]
     feature_maps: tuple[str, ...]
+    transposed: bool
 
 
 Segment = tuple["str | None", int]
@@ -50,12 +54,14 @@ class ChannelAxis:
         tensor: Name of the parameter or buffer in that module.
         dim: The axis.
         segments: What lies along it, in order; several after a concatenation.
+        reads: True for the input side of a convolution; False for what makes channels: its output side, and norms.
     """
 
     module: str
     tensor: str
     dim: int
     segments: tuple[Segment, ...]
+    reads: bool
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ def channel_layout(network: nn.Module) -> ChannelLayout:
 
 def check_prunable(network_class: str) -> None:
     """Raise ValueError, with the list of what can be pruned, unless a class of this (qualified) name is known."""
-    if network_class.rpartition(".")[2] not in KNOWN_NETWORKS:
+    if network_class.rpartition(".")[2] not in KNOWN_NETWORKS + PRUNED_NETWORKS:
         raise ValueError(
             f"A network of class {network_class} cannot be pruned: known are {' and '.join(KNOWN_NETWORKS)} "
             f"(dynamic_network_architectures.architectures.unet). Choose plans that name one of them, for example "
@@ -128,7 +134,7 @@ class _Pass:
         self.network = network
         self.names = {module: name for name, module in network.named_modules()}
         self.segments: list[_Producer] = []
-        self.axes: list[tuple[str, str, int, _Channels]] = []
+        self.axes: list[tuple[str, str, int, _Channels, bool]] = []
         self.attributes: list[tuple[str, str, _Channels, int | None]] = []
 
     def run(self) -> ChannelLayout:
@@ -141,14 +147,15 @@ class _Pass:
             members = [s for s in self.segments if s.root() is root]
             maps = tuple(name for s in members for name in s.feature_maps)
             producers = tuple(name for s in members for name in s.producers)
-            units[root] = ChannelUnit(maps[0], root.width, producers, maps)
+            transposed = any(isinstance(self.network.get_submodule(name), _ConvTransposeNd) for name in producers)
+            units[root] = ChannelUnit(maps[0], root.width, producers, maps, transposed)
 
         def resolve(channels: _Channels) -> tuple[Segment, ...]:
             return tuple((units[s.root()].name if s.root() in units else None, s.width) for s in channels)
 
         return ChannelLayout(
             tuple(units.values()),
-            tuple(ChannelAxis(m, t, d, resolve(c)) for m, t, d, c in self.axes),
+            tuple(ChannelAxis(m, t, d, resolve(c), r) for m, t, d, c, r in self.axes),
             tuple(ChannelAttribute(m, a, resolve(c), i) for m, a, c, i in self.attributes),
         )
 
@@ -167,9 +174,9 @@ class _Pass:
                 early.fixed = early.fixed or late.fixed
         return b
 
-    def axis(self, module: nn.Module, tensor: str, dim: int, channels: _Channels) -> None:
+    def axis(self, module: nn.Module, tensor: str, dim: int, channels: _Channels, reads: bool = False) -> None:
         if getattr(module, tensor, None) is not None:
-            self.axes.append((self.names[module], tensor, dim, channels))
+            self.axes.append((self.names[module], tensor, dim, channels, reads))
 
     def attribute(self, module: nn.Module, name: str, channels: _Channels, index: int | None = None) -> None:
         self.attributes.append((self.names[module], name, channels, index))
@@ -220,7 +227,7 @@ class _Pass:
         out[0].producers.append(self.names[conv])
         transposed = isinstance(conv, _ConvTransposeNd)
         self.axis(conv, "weight", 1 if transposed else 0, out)
-        self.axis(conv, "weight", 0 if transposed else 1, channels)
+        self.axis(conv, "weight", 0 if transposed else 1, channels, reads=True)
         self.axis(conv, "bias", 0, out)
         self.attribute(conv, "in_channels", channels)
         self.attribute(conv, "out_channels", out)

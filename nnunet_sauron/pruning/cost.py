@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
+
+from .channels import Segment, channel_layout
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -26,18 +30,88 @@ def count_macs(network: nn.Module, patch_size: Sequence[int], input_channels: in
         patch_size: Voxels per axis.
         input_channels: Channels of the network's input.
     """
+    counter = FlopCounterMode(display=False)
+    with counter:
+        _forward_on_meta(network, patch_size, input_channels)
+    return counter.get_total_flops() // 2
+
+
+class CostModel:
+    """What a network would cost at other widths, counted once: for choosing widths, thousands of times a second.
+
+    A convolution's multiply-accumulates are its input channels times its output channels, its kernel's voxels, and the
+    positions of its output (of its input, if transposed). Equal to `count_parameters` and `count_macs`.
+
+    Args:
+        network: A network that `channel_layout` knows, unwrapped.
+        patch_size: Voxels per axis.
+        input_channels: Channels of the network's input.
+    """
+
+    def __init__(self, network: nn.Module, patch_size: Sequence[int], input_channels: int):
+        positions = _positions(network, patch_size, input_channels)
+        axes: dict[tuple[str, str], list[tuple[int, tuple[Segment, ...]]]] = {}
+        for axis in channel_layout(network).axes:
+            axes.setdefault((axis.module, axis.tensor), []).append((axis.dim, axis.segments))
+        # Per tensor: what does not change, its positions (0: no convolution that prediction runs), its channel axes.
+        self._tensors: list[tuple[int, int, list[tuple[Segment, ...]]]] = []
+        self._fixed_parameters = count_parameters(network)
+        for (module_name, tensor_name), dims in axes.items():
+            module = network.get_submodule(module_name)
+            tensor = getattr(module, tensor_name)
+            if not isinstance(tensor, nn.Parameter):
+                continue
+            self._fixed_parameters -= tensor.numel()
+            constant = math.prod(size for dim, size in enumerate(tensor.shape) if dim not in dict(dims))
+            visited = positions.get(module, 0) if tensor_name == "weight" else 0
+            self._tensors.append((constant, visited, [segments for _, segments in dims]))
+
+    def parameters(self, widths: Mapping[str, int]) -> int:
+        """Number of parameters with these channels per unit."""
+        return self._fixed_parameters + sum(n for n, _ in self._sizes(widths))
+
+    def macs(self, widths: Mapping[str, int]) -> int:
+        """Multiply-accumulates of one patch with these channels per unit."""
+        return sum(n * positions for n, positions in self._sizes(widths))
+
+    def _sizes(self, widths: Mapping[str, int]) -> Iterator[tuple[int, int]]:
+        for constant, positions, axes in self._tensors:
+            size = constant
+            for segments in axes:
+                size *= sum(width if name is None else widths[name] for name, width in segments)
+            yield size, positions
+
+
+def _positions(network: nn.Module, patch_size: Sequence[int], input_channels: int) -> dict[nn.Module, int]:
+    """How often each convolution's kernel is applied for one patch."""
+    positions = {}
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        visited = inputs[0] if isinstance(module, _ConvTransposeNd) else output
+        positions[module] = math.prod(visited.shape[2:])
+
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, _ConvNd)]
+    try:
+        _forward_on_meta(network, patch_size, input_channels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return positions
+
+
+def _forward_on_meta(network: nn.Module, patch_size: Sequence[int], input_channels: int) -> None:
+    """One patch through the network, shapes only, in evaluation mode and without deep supervision."""
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     tensors = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     patch = torch.empty((1, input_channels, *patch_size), device="meta")
     decoder = getattr(network, "decoder", None)
     supervised = getattr(decoder, "deep_supervision", None)
     was_training = network.training
-    counter = FlopCounterMode(display=False)
     try:
         network.eval()
         if supervised is not None:
             decoder.deep_supervision = False
-        with torch.no_grad(), counter:
+        with torch.no_grad():
             # tie_weights: nnU-Net holds its modules under several names, and with it each would be swapped once per
             # name, the last time for the meta tensor itself: that is what the network would be left with.
             functional_call(network, tensors, (patch,), tie_weights=False)
@@ -45,4 +119,3 @@ def count_macs(network: nn.Module, patch_size: Sequence[int], input_channels: in
         network.train(was_training)
         if supervised is not None:
             decoder.deep_supervision = supervised
-    return counter.get_total_flops() // 2

@@ -1,7 +1,31 @@
 """Trainers that nnU-Net finds by name (`-tr`)."""
 
+from .methods import (
+    AutoPrunerTrainer,
+    CSGDTrainer,
+    FPGMTrainer,
+    L1Trainer,
+    RandomLargestLayerTrainer,
+    SauronTrainer,
+    SFPTrainer,
+    STAMPRandomChannelTrainer,
+    STAMPTrainer,
+    TaylorTrainer,
+)
 from .pruning import PruningTrainer
-from .sauron import SauronTrainer
 from .stock import StockTrainer
 
-__all__ = ["PruningTrainer", "SauronTrainer", "StockTrainer"]
+__all__ = [
+    "AutoPrunerTrainer",
+    "CSGDTrainer",
+    "FPGMTrainer",
+    "L1Trainer",
+    "PruningTrainer",
+    "RandomLargestLayerTrainer",
+    "SFPTrainer",
+    "STAMPRandomChannelTrainer",
+    "STAMPTrainer",
+    "SauronTrainer",
+    "StockTrainer",
+    "TaylorTrainer",
+]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +15,9 @@ import numpy as np
 import torch
 from nnunetv2.training.logging import nnunet_logger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.helpers import empty_cache
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed, nn
 from torch._dynamo import OptimizedModule
@@ -24,21 +25,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..methods.base import Progress, PruningMethod, channels_to_keep
 from ..pruning import (
+    CostModel,
     accept_pruned_weights,
     channel_layout,
-    count_macs,
-    count_parameters,
     remove_channels,
     resize,
     widths_of,
 )
 from ..pruning.channels import check_prunable
 from .checkpoints import TEMPORARY, read_checkpoint, write_atomically
+from .plots import NowAndThen
 from .pruning_plot import plot_pruning
 from .settings import TrainingSettings, read_settings
 
 SERIES = "pruning"
-SECONDS_BETWEEN_PLOTS = 20
+NNUNET_EPOCHS = 1000  # nnU-Net's length of training, which its constructor sets
 
 
 class PruningTrainer(nnUNetTrainer):
@@ -60,13 +61,31 @@ class PruningTrainer(nnUNetTrainer):
         if not hasattr(nnunet_logger, "MetaLogger"):
             raise RuntimeError("This nnU-Net is too old for nnunet-sauron; 2.8 is needed: pip install -U nnunetv2")
         training, self.pruning_settings = read_settings(type(self), TrainingSettings, self.Method.Settings)
-        check_prunable(PlansManager(plans).get_configuration(configuration).network_arch_class_name)
+        self._check_target(plans, configuration, dataset_json, training.num_epochs or NNUNET_EPOCHS)
         super().__init__(plans, configuration, fold, dataset_json, device)
         training.apply_to(self)
         self._series().setdefault(SERIES, [])
         self._steps_done = 0
-        self._plotted_at = -math.inf
+        self.logger.plot_progress_png = NowAndThen(self, self.logger.plot_progress_png)
+        self._plot = NowAndThen(self, self._plot_pruning)
         self._last_regulariser: torch.Tensor | None = None
+
+    def _check_target(self, plans: dict, configuration: str, dataset_json: dict, num_epochs: int) -> None:
+        """Refuse what cannot be done before nnU-Net's constructor writes a log, on a network without memory."""
+        manager = PlansManager(plans)
+        chosen = manager.get_configuration(configuration)
+        check_prunable(chosen.network_arch_class_name)
+        channels = determine_num_input_channels(manager, chosen, dataset_json)
+        heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+        with torch.device("meta"):
+            network = get_network_from_plans(
+                chosen.network_arch_class_name, chosen.network_arch_init_kwargs,
+                chosen.network_arch_init_kwargs_req_import, channels, heads, allow_init=False, deep_supervision=True,
+            )  # fmt: skip
+        path = getattr(self.pruning_settings, "widths_from", None)
+        self._given_widths = widths_of(network, read_checkpoint(path)["network_weights"]) if path else None
+        cost = CostModel(network, chosen.patch_size, channels)
+        self.Method(self.pruning_settings, num_epochs).prepare(channel_layout(network), cost, self._given_widths)
 
     # The network
 
@@ -92,9 +111,12 @@ class PruningTrainer(nnUNetTrainer):
 
     def initialize(self) -> None:
         super().initialize()
-        self.dense_widths = channel_layout(self.bare_network).widths
-        self.dense_cost = self._cost()
+        layout = channel_layout(self.bare_network)
+        self.dense_widths = layout.widths
+        self._cost = CostModel(self.bare_network, self.configuration_manager.patch_size, self.num_input_channels)
+        self.dense_cost = self._cost.parameters(self.dense_widths), self._cost.macs(self.dense_widths)
         self.method = self.Method(self.pruning_settings, self.num_epochs)
+        self.method.prepare(layout, self._cost, self._given_widths)
         # Here and not in _build_loss, which is what subclasses override to bring a loss of their own.
         self.loss = _RegularisedLoss(self.loss, self)
 
@@ -107,6 +129,7 @@ class PruningTrainer(nnUNetTrainer):
                     leftover.unlink()
         super().on_train_start()
         self.method.attach(self.bare_network, channel_layout(self.bare_network))
+        self.optimizer.register_step_pre_hook(lambda *_: self.method.before_update())
         settings = self._settings()
         named = ", ".join(f"{name}={value}" for name, value in settings.items())
         self.print_to_log_file(f"{type(self).__name__}: {named}")
@@ -156,35 +179,36 @@ class PruningTrainer(nnUNetTrainer):
         if self.is_ddp:
             distributed.broadcast_object_list(record, src=0)
         del self.history()[self.current_epoch :]
+        for older in self.history()[-1:]:
+            older["state"] = {k: v for k, v in older["state"].items() if k not in self.method.latest_only}
         self.history().append(record[0])
         self.print_to_log_file(self._report(record[0]))
         super().on_epoch_end()
 
+        # nnU-Net has counted the epoch already, and stores its counter plus one.
+        self.current_epoch -= 1
         if record[0]["keep"]:
-            # nnU-Net has counted the epoch already, and stores its counter plus one.
-            self.current_epoch -= 1
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
-            self.current_epoch += 1
-        # Drawing takes about a second, as long as a short epoch; nobody looks more often than this.
-        is_last = self.current_epoch == self.num_epochs
-        if self.local_rank == 0 and (is_last or time.monotonic() > self._plotted_at + SECONDS_BETWEEN_PLOTS):
-            self._plotted_at = time.monotonic()
-            try:
-                path = Path(self.output_folder) / "pruning.png"
-                plot_pruning(self._series(), self.dense_widths, self.dense_cost, path)
-            except OSError as error:  # a picture is no reason to end a training
-                self.print_to_log_file(f"WARNING: {error}")
+        if self.local_rank == 0:
+            self._plot()
+        self.current_epoch += 1
+
+    def _plot_pruning(self) -> None:
+        try:
+            path = Path(self.output_folder) / "pruning.png"
+            plot_pruning(self._series(), self.dense_widths, self.dense_cost, path)
+        except OSError as error:  # a picture is no reason to end a training
+            self.print_to_log_file(f"WARNING: {error}")
 
     def _decided(self) -> dict:
         """This epoch's record, with what goes before the next one."""
         now = channel_layout(self.bare_network).widths
         # The same strings in every record: a pickled checkpoint then holds each name once, not once per epoch.
         widths = {name: now[name] for name in self.dense_widths}
-        parameters, macs = self._cost()
         record = {
             "widths": widths,
-            "parameters": parameters,
-            "macs": macs,
+            "parameters": self._cost.parameters(widths),
+            "macs": self._cost.macs(widths),
             "regulariser": self._epoch_regulariser,
             "keep": {},
             "held": self._reason_to_hold(),
@@ -210,6 +234,8 @@ class PruningTrainer(nnUNetTrainer):
         settings = self.pruning_settings
         if not settings.may_cut_after(self.current_epoch, self.num_epochs):
             return "outside of the cutting phase"
+        if settings.max_loss_increase is None:
+            return None
         losses = self._series()["train_losses"]
         lowest = min((loss for loss in losses if math.isfinite(loss)), default=-math.inf)
         if not losses[-1] <= lowest + settings.max_loss_increase:  # put so that a loss of nan holds, too
@@ -238,6 +264,7 @@ class PruningTrainer(nnUNetTrainer):
     def _remove(self, keep: dict[str, list[int]]) -> None:
         network = self.bare_network
         self._unwrap()
+        self.method.before_removal(keep)
         remove_channels(network, keep, self.optimizer)
         self._wrap()
         torch._dynamo.reset()  # past 8 recompilations torch.compile would fall back to eager for good
@@ -252,12 +279,6 @@ class PruningTrainer(nnUNetTrainer):
         if self.is_ddp:
             devices = [self.local_rank] if self.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.network, device_ids=devices)
-
-    def _cost(self) -> tuple[int, int]:
-        """Parameters, and multiply-accumulates of one patch."""
-        network = self.bare_network
-        patch_size = self.configuration_manager.patch_size
-        return count_parameters(network), count_macs(network, patch_size, self.num_input_channels)
 
     # Checkpoints
 

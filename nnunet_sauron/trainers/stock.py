@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from .plots import NowAndThen
 from .settings import TrainingSettings, read_settings
 
 
@@ -15,3 +16,4 @@ class StockTrainer(nnUNetTrainer):
         (settings,) = read_settings(type(self), TrainingSettings)
         super().__init__(plans, configuration, fold, dataset_json, device)
         settings.apply_to(self)
+        self.logger.plot_progress_png = NowAndThen(self, self.logger.plot_progress_png)

@@ -10,8 +10,9 @@ import torch
 from nnunet_sauron.methods.sauron import Sauron
 from nnunet_sauron.trainers import SauronTrainer
 
-PATCH = (16, 16)
+SIDE = 16
 BATCH = 2
+CONFIGURATIONS = {2: "2d", 3: "3d_fullres"}
 
 
 class CertainCuts(Sauron):
@@ -29,46 +30,58 @@ class RandomPatches:
     def __init__(self, trainer, seed: int):
         self.generator = torch.Generator().manual_seed(seed)
         self.scales = trainer._get_deep_supervision_scales()
-        self.batch = trainer.batch_size
+        self.shape = (trainer.batch_size, 1, *trainer.configuration_manager.patch_size)
 
     def __next__(self) -> dict:
-        data = torch.randn((self.batch, 1, *PATCH), generator=self.generator)
+        data = torch.randn(self.shape, generator=self.generator)
         labels = (data > 0.3).float() + (data > 1).float()
         if self.scales is None:
             return {"data": data, "target": labels}
-        steps = [round(1 / scale[0]) for scale in self.scales]
-        return {"data": data, "target": [labels[..., ::step, ::step] for step in steps]}
+        steps = [[round(1 / side) for side in scale] for scale in self.scales]
+        return {"data": data, "target": [labels[(..., *(slice(None, None, s) for s in step))] for step in steps]}
 
 
-class SmallTrainer(SauronTrainer):
-    """SauronTrainer on random patches, with certain cuts; a few steps per epoch."""
+class OnRandomPatches:
+    """Before a trainer class: it trains on random patches, a few steps per epoch, and draws only if told to."""
 
-    Method = CertainCuts
+    draws = False
+
     num_epochs = 6
     num_iterations_per_epoch = 3
     num_val_iterations_per_epoch = 1
-    prune_batches = 2
 
     @property
-    def seed(self) -> int:
+    def patch_seed(self) -> int:
         return self.local_rank
 
     def get_dataloaders(self):
-        return RandomPatches(self, self.seed), RandomPatches(self, 100)
+        return RandomPatches(self, self.patch_seed), RandomPatches(self, 100)
 
     def on_train_start(self) -> None:
         folder = Path(self.preprocessed_dataset_folder_base)
         (folder / "dataset_fingerprint.json").write_text("{}")
+        if not self.draws:  # the pictures take longer than such a training
+            self.logger.plot_progress_png = self._plot = lambda *_: None
         super().on_train_start()
 
 
-def small_trainer(folder: Path, trainer_class: type = SmallTrainer, widths=(6, 8, 10), device="cpu"):
+class SmallTrainer(OnRandomPatches, SauronTrainer):
+    """SauronTrainer with certain cuts."""
+
+    Method = CertainCuts
+    prune_batches = 2
+
+
+def small_trainer(
+    folder: Path, trainer_class: type = SmallTrainer, widths=(6, 8, 10), device="cpu", architecture="plain", dim=2
+):
     """A trainer whose folders lie under `folder`; pytest's monkeypatch or the caller sets nnU-Net's variables."""
-    preprocessed = folder / "preprocessed" / "Dataset001_Random" / "nnUNetPlans_2d"
+    preprocessed = folder / "preprocessed" / "Dataset001_Random" / f"nnUNetPlans_{CONFIGURATIONS[dim]}"
     preprocessed.mkdir(parents=True, exist_ok=True)
     # nnU-Net tells its data format from what it finds there.
     (preprocessed / "case.b2nd").touch()
-    return trainer_class(plans(widths), "2d", 0, dataset_json(), torch.device(device))
+    chosen = plans(widths, architecture, dim)
+    return trainer_class(chosen, CONFIGURATIONS[dim], 0, dataset_json(), torch.device(device))
 
 
 def set_folders(monkeypatch, folder: Path) -> None:
@@ -77,8 +90,10 @@ def set_folders(monkeypatch, folder: Path) -> None:
         monkeypatch.setenv(f"nnUNet_{kind}", str(folder / kind))
 
 
-def plans(widths=(6, 8, 10)) -> dict:
-    """A plans file for 2D patches of 16 x 16, as nnU-Net's command hands it to a trainer."""
+def plans(widths=(6, 8, 10), architecture="plain", dim=2) -> dict:
+    """A plans file for patches of 16 x 16 (x 16), as nnU-Net's command hands it to a trainer."""
+    network = {"plain": "PlainConvUNet", "resenc": "ResidualEncoderUNet"}[architecture]
+    blocks = "n_conv_per_stage" if architecture == "plain" else "n_blocks_per_stage"
     return {
         "dataset_name": "Dataset001_Random",
         "plans_name": "nnUNetPlans",
@@ -87,27 +102,27 @@ def plans(widths=(6, 8, 10)) -> dict:
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {},
         "configurations": {
-            "2d": {
-                "data_identifier": "nnUNetPlans_2d",
+            CONFIGURATIONS[dim]: {
+                "data_identifier": f"nnUNetPlans_{CONFIGURATIONS[dim]}",
                 "preprocessor_name": "DefaultPreprocessor",
                 "batch_size": BATCH,
-                "patch_size": list(PATCH),
+                "patch_size": [SIDE] * dim,
                 "batch_dice": True,
-                "spacing": [1.0, 1.0],
+                "spacing": [1.0] * dim,
                 "normalization_schemes": ["ZScoreNormalization"],
                 "use_mask_for_norm": [False],
                 "architecture": {
-                    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+                    "network_class_name": f"dynamic_network_architectures.architectures.unet.{network}",
                     "arch_kwargs": {
                         "n_stages": len(widths),
                         "features_per_stage": list(widths),
-                        "conv_op": "torch.nn.modules.conv.Conv2d",
-                        "kernel_sizes": [[3, 3]] * len(widths),
-                        "strides": [[1, 1]] + [[2, 2]] * (len(widths) - 1),
-                        "n_conv_per_stage": [2] * len(widths),
+                        "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
+                        "kernel_sizes": [[3] * dim] * len(widths),
+                        "strides": [[1] * dim] + [[2] * dim] * (len(widths) - 1),
+                        blocks: [2] * len(widths),
                         "n_conv_per_stage_decoder": [2] * (len(widths) - 1),
                         "conv_bias": True,
-                        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
+                        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d",
                         "norm_op_kwargs": {"eps": 1e-05, "affine": True},
                         "dropout_op": None,
                         "dropout_op_kwargs": None,

@@ -284,7 +284,7 @@ def test_a_name_is_stored_once_however_long_the_history(folder):
 
 
 def test_pruning_png_is_drawn_beside_progress_png(folder):
-    trainer = trained(folder, num_epochs=2)
+    trainer = trained(folder, num_epochs=2, draws=True)
     for name in ("pruning.png", "progress.png"):
         assert (Path(trainer.output_folder) / name).read_bytes()[:4] == b"\x89PNG"
 

@@ -8,7 +8,19 @@ offer, and must not stop the search for other trainers. Any other error is real 
 from __future__ import annotations
 
 try:
-    from nnunet_sauron.trainers import SauronTrainer, StockTrainer  # noqa: F401
+    from nnunet_sauron.trainers import (  # noqa: F401
+        AutoPrunerTrainer,
+        CSGDTrainer,
+        FPGMTrainer,
+        L1Trainer,
+        RandomLargestLayerTrainer,
+        SauronTrainer,
+        SFPTrainer,
+        STAMPRandomChannelTrainer,
+        STAMPTrainer,
+        StockTrainer,
+        TaylorTrainer,
+    )
 except ModuleNotFoundError as error:
     if error.name != "nnunet_sauron":
         raise

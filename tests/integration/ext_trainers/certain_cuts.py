@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 
 from nnunet_sauron.methods.sauron import Sauron, SauronSettings
-from nnunet_sauron.trainers.sauron import SauronTrainer
+from nnunet_sauron.trainers import SauronTrainer
 
 
 @dataclass(frozen=True, kw_only=True)

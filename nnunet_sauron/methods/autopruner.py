@@ -1,0 +1,138 @@
+"""AutoPruner: every layer learns a code per channel, annealed to 0 or 1, and keeps the channels of code 1.
+
+Luo, Wu: AutoPruner: An end-to-end trainable filter pruning method for efficient deep model inference. Pattern
+Recognition 107 (2020) 107461, arXiv 1805.08941.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import distributed, nn
+
+from ..pruning.channels import ChannelLayout, feature_map_modules
+from .layerwise import Layerwise, LayerwiseSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoPrunerSettings(LayerwiseSettings):
+    """AutoPruner's settings; without a target, `rate` is the paper's 0.5.
+
+    Attributes:
+        weight: Of the term (mean code - part that stays)^2 in the loss, a mean over the layers.
+        alpha_max: Sharpness of the codes' sigmoid at the end of the cutting phase; it begins at 1.
+        code_lr: Learning rate of the codes (Adam).
+        seed: Of the codes' first weights.
+    """
+
+    weight: float = 10.0
+    alpha_max: float = 100.0
+    code_lr: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.use_target("rate", 0.5)
+        super().__post_init__()
+        for name, least in (("weight", 0), ("alpha_max", 1), ("code_lr", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}.")
+
+
+class AutoPruner(Layerwise):
+    """All layers at once: code = sigmoid(alpha * fc(pooled maps)), multiplied onto the maps while training.
+
+    The maps are pooled over the batch and all of space, where the paper's pooling keeps positions: so codes fit any
+    patch size. Validation and prediction run without codes, on the very network that a checkpoint holds. At the end of
+    the cutting phase the channels of the lowest codes go, as many as the target asks for.
+    """
+
+    Settings = AutoPrunerSettings
+    latest_only = ("codes",)
+
+    def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
+        super().attach(network, layout)
+        self._device = next(network.parameters()).device
+        self._terms: list[torch.Tensor] = []
+        coded = {name: width for name, width in layout.widths.items() if width > self.final_widths[name]}
+        # In no module of the network's: its state dict keeps the plain keys. Dots are not allowed in these names.
+        self._keys = {name: str(i) for i, name in enumerate(layout.widths)}
+        with torch.random.fork_rng(devices=[]):  # the same on every DDP rank, and nobody else's numbers change
+            torch.manual_seed(self.settings.seed)
+            layers = {self._keys[name]: nn.Linear(width, width) for name, width in coded.items()}
+        self._layers = nn.ModuleDict(layers).to(self._device)
+        self._wanted = {name: self.final_widths[name] / width for name, width in coded.items()}
+        # Adam, whose steps do not depend on the gradients' scale: a gradient scaler's is not undone for codes.
+        self._optimizer = torch.optim.Adam(self._layers.parameters(), lr=self.settings.code_lr) if coded else None
+        for unit, _, module in feature_map_modules(network, layout):
+            module.register_forward_hook(partial(self._observe, unit))
+
+    def start_epoch(self, epoch: int, widths: dict[str, int]) -> None:
+        if epoch > self.cut_epoch:
+            self._layers, self._optimizer = nn.ModuleDict(), None
+        # A tensor: a compiled graph would be made anew for every other number.
+        done = epoch / self.cut_epoch if self.cut_epoch else 1.0
+        self._alpha = torch.tensor(1 + (self.settings.alpha_max - 1) * done, device=self._device)
+        self._sums = {name: torch.zeros(width, device=self._device) for name, width in widths.items()}
+
+    def before_step(self, steps_left: int) -> None:
+        self._terms.clear()
+        if self._optimizer is not None:
+            self._optimizer.zero_grad()
+
+    def regulariser(self) -> torch.Tensor | None:
+        """weight * mean over the layers of (mean code - part that stays)^2."""
+        if not self._terms:
+            return None
+        terms = torch.stack(self._terms)
+        self._terms.clear()
+        return self.settings.weight * terms.mean()
+
+    def before_update(self) -> None:
+        if self._optimizer is None:
+            return
+        for parameter in self._layers.parameters():
+            if parameter.grad is not None:
+                if distributed.is_initialized():
+                    distributed.all_reduce(parameter.grad)
+                parameter.grad.nan_to_num_(0, 0, 0)
+        self._optimizer.step()
+
+    def order(self, unit: str) -> Sequence[int]:
+        return self._sums[unit].argsort().tolist()
+
+    def state(self) -> dict:
+        if self._optimizer is None:
+            return {"codes": None}
+        state = {"layers": self._layers.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return {"codes": _copied(state)}
+
+    def load_state(self, state: dict) -> None:
+        if state["codes"] is not None and self._optimizer is not None:
+            self._layers.load_state_dict(state["codes"]["layers"])
+            self._optimizer.load_state_dict(_copied(state["codes"]["optimizer"]))
+
+    def _observe(self, unit: str, module: nn.Module, inputs, feature_maps: torch.Tensor) -> torch.Tensor:
+        key = self._keys[unit]
+        if not module.training or key not in self._layers:
+            return feature_maps
+        pooled = feature_maps.float().mean([0, *range(2, feature_maps.ndim)])
+        with torch.autocast(feature_maps.device.type, enabled=False):
+            code = torch.sigmoid(self._alpha * self._layers[key](pooled))
+        self._terms.append((code.mean() - self._wanted[unit]).square())
+        with torch.no_grad():
+            self._sums[unit] += code
+        return feature_maps * code.to(feature_maps.dtype).view(1, -1, *[1] * (feature_maps.ndim - 2))
+
+
+def _copied(state):
+    """A nested state with every tensor copied to the CPU: the original goes on changing."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().cpu().clone()
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_copied(value) for value in state]
+    return state

@@ -1,0 +1,134 @@
+"""cSGD: the filters of a cluster are drawn together until they are equal, and then merged without loss.
+
+Ding et al.: Centripetal SGD for pruning very deep convolutional networks with complicated structure. CVPR 2019,
+arXiv 1904.03837.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from sklearn.cluster import KMeans
+from torch import nn
+
+from ..pruning.channels import ChannelLayout, channel_layout
+from .filters import filters, tensors_of
+from .layerwise import Layerwise, LayerwiseSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class CSGDSettings(LayerwiseSettings):
+    """cSGD's settings.
+
+    Attributes:
+        eps: Strength of the pull to the cluster's mean. 0.01 is for U-Nets; 0.05 diverged there (Valverde et al.).
+        seed: Of k-means.
+    """
+
+    eps: float = 1e-2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.eps > 0:
+            raise ValueError(f"eps must be above 0; got {self.eps}.")
+
+
+class CSGD(Layerwise):
+    """k-means at the start; the same update for all filters of a cluster and a pull to its mean; merged at the end.
+
+    A filter is all that makes a channel: kernel, biases and the norm's weight.
+    """
+
+    Settings = CSGDSettings
+    latest_only = ("clusters",)
+
+    def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
+        super().attach(network, layout)
+        self._clusters = {
+            name: cluster(filters(network, layout, name), self.final_widths[name], self.settings.seed)
+            for name, width in layout.widths.items()
+            if width > self.final_widths[name]
+        }
+        self._collect()
+
+    def _collect(self) -> None:
+        device = next(self._network.parameters()).device
+        self._assigned = {name: torch.tensor(labels, device=device) for name, labels in self._clusters.items()}
+
+    @torch.no_grad()
+    def before_update(self) -> None:
+        # The optimiser adds its weight decay itself: what is left of the paper's equation 5 are mean and pull.
+        for name, assigned in self._assigned.items():
+            for _, tensor, dim in tensors_of(self._network, self._layout, name):
+                if tensor.grad is not None:
+                    pull = tensor - _cluster_means(tensor, dim, assigned)
+                    tensor.grad.copy_(_cluster_means(tensor.grad, dim, assigned).add_(pull, alpha=self.settings.eps))
+
+    def order(self, unit: str) -> Sequence[int]:
+        """All but the first channel of each cluster."""
+        labels = self._clusters.get(unit, [])
+        return [channel for channel, label in enumerate(labels) if label in labels[:channel]]
+
+    def before_removal(self, keep: Mapping[str, Sequence[int]]) -> None:
+        for name in keep.keys() & self._clusters.keys():
+            merge_clusters(self._network, channel_layout(self._network), name, self._clusters.pop(name), keep[name])
+        self._collect()
+
+    def state(self) -> dict:
+        return {"clusters": dict(self._clusters)}
+
+    def load_state(self, state: dict) -> None:
+        self._clusters = dict(state["clusters"])
+        self._collect()
+
+
+def cluster(kernels: torch.Tensor, count: int, seed: int = 0) -> list[int]:
+    """The cluster, 0..`count` - 1, of each filter (C, n), by k-means."""
+    return KMeans(count, n_init=1, random_state=seed).fit(kernels.cpu().numpy()).labels_.tolist()
+
+
+@torch.no_grad()
+def merge_clusters(
+    network: nn.Module, layout: ChannelLayout, unit: str, labels: Sequence[int], keep: Sequence[int]
+) -> None:
+    """Let the first kept channel of each cluster stand for those of it that go: it gets the cluster's mean filter, and
+    whoever reads it the sum of the weights with which the cluster was read (in place; nothing is removed yet).
+
+    Args:
+        network: The network.
+        layout: Its channel layout now.
+        unit: The unit's name.
+        labels: The cluster of each of its channels.
+        keep: Its channels that stay.
+    """
+    stand_in = {label: channel for channel, label in reversed(list(enumerate(labels))) if channel in set(keep)}
+    going = [channel for channel, label in enumerate(labels) if channel not in set(keep) and label in stand_in]
+    if not going:
+        return
+    device = next(network.parameters()).device
+    onto = torch.tensor([stand_in[labels[channel]] for channel in going], device=device)
+    gone = torch.tensor(going, device=device)
+    assigned = torch.tensor(labels, device=device)
+    for _, tensor, dim in tensors_of(network, layout, unit):
+        tensor.index_copy_(dim, onto, _cluster_means(tensor, dim, assigned).index_select(dim, onto))
+    for axis in layout.axes:
+        start = 0
+        for name, width in axis.segments:
+            if axis.reads and name == unit:
+                weight = getattr(network.get_submodule(axis.module), axis.tensor)
+                weight.index_add_(axis.dim, start + onto, weight.index_select(axis.dim, start + gone))
+            start += width
+
+
+def _cluster_means(tensor: torch.Tensor, dim: int, assigned: torch.Tensor) -> torch.Tensor:
+    """The tensor with each channel replaced by the mean of its cluster's."""
+    count = int(assigned.max()) + 1
+    shape = [*tensor.shape]
+    shape[dim] = count
+    sums = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device).index_add_(dim, assigned, tensor)
+    sizes = torch.bincount(assigned, minlength=count).clamp_min(1).to(tensor.dtype)
+    means = sums / sizes.view([-1 if axis == dim else 1 for axis in range(tensor.ndim)])
+    return means.index_select(dim, assigned)

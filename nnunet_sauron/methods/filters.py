@@ -1,0 +1,30 @@
+"""A layer's filters: the weights that make its channels, one row a channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ..pruning.channels import ChannelLayout
+
+
+def tensors_of(network: nn.Module, layout: ChannelLayout, unit: str) -> Iterator[tuple[str, nn.Parameter, int]]:
+    """The parameters that make a unit's channels, as (name of the tensor in its module, parameter, channel axis): each
+    convolution's weight and bias, and the affine of each norm."""
+    for axis in layout.axes:
+        if not axis.reads and axis.segments[0][0] == unit:
+            tensor = getattr(network.get_submodule(axis.module), axis.tensor)
+            if isinstance(tensor, nn.Parameter):
+                yield axis.tensor, tensor, axis.dim
+
+
+def filters(network: nn.Module, layout: ChannelLayout, unit: str) -> torch.Tensor:
+    """(C, weights per channel), float32, no gradient: the kernels of all convolutions that make the unit."""
+    kernels = [
+        tensor.detach().movedim(dim, 0).flatten(1).float()
+        for _, tensor, dim in tensors_of(network, layout, unit)
+        if tensor.ndim > 1
+    ]
+    return torch.cat(kernels, 1)

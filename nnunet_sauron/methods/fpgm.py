@@ -1,0 +1,19 @@
+"""FPGM: the filters nearest the geometric median of their layer go: the others can stand in for them.
+
+He et al.: Filter pruning via geometric median for deep convolutional neural networks acceleration. CVPR 2019,
+arXiv 1811.00250.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .sfp import Soft
+
+
+class FPGM(Soft):
+    """By the summed Euclidean distance to all other filters of the layer (its equation 5), softly as in SFP."""
+
+    def score(self, kernels: torch.Tensor) -> torch.Tensor:
+        # Not by way of a product of matrices, which rounds small distances away.
+        return torch.cdist(kernels, kernels, compute_mode="donot_use_mm_for_euclid_dist").sum(1)

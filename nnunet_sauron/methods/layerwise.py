@@ -1,0 +1,55 @@
+"""Methods that give every layer its width in one cut, after the last epoch of the cutting phase."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..pruning.channels import ChannelLayout
+from ..pruning.cost import CostModel
+from .base import Progress, PruningMethod, steps
+from .targets import TargetSettings, even_widths, make_target
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerwiseSettings(TargetSettings):
+    """Settings of a pruning layer by layer; without a target, `rate` is 0.4. A target for the whole network is met by
+    the same fraction of every layer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.use_target("rate", 0.4)
+
+
+class Layerwise(PruningMethod):
+    """The base: a subclass orders a layer's channels, and may prepare them for the cut until then.
+
+    Attributes:
+        final_widths: What each unit keeps.
+        cut_epoch: The epoch after which it is cut.
+    """
+
+    Settings = LayerwiseSettings
+
+    def prepare(self, layout: ChannelLayout, cost: CostModel, given_widths: dict[str, int] | None) -> None:
+        target = make_target(self.settings, layout, cost, given_widths)
+        self.final_widths = even_widths(target, self.settings, layout.widths)
+        self.cut_epoch = steps(self.settings, self.num_epochs)[-1]
+
+    def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
+        self._network, self._layout = network, layout
+
+    def order(self, unit: str) -> Sequence[int]:
+        """A unit's channels, the first to go first."""
+        raise NotImplementedError
+
+    def going(self, unit: str, width: int) -> list[int]:
+        """The channels of a unit that are beyond its final width."""
+        return list(self.order(unit)[: width - self.final_widths[unit]])
+
+    def redundant(self, progress: Progress) -> dict[str, list[int]]:
+        if progress.epoch != self.cut_epoch:
+            return {}
+        return {name: self.going(name, series[-1]) for name, series in progress.widths.items()}

@@ -1,0 +1,167 @@
+"""How far a pruning goes: a fraction of channels, parameters or multiply-accumulates, one rate, or given widths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from ..pruning.channels import ChannelLayout
+from ..pruning.cost import CostModel
+from .base import PruningSettings
+
+FRACTIONS = ("target_channels", "target_parameters", "target_macs")
+TARGETS = ("rate", *FRACTIONS, "widths_from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSettings(PruningSettings):
+    """How far to prune: at most one of the targets is given.
+
+    Attributes:
+        rate: The part of every layer's channels that goes.
+        target_channels: The part of all channels that stays.
+        target_parameters: The part of the parameters that stays.
+        target_macs: The part of the multiply-accumulates of a patch that stays.
+        widths_from: A checkpoint; every layer gets the width that it has there.
+    """
+
+    # What reaches a target by a schedule is not held back in between.
+    max_fraction_per_epoch: float | None = None
+    max_loss_increase: float | None = None
+    rate: float | None = None
+    target_channels: float | None = None
+    target_parameters: float | None = None
+    target_macs: float | None = None
+    widths_from: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.given_targets()
+        if len(given) > 1:
+            raise ValueError(f"Only one target can be met, but {' and '.join(given)} are given; choose one.")
+        if self.rate is not None and not 0 <= self.rate < 1:
+            raise ValueError(f"rate is the part of a layer's channels that goes, in [0, 1); got {self.rate}.")
+        for name in FRACTIONS:
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} is the part that stays, in (0, 1]; got {value}.")
+
+    def given_targets(self) -> list[str]:
+        return [name for name in TARGETS if getattr(self, name) is not None]
+
+    def use_target(self, name: str, value: float) -> None:
+        """Take this target where none is given: a method's default. (For `__post_init__` of a subclass.)"""
+        if not self.given_targets():
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What `TargetSettings` mean for a network.
+
+    Attributes:
+        name: The setting that it comes from.
+        least: No unit gets narrower than this.
+        measure: What is to fall, from `start` to `end`, as a function of the widths.
+    """
+
+    name: str
+    least: dict[str, int]
+    measure: Callable[[Mapping[str, int]], float]
+    start: float
+    end: float
+
+    def limit(self, done: float) -> float:
+        """What the measure may be after this part of the steps."""
+        return self.start + done * (self.end - self.start)
+
+
+def make_target(
+    settings: TargetSettings,
+    layout: ChannelLayout,
+    cost: CostModel,
+    given_widths: Mapping[str, int] | None,
+    fixed: Iterable[str] = (),
+) -> Target:
+    """Fit the settings to a dense network.
+
+    Args:
+        settings: With one target given.
+        layout: The dense network's.
+        cost: Of the same network.
+        given_widths: Widths that `widths_from` stands for.
+        fixed: Units that must not be cut.
+
+    Raises:
+        ValueError: The target cannot be met.
+    """
+    (name,) = settings.given_targets()
+    dense, fixed = layout.widths, set(fixed)
+    least = {unit: w if unit in fixed else _allowed(settings, settings.min_channels, w) for unit, w in dense.items()}
+    measures = {"target_parameters": cost.parameters, "target_macs": cost.macs}
+    measure = measures.get(name, lambda widths: sum(widths.values()))
+    start = measure(dense)
+    if name == "widths_from":
+        least = _checked(settings, given_widths, dense, fixed)
+    elif name == "rate":
+        least = {
+            unit: w if unit in fixed else max(least[unit], _allowed(settings, round(w * (1 - settings.rate)), w))
+            for unit, w in dense.items()
+        }
+    else:
+        fraction = getattr(settings, name)
+        if measure(least) > fraction * start:
+            # Rounded up, so that the number named can be met.
+            lowest = math.ceil(1e4 * measure(least) / start) / 1e4
+            raise ValueError(
+                f"{name}={fraction} cannot be met: with min_channels={settings.min_channels}, "
+                f"round_to={settings.round_to} and {len(fixed)} layers that this method leaves alone, {lowest:.4f} is "
+                f"the least."
+            )
+        return Target(name, least, measure, start, fraction * start)
+    return Target(name, least, measure, start, measure(least))
+
+
+def even_widths(target: Target, settings: PruningSettings, dense: Mapping[str, int]) -> dict[str, int]:
+    """Widths that meet a target layer by layer: its own, or the largest equal fraction of every layer that meets it."""
+    if target.end == target.measure(target.least):
+        return dict(target.least)
+
+    def at(fraction: float) -> dict[str, int]:
+        return {
+            name: max(target.least[name], _allowed(settings, int(width * fraction + 1e-9), width))
+            for name, width in dense.items()
+        }
+
+    low, high = 0.0, 1.0
+    if target.measure(at(high)) <= target.end:
+        return at(high)
+    for _ in range(30):  # far finer than a channel of any layer
+        middle = (low + high) / 2
+        low, high = (middle, high) if target.measure(at(middle)) <= target.end else (low, middle)
+    return at(low)
+
+
+def _allowed(settings: PruningSettings, wanted: int, dense: int) -> int:
+    """The next width, up from the wanted one, that `round_to` and `min_channels` allow."""
+    wanted = max(wanted, settings.min_channels)
+    return min(dense, math.ceil(wanted / settings.round_to) * settings.round_to)
+
+
+def _checked(
+    settings: TargetSettings, given: Mapping[str, int] | None, dense: Mapping[str, int], fixed: set[str]
+) -> dict[str, int]:
+    if given is None or set(given) != set(dense):
+        raise ValueError(f"widths_from={settings.widths_from} is of another topology than this network.")
+    for name, width in given.items():
+        if width > dense[name]:
+            raise ValueError(
+                f"widths_from={settings.widths_from} has {width} channels in {name}, where this network has "
+                f"{dense[name]}; take a model that was pruned from these plans."
+            )
+        if width < dense[name] and name in fixed:
+            raise ValueError(
+                f"widths_from={settings.widths_from} needs {name} to be cut, which this method leaves alone."
+            )
+    return dict(given)

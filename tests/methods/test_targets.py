@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import pytest
+
+from nnunet_sauron.methods.base import steps
+from nnunet_sauron.methods.stepwise import StepwiseSettings, take_lowest
+from nnunet_sauron.methods.targets import TargetSettings, even_widths, make_target
+from nnunet_sauron.pruning import CostModel, channel_layout, count_macs, count_parameters, resize
+
+from ..contracts.networks import build
+
+SIDE = 16
+
+
+@pytest.fixture(scope="module")
+def network():
+    return build(widths=(16, 24, 32))
+
+
+def target_of(network, given=None, fixed=(), **settings):
+    settings = TargetSettings(**settings)
+    layout = channel_layout(network)
+    cost = CostModel(network, [SIDE] * 2, 2)
+    target = make_target(settings, layout, cost, given, fixed)
+    return target, even_widths(target, settings, layout.widths), layout.widths, cost
+
+
+@pytest.mark.parametrize("architecture", ["plain", "resenc", "bottleneck"])
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_cost_model_equals_counting_the_network(architecture, dim, norm):
+    network = build(architecture, dim, (8, 8, 16), norm, deep_supervision=True)
+    cost = CostModel(network, [SIDE] * dim, 2)
+    for step in range(3):
+        widths = {
+            name: max(1, w - step * (i % 3)) for i, (name, w) in enumerate(channel_layout(network).widths.items())
+        }
+        resize(network, widths)
+        assert cost.parameters(widths) == count_parameters(network)
+        assert cost.macs(widths) == count_macs(network, [SIDE] * dim, 2)
+
+
+def test_rate_is_of_every_layer(network):
+    _, widths, dense, _ = target_of(network, rate=0.25)
+    assert widths == {name: width * 3 // 4 for name, width in dense.items()}
+
+
+@pytest.mark.parametrize("name", ["target_parameters", "target_macs"])
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.9])
+def test_even_widths_are_the_widest_that_meet_a_cost(network, name, fraction):
+    _, widths, dense, cost = target_of(network, **{name: fraction})
+    measure = cost.parameters if name == "target_parameters" else cost.macs
+    assert measure(widths) <= fraction * measure(dense)
+    wider = {unit: width + 1 for unit, width in widths.items()}
+    assert measure(wider) > fraction * measure(dense)
+
+
+def test_the_least_that_a_target_can_be_is_named(network):
+    with pytest.raises(ValueError, match=r"target_channels=0.01 cannot be met.* (0\.\d+) is the least") as error:
+        target_of(network, target_channels=0.01, min_channels=4)
+    least = float(str(error.value).split()[-4])
+    target_of(network, target_channels=least, min_channels=4)
+
+
+def test_given_widths_must_fit(network):
+    dense = channel_layout(network).widths
+    first = next(iter(dense))
+    with pytest.raises(ValueError, match="another topology"):
+        target_of(network, given={first: 3}, widths_from="a.pth")
+    with pytest.raises(ValueError, match=f"17 channels in {first}"):
+        target_of(network, given={**dense, first: 17}, widths_from="a.pth")
+    with pytest.raises(ValueError, match="leaves alone"):
+        target_of(network, given={**dense, first: 3}, widths_from="a.pth", fixed=[first])
+    assert target_of(network, given={**dense, first: 3}, widths_from="a.pth")[1] == {**dense, first: 3}
+
+
+def test_steps_end_with_the_last_epoch_that_may_cut():
+    settings = TargetSettings(cut_from=0.2, cut_until=0.8)
+    assert steps(settings, 10) == [1, 2, 3, 4, 5, 6, 7]
+    assert steps(settings, 10, every=3) == [1, 4, 7]
+    assert steps(settings, 10, every=100) == [7]
+
+
+def lowest(ranks, done=1.0, k=None, **settings):
+    widths = {name: len(values) for name, values in ranks.items()}
+
+    class Layout:
+        pass
+
+    Layout.widths = widths
+    settings = StepwiseSettings(min_channels=1, k=k, **settings)
+
+    class Cost:
+        parameters = macs = None
+
+    target = make_target(settings, Layout, Cost, None)
+    return take_lowest(widths, ranks, target, done, settings, lambda low, width: sum(low) / len(low))
+
+
+def test_the_globally_lowest_go_until_the_limit():
+    ranks = {"a": [0.1, 0.9, 0.2, 0.8], "b": [0.3, 0.7, 0.6, 0.5]}
+    assert lowest(ranks, target_channels=0.5) == {"a": 2, "b": 2}
+    assert lowest(ranks, target_channels=0.5, done=0.5) == {"a": 2, "b": 0}
+    assert lowest(ranks, k=3, target_channels=0.25) == {"a": 2, "b": 1}
+    assert lowest({"a": [0.1, 0.2, 0.3], "b": [1, 2, 3]}, target_channels=0.5) == {"a": 2, "b": 1}  # one stays
+
+
+def test_multiples_go_by_the_mean_of_what_leads_to_the_next_one():
+    ranks = {"a": [0.0, 1, 1, 1, 1, 1], "b": [0.5, 0.5, 0.5, 0.5, 2, 2]}
+    # From 6 to 4 channels: two go, and the mean of a's two lowest is 0.5, b's too; a goes first by name.
+    assert lowest(ranks, round_to=4, target_channels=0.9) == {"a": 2, "b": 0}
+    assert lowest(ranks, round_to=4, target_channels=0.7) == {"a": 2, "b": 2}

@@ -178,6 +178,8 @@ class PruningTrainer(nnUNetTrainer):
         record = [self._decided() if self.local_rank == 0 else None]
         if self.is_ddp:
             distributed.broadcast_object_list(record, src=0)
+            if self.local_rank > 0:
+                self.method.load_state(record[0]["state"])  # what rank 0 decided with is known to it alone
         del self.history()[self.current_epoch :]
         for older in self.history()[-1:]:
             older["state"] = {k: v for k, v in older["state"].items() if k not in self.method.latest_only}

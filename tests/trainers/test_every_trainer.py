@@ -38,22 +38,22 @@ def make(folder, trainer_class, architecture="plain", dim=2, widths=(6, 8, 10), 
     return small_trainer(folder, small, widths=widths, architecture=architecture, dim=dim)
 
 
-def interrupted(folder, trainer_class, after: int, **options) -> Path:
-    """Train until an epoch is done, and stop as a crash would. Returns its checkpoint."""
+def uninterrupted(folder, trainer_class, after: int, **options) -> tuple[PruningTrainer, Path]:
+    """A whole training, and its checkpoint after an epoch: from there on with new random numbers and patches, as a
+    resumed run has them."""
     trainer = make(folder, trainer_class, save_every=1, **options)
-    end = trainer.on_epoch_end
+    end, copied = trainer.on_epoch_end, folder / "interrupted.pth"
 
-    def stop():
+    def end_epoch():
         end()
-        if trainer.current_epoch > after:
-            raise KeyboardInterrupt
+        if trainer.current_epoch == after + 1:
+            shutil.copy(Path(trainer.output_folder) / "checkpoint_latest.pth", copied)
+            trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+            torch.manual_seed(1)
 
-    trainer.on_epoch_end = stop
-    torch.manual_seed(0)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run_training()
-    # nnU-Net deletes it at the end of the training.
-    return Path(shutil.copy(Path(trainer.output_folder) / "checkpoint_latest.pth", folder / "interrupted.pth"))
+    trainer.on_epoch_end = end_epoch
+    trainer.run_training()
+    return trainer, copied
 
 
 @pytest.mark.parametrize("trainer_class", EVERY, ids=lambda c: c.__name__)
@@ -100,28 +100,17 @@ class TestEveryTrainer:
         assert not still
 
     def test_a_resumed_run_goes_on_as_if_nothing_had_happened(self, folder, trainer_class):
-        after = 2
-        checkpoint = interrupted(folder, trainer_class, after)
-        runs = []
-        for _ in range(2):
-            trainer = make(folder, trainer_class)
-            trainer.load_checkpoint(str(checkpoint))
-            torch.manual_seed(1)
-            trainer.run_training()
-            runs.append(trainer)
-        stored = torch.load(checkpoint, weights_only=False)["logging"]["pruning"]
-        latest_only = runs[0].method.latest_only
-        for old, new in zip(stored, runs[0].history(), strict=False):
-            assert {**old, "state": small(old["state"], latest_only)} == {
-                **new,
-                "state": small(new["state"], latest_only),
+        whole, checkpoint = uninterrupted(folder, trainer_class, after=2)
+        resumed = make(folder, trainer_class)
+        resumed.load_checkpoint(str(checkpoint))
+        torch.manual_seed(1)
+        resumed.run_training()
+        for a, b in zip(whole.history(), resumed.history(), strict=True):
+            assert {k: v for k, v in a.items() if k not in ("state", "settings")} == {
+                k: v for k, v in b.items() if k not in ("state", "settings")
             }
-        decided = stored[-1]
-        after_cut = {name: len(decided["keep"].get(name, range(width))) for name, width in decided["widths"].items()}
-        assert runs[0].history()[after + 1]["widths"] == after_cut
-        # Twice from one checkpoint, with the same random numbers: all that the method knows is in it.
-        for a, b in zip(runs[0].network.parameters(), runs[1].network.parameters(), strict=True):
-            assert torch.equal(a, b)
+        for (name, a), b in zip(whole.network.named_parameters(), resumed.network.parameters(), strict=True):
+            assert torch.equal(a, b), name
 
     def test_folds_of_different_widths_load_into_one_network(self, folder, trainer_class):
         weights = []
@@ -133,10 +122,6 @@ class TestEveryTrainer:
         for state in [*weights, weights[0]]:
             network.load_state_dict(state)
             assert {k: v.shape for k, v in network.state_dict().items()} == {k: v.shape for k, v in state.items()}
-
-
-def small(state: dict, latest_only: tuple[str, ...]) -> dict:
-    return {key: value for key, value in state.items() if key not in latest_only}
 
 
 @pytest.mark.parametrize("trainer_class", TO_A_TARGET, ids=lambda c: c.__name__)
@@ -200,6 +185,24 @@ class TestTargets:
         checkpoint = str(Path(other.output_folder) / "checkpoint_final.pth")
         with pytest.raises(ValueError, match="another topology"):
             make(folder, trainer_class, widths_from=checkpoint)
+
+
+def test_csgd_moves_the_filters_of_a_cluster_alike(folder):
+    trainer = make(folder, trainers.CSGDTrainer, eps=1e-9, weight_decay=0.0)
+    trainer.on_train_start()
+    clusters = trainer.method.state()["clusters"]
+    name, labels = next(iter(clusters.items()))
+    weight = trainer.network.get_submodule(name).conv.weight
+    before = weight.detach().clone()
+    trainer.network.train()
+    trainer.train_step(next(RandomPatches(trainer, 7)))
+    moved = (weight.detach() - before).flatten(1)
+    assert len(set(labels)) < len(labels)
+    for one, label in enumerate(labels):
+        for other in range(one):
+            if labels[other] == label:
+                torch.testing.assert_close(moved[one], moved[other], rtol=1e-3, atol=1e-7)
+    assert moved.abs().max() > 1e-5
 
 
 def test_the_contract_covers_every_trainer_of_the_shim():

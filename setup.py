@@ -17,7 +17,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["nnunet_sauron", "nnunet_sauron.*"]),
-    package_data={"nnunet_sauron.plugin": ["shims/*.py"]},
+    package_data={"nnunet_sauron.plugin": ["shims/*.py", "planner_shim/*.py"]},
     python_requires=">=3.10",
     install_requires=[
         # What this package extends; PyTorch comes with it. The oldest version that passes the integration tests.

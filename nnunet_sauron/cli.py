@@ -56,15 +56,17 @@ def _parser() -> argparse.ArgumentParser:
     path = verbs.add_parser("path", help="print the folder for nnUNet_extTrainer, which leaves nnU-Net untouched")
     path.set_defaults(run=_path)
 
-    install = verbs.add_parser("install", help="put a small shim into nnU-Net, so that it finds the trainers")
+    install = verbs.add_parser("install", help="put small shims into nnU-Net, so that it finds trainers and planners")
     install.set_defaults(run=_install)
 
-    uninstall = verbs.add_parser("uninstall", help="take the shim out of nnU-Net again")
+    uninstall = verbs.add_parser("uninstall", help="take the shims out of nnU-Net again")
     uninstall.set_defaults(run=_uninstall)
 
-    doctor = verbs.add_parser("doctor", help="say whether nnU-Net finds the trainers, and if not, why not")
+    doctor = verbs.add_parser("doctor", help="say whether nnU-Net finds trainers and planners, and why not")
     doctor.add_argument("--json", action="store_true", help="print JSON instead of a table")
     doctor.set_defaults(run=_doctor)
+
+    _add_plan(verbs)
 
     densify = verbs.add_parser("densify", help="write a pruned checkpoint at its plans' widths, with the same output")
     densify.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the pruned checkpoint, a .pth file")
@@ -76,6 +78,33 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", action="store_true", help="print JSON instead of a table")
     demo.set_defaults(run=_demo)
     return parser
+
+
+def _add_plan(verbs: argparse._SubParsersAction) -> None:
+    plan = verbs.add_parser("plan", help="derive lean plans from existing ones, for the same preprocessed data")
+    plan.add_argument("-d", dest="dataset", metavar="DATASET", required=True, help="the dataset's number or name")
+    plan.add_argument(
+        "-p", dest="source", metavar="PLANS", default="nnUNetPlans", help="derive from these; %(default)s"
+    )
+    plan.add_argument(
+        "-c", dest="configurations", metavar="CONFIGURATION", nargs="+", default=[], help="only these; default all"
+    )
+    widths = plan.add_mutually_exclusive_group(required=True)
+    widths.add_argument("--flat", type=int, metavar="WIDTH", help="LUnet: the same width on all stages, such as 32")
+    widths.add_argument("--scale", type=float, metavar="FACTOR", help="every width times this, such as 0.5")
+    widths.add_argument("--widths", nargs="+", metavar="WIDTH", help="one for each stage, such as 8,16,32")
+    widths.add_argument(
+        "--widths-from", type=Path, metavar="CHECKPOINT", help="every layer as wide as in this pruned .pth"
+    )
+    plan.add_argument("--batch-size", type=int, metavar="N", help="patches per batch")
+    plan.add_argument("--patch-size", nargs="+", metavar="VOXELS", help="one value per axis, such as 64 64 64")
+    plan.add_argument(
+        "--same-memory", action="store_true", help="let patch and batch grow up to the old plans' memory estimate"
+    )
+    plan.add_argument("-o", dest="name", metavar="NAME", help="the new plans' name, such as nnUNetLUnet32Plans")
+    plan.add_argument("--overwrite", action="store_true", help="replace plans of that name")
+    plan.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    plan.set_defaults(run=_plan)
 
 
 def _path(options: argparse.Namespace) -> int:
@@ -90,11 +119,13 @@ def _path(options: argparse.Namespace) -> int:
 
 
 def _install(options: argparse.Namespace) -> int:
-    from .plugin.installation import install, shim_state
+    from .plugin.installation import SHIMS, install, shim_state
 
-    before = shim_state()
-    shim = install()
-    print({"absent": "Installed", "current": "Already there", "outdated": "Updated"}[before] + f": {shim}")
+    # A foreign file lets install fail.
+    words = {"absent": "Installed", "current": "Already there", "outdated": "Updated", "foreign": ""}
+    before = [shim_state(shim=shim) for shim in SHIMS]
+    for state, path in zip(before, install(), strict=True):
+        print(f"{words[state]}: {path}")
     return 0
 
 
@@ -102,7 +133,10 @@ def _uninstall(options: argparse.Namespace) -> int:
     from .plugin.installation import uninstall
 
     removed = uninstall()
-    print("Nothing to remove: nnU-Net has no shim of ours." if removed is None else f"Removed: {removed}")
+    for path in removed:
+        print(f"Removed: {path}")
+    if not removed:
+        print("Nothing to remove: nnU-Net has no shim of ours.")
     return 0
 
 
@@ -112,6 +146,43 @@ def _doctor(options: argparse.Namespace) -> int:
     checks = examine()
     print_checks(checks, json_output=options.json)
     return 1 if any(check.ok is False for check in checks) else 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from .planning.derive import derive_plans
+    from .planning.display import print_derived
+    from .planning.widths import Flat, PerStage, PrunedWidths, Scaled
+
+    if options.flat is not None:
+        widths = Flat(options.flat)
+    elif options.scale is not None:
+        widths = Scaled(options.scale)
+    elif options.widths is not None:
+        widths = PerStage(_whole_numbers(options.widths, "--widths"))
+    else:
+        widths = PrunedWidths.of_checkpoint(options.widths_from)
+    derived = derive_plans(
+        options.dataset,
+        widths,
+        source=options.source,
+        configurations=options.configurations,
+        batch_size=options.batch_size,
+        patch_size=options.patch_size and _whole_numbers(options.patch_size, "--patch-size"),
+        same_memory=options.same_memory,
+        name=options.name,
+        overwrite=options.overwrite,
+    )
+    print_derived(derived, json_output=options.json)
+    return 0
+
+
+def _whole_numbers(words: Sequence[str], flag: str) -> tuple[int, ...]:
+    """Numbers separated by spaces, commas or both."""
+    try:
+        return tuple(int(word) for word in " ".join(words).replace(",", " ").split())
+    except ValueError:
+        given = " ".join(words)
+        raise ValueError(f"{flag} takes whole numbers, such as 64 64 64 or 64,64,64; got '{given}'.") from None
 
 
 def _densify(options: argparse.Namespace) -> int:

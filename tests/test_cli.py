@@ -12,16 +12,17 @@ import pytest
 from nnunet_sauron import __version__
 from nnunet_sauron.cli import main
 from nnunet_sauron.plugin import trainer_folder
-from nnunet_sauron.plugin.installation import SHIM_NAME, SHIM_PLACE
+from nnunet_sauron.plugin.installation import SHIMS, TRAINERS
 
-VERBS = ("path", "install", "uninstall", "doctor", "densify", "demo")
+VERBS = ("path", "install", "uninstall", "doctor", "plan", "densify", "demo")
 
 
 @pytest.fixture
 def site_packages(tmp_path: Path) -> Path:
     """Holds as much of an nnU-Net as an installation touches: the verbs must not reach the real one."""
-    (tmp_path / "nnunetv2" / SHIM_PLACE).mkdir(parents=True)
-    (tmp_path / "nnunetv2" / SHIM_PLACE / "__init__.py").touch()
+    for shim in SHIMS:
+        (tmp_path / "nnunetv2" / shim.place).mkdir(parents=True)
+        (tmp_path / "nnunetv2" / shim.place / "__init__.py").touch()
     (tmp_path / "nnunetv2" / "__init__.py").touch()
     (tmp_path / "nnunetv2" / "paths.py").write_text("nnUNet_extTrainer = None\n")
     return tmp_path
@@ -60,18 +61,18 @@ def test_verbs_about_files_do_not_import_pytorch(site_packages: Path, verb: str)
 
 
 def test_install_and_uninstall_say_what_they_did(site_packages: Path) -> None:
-    shim = site_packages / "nnunetv2" / SHIM_PLACE / SHIM_NAME
+    trainers, planners = (site_packages / "nnunetv2" / shim.place / shim.file for shim in SHIMS)
     said = [command(site_packages, verb).stdout for verb in ("install", "install", "uninstall", "uninstall")]
     assert said == [
-        f"Installed: {shim}\n",
-        f"Already there: {shim}\n",
-        f"Removed: {shim}\n",
+        f"Installed: {trainers}\nInstalled: {planners}\n",
+        f"Already there: {trainers}\nAlready there: {planners}\n",
+        f"Removed: {trainers}\nRemoved: {planners}\n",
         "Nothing to remove: nnU-Net has no shim of ours.\n",
     ]
 
 
 def test_error_is_one_line_that_names_the_verb(site_packages: Path) -> None:
-    shim = site_packages / "nnunetv2" / SHIM_PLACE / SHIM_NAME
+    shim = site_packages / "nnunetv2" / TRAINERS.place / TRAINERS.file
     shim.write_text("theirs = True\n")
     result = command(site_packages, "install")
     assert (result.returncode, result.stdout) == (2, "")
@@ -80,7 +81,7 @@ def test_error_is_one_line_that_names_the_verb(site_packages: Path) -> None:
 
 
 def test_debug_variable_shows_where_an_error_came_from(site_packages: Path) -> None:
-    (site_packages / "nnunetv2" / SHIM_PLACE / SHIM_NAME).write_text("theirs = True\n")
+    (site_packages / "nnunetv2" / TRAINERS.place / TRAINERS.file).write_text("theirs = True\n")
     result = command(site_packages, "install", nnunet_sauron_debug="1")
     assert result.returncode != 0
     assert result.stderr.startswith("Traceback")

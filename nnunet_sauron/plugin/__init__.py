@@ -1,4 +1,4 @@
-"""How nnU-Net finds our trainers: the folder it scans, the shim put into it or taken out, and what is wrong if not."""
+"""How nnU-Net finds our trainers and planners: the shims put into it or taken out, and what is wrong if not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from .doctor import Check, examine, print_checks
 from .installation import (
     find_nnunet,
     install,
+    planner_names,
     reads_external_trainers,
     shim_state,
     trainer_folder,
@@ -18,6 +19,7 @@ __all__ = [
     "examine",
     "find_nnunet",
     "install",
+    "planner_names",
     "print_checks",
     "reads_external_trainers",
     "shim_state",

@@ -1,4 +1,4 @@
-"""Whether nnU-Net finds our trainers and can train with them, and if not, why not and what to do."""
+"""Whether nnU-Net finds our trainers and planners and can train, and if not, why not and what to do."""
 
 from __future__ import annotations
 
@@ -18,11 +18,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .. import __version__
-from .installation import SHIM_NAME, find_nnunet, reads_external_trainers, shim_state, trainer_names
+from .installation import (
+    PLANNERS,
+    SHIMS,
+    TRAINERS,
+    Shim,
+    find_nnunet,
+    planner_names,
+    reads_external_trainers,
+    shim_state,
+    trainer_names,
+)
 
 DISTRIBUTION = "nnunet-sauron"
 EXTERNAL = "nnUNet_extTrainer"
 INSTALL = "Run: nnUNetv2_sauron install"
+INSTALL_PLANNERS = "To use them by -pl, which looks into nnU-Net's own folder only, run: nnUNetv2_sauron install"
+ANOTHER_CLASS = "nnU-Net finds another class of this name first, in "
 EXPORT = "export nnUNet_extTrainer=$(nnUNetv2_sauron path)"
 EXPORT_TOO = "export nnUNet_extTrainer=$(nnUNetv2_sauron path)" + os.pathsep + "$nnUNet_extTrainer"
 
@@ -56,9 +68,10 @@ def examine() -> list[Check]:
             _data_folder("nnUNet_raw", "planning and preprocessing", needed=False, written=False),
             _data_folder("nnUNet_preprocessed", "training", needed=True, written=False),
             _data_folder("nnUNet_results", "training and prediction", needed=True, written=True),
-            _installed_shim(),
+            *(_installed_shim(shim) for shim in SHIMS),
             Check(EXTERNAL, None, os.environ.get(EXTERNAL) or "not set"),
             *_trainers(),
+            *_planners(),
         ]
 
 
@@ -88,7 +101,7 @@ def print_checks(checks: list[Check], *, json_output: bool = False) -> None:
     if failed:
         verdict = Text(f"Training is not possible yet: {', '.join(check.name for check in failed)}.", "bold red")
     else:
-        verdict = Text(f"Ready: nnUNetv2_train DATASET CONFIGURATION FOLD -tr {trainer_names()[0]}", "bold green")
+        verdict = Text("Ready: nnUNetv2_train DATASET CONFIGURATION FOLD -tr SauronTrainer", "bold green")
     console.print(verdict, soft_wrap=True)
 
 
@@ -164,16 +177,16 @@ def _data_folder(variable: str, purpose: str, *, needed: bool, written: bool) ->
         return Check(variable, None, detail, "Needs writing only for a new dataset.")
 
 
-def _installed_shim() -> Check:
+def _installed_shim(shim: Shim) -> Check:
     folder = find_nnunet()
-    state = "absent" if folder is None else shim_state(folder)
+    state = "absent" if folder is None else shim_state(folder, shim)
     details = {
         "absent": "not in nnU-Net's folder",
         "current": "in nnU-Net's folder",
         "outdated": "in nnU-Net's folder, of another version of nnunet-sauron",
-        "foreign": f"a {SHIM_NAME} that is not ours is in nnU-Net's folder",
+        "foreign": f"a {shim.file} that is not ours is in nnU-Net's folder",
     }
-    return Check("installed shim", None, details[state], INSTALL if state == "outdated" else "")
+    return Check(f"installed shim of the {shim.kind}", None, details[state], INSTALL if state == "outdated" else "")
 
 
 def _trainers() -> Iterator[Check]:
@@ -224,17 +237,48 @@ def _look_up(trainer_name: str) -> type | None:
 def _judge(trainer_name: str, found: type | None) -> Check:
     if found is None:
         return Check(trainer_name, False, *_why_not_found())
-    # Compared by name: nnU-Net imports what it finds in external folders anew, as another class of the same name.
-    if found.__module__.split(".")[0] != "nnunet_sauron":
-        source = getattr(sys.modules.get(found.__module__), "__file__", None) or f"the module {found.__module__}"
-        return Check(
-            trainer_name,
-            False,
-            f"nnU-Net finds another class of this name first, in {source}",
-            "Rename or remove that class, or name our folder first: " + EXPORT_TOO,
-        )
+    if not _is_ours(found):
+        remedy = "Rename or remove that class, or name our folder first: " + EXPORT_TOO
+        return Check(trainer_name, False, ANOTHER_CLASS + _source(found), remedy)
     through_shim = shim_state() in ("current", "outdated")
     return Check(trainer_name, True, "found through " + ("the installed shim" if through_shim else EXTERNAL))
+
+
+def _is_ours(found: type) -> bool:
+    # By name: nnU-Net imports what it finds in external folders anew, as another class of the same name.
+    return found.__module__.split(".")[0] == "nnunet_sauron"
+
+
+def _source(found: type) -> str:
+    return getattr(sys.modules.get(found.__module__), "__file__", None) or f"the module {found.__module__}"
+
+
+def _planners() -> Iterator[Check]:
+    """Planners only inform: trainers and `nnUNetv2_sauron plan` work without them."""
+    folder = find_nnunet()
+    state = "absent" if folder is None else shim_state(folder, PLANNERS)
+    for planner_name in planner_names():
+        if state in ("absent", "foreign"):
+            yield Check(planner_name, None, "not found, its shim is not installed", INSTALL_PLANNERS)
+        else:
+            yield _judge_planner(planner_name, folder)
+
+
+def _judge_planner(planner_name: str, folder: Path) -> Check:
+    try:
+        from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+        searched = str(folder / "experiment_planning")
+        found = recursive_find_python_class(searched, planner_name, "nnunetv2.experiment_planning")
+    except (Exception, SystemExit) as error:
+        detail = f"nnU-Net's search for planners stops at {_describe(error)}"
+        return Check(planner_name, None, detail, _remedy(error))
+    if found is None:
+        detail = "not found, the installed shim of another version of nnunet-sauron does not have it"
+        return Check(planner_name, None, detail, INSTALL)
+    if not _is_ours(found):
+        return Check(planner_name, None, ANOTHER_CLASS + _source(found), "Rename or remove that class.")
+    return Check(planner_name, True, "found through the installed shim")
 
 
 def _why_not_found() -> tuple[str, str]:
@@ -250,9 +294,9 @@ def _why_not_found() -> tuple[str, str]:
     folders = [Path(one) for one in external.split(os.pathsep) if one.strip()]
     if not any(one.exists() for one in folders):
         return f"{missing}, and {EXTERNAL}={external} does not exist", f"{INSTALL}   or: {EXPORT}"
-    if not any((one / SHIM_NAME).is_file() for one in folders):
-        return f"{missing}, and {EXTERNAL}={external} lacks {SHIM_NAME}", f"{INSTALL}   or: {EXPORT_TOO}"
-    return f"the {SHIM_NAME} in {EXTERNAL}={external} does not have it", f"Run: {EXPORT}"
+    if not any((one / TRAINERS.file).is_file() for one in folders):
+        return f"{missing}, and {EXTERNAL}={external} lacks {TRAINERS.file}", f"{INSTALL}   or: {EXPORT_TOO}"
+    return f"the {TRAINERS.file} in {EXTERNAL}={external} does not have it", f"Run: {EXPORT}"
 
 
 def _describe(error: BaseException) -> str:
@@ -279,7 +323,7 @@ def _remedy(error: BaseException) -> str:
             "made for the CPU and the other for CUDA. Reinstall both from the same index: "
             "pip install --force-reinstall torch torchvision"
         )
-    if files and Path(files[-1]).name == SHIM_NAME:
+    if files and Path(files[-1]).name in [shim.file for shim in SHIMS]:
         return f"{INSTALL}   and if that does not help, reinstall nnunet-sauron."
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"Install the package that has the module {error.name}."

@@ -18,12 +18,13 @@ from nnunet_sauron.plugin import (
     examine,
     find_nnunet,
     install,
+    planner_names,
     print_checks,
     trainer_folder,
     trainer_names,
     uninstall,
 )
-from nnunet_sauron.plugin.installation import MARKER, SHIM_NAME, SHIM_PLACE
+from nnunet_sauron.plugin.installation import MARKER, PLANNERS, SHIMS, TRAINERS
 
 # Runs for this whole module, since importing PyTorch and every trainer of nnU-Net takes seconds. A line it reads is an
 # environment, a line it prints is what the doctor found. It forgets the modules that tests put there or take away.
@@ -34,7 +35,7 @@ for line in sys.stdin:
     os.environ.pop("nnUNet_extTrainer", None)
     os.environ.update(json.loads(line))
     for name in list(sys.modules):
-        if name.endswith((".nnunet_sauron_trainers", ".find_objects")):
+        if name.endswith((".nnunet_sauron_trainers", ".nnunet_sauron_planners", ".find_objects")):
             del sys.modules[name]
     importlib.invalidate_caches()
     print(json.dumps({check.name: [check.ok, check.detail, check.remedy] for check in examine()}), flush=True)
@@ -47,7 +48,7 @@ Examine = Callable[..., dict[str, Check]]
 def copied_nnunet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole nnU-Net to install into: the tests must not touch the real one, nor depend on what is installed there."""
     copy = tmp_path_factory.mktemp("site-packages") / "nnunetv2"
-    shutil.copytree(find_nnunet(), copy, ignore=shutil.ignore_patterns("__pycache__", SHIM_NAME))
+    shutil.copytree(find_nnunet(), copy, ignore=shutil.ignore_patterns("__pycache__", *(shim.file for shim in SHIMS)))
     return copy
 
 
@@ -115,6 +116,54 @@ def test_trainers_are_found_through_the_installed_shim(examine_copy: Examine, nn
         assert checks[name] == Check(name, True, "found through the installed shim")
 
 
+def test_planners_are_found_once_they_are_installed(examine_copy: Examine, nnunet: Path) -> None:
+    install(nnunet)
+    checks = examine_copy()
+    for name in planner_names():
+        assert checks[name] == Check(name, True, "found through the installed shim")
+
+
+def test_planners_that_are_not_installed_are_a_note(examine_copy: Examine) -> None:
+    checks = examine_copy(nnUNet_extTrainer=str(trainer_folder()))
+    assert checks["SauronTrainer"].ok is True
+    for name in planner_names():
+        assert (checks[name].ok, checks[name].detail) == (None, "not found, its shim is not installed")
+        assert checks[name].remedy.endswith("run: nnUNetv2_sauron install")
+
+
+def test_planner_shim_of_another_version_is_to_be_updated(examine_copy: Examine, nnunet: Path) -> None:
+    (nnunet / PLANNERS.place / PLANNERS.file).write_text(f"{MARKER}\n")
+    planner = examine_copy()["LUnetPlanner"]
+    assert (planner.ok, planner.remedy) == (None, "Run: nnUNetv2_sauron install")
+    assert "another version" in planner.detail
+
+
+def test_another_planner_of_the_same_name_is_located(examine_copy: Examine, nnunet: Path) -> None:
+    install(nnunet)
+    theirs = nnunet / "experiment_planning" / "theirs.py"
+    theirs.write_text("class LUnetPlanner: ...\n")
+    try:
+        checks = examine_copy()
+    finally:
+        theirs.unlink()
+    assert checks["LUnetPlanner"].ok is None
+    assert f"another class of this name first, in {theirs}" in checks["LUnetPlanner"].detail
+    assert checks["LUnet8Planner"].ok is True
+
+
+def test_module_that_breaks_the_search_for_planners_is_named(examine_copy: Examine, nnunet: Path) -> None:
+    install(nnunet)
+    broken = nnunet / "experiment_planning" / "broken.py"
+    broken.write_text("raise ValueError('half of a module')\n")
+    try:
+        planner = examine_copy()["LUnetPlanner"]
+    finally:
+        broken.unlink()
+    assert planner.ok is None
+    assert f"ValueError: half of a module (in {broken}, line 1)" in planner.detail
+    assert planner.remedy.startswith("Repair or remove the file")
+
+
 def test_without_shim_and_variable_both_ways_are_offered(examine_copy: Examine) -> None:
     sauron = examine_copy()["SauronTrainer"]
     assert sauron.ok is False
@@ -126,7 +175,7 @@ def test_without_shim_and_variable_both_ways_are_offered(examine_copy: Examine) 
 def test_folder_of_somebody_elses_trainers_is_kept_beside_ours(examine_copy: Examine, tmp_path: Path) -> None:
     sauron = examine_copy(nnUNet_extTrainer=str(tmp_path))["SauronTrainer"]
     assert sauron.ok is False
-    assert f"nnUNet_extTrainer={tmp_path} lacks {SHIM_NAME}" in sauron.detail
+    assert f"nnUNet_extTrainer={tmp_path} lacks {TRAINERS.file}" in sauron.detail
     assert f"$(nnUNetv2_sauron path){os.pathsep}$nnUNet_extTrainer" in sauron.remedy
 
 
@@ -172,7 +221,7 @@ def test_module_that_breaks_the_search_is_named_with_its_line(
 
 
 def test_shim_of_another_version_is_to_be_updated(examine_copy: Examine, nnunet: Path) -> None:
-    (nnunet / SHIM_PLACE / SHIM_NAME).write_text(f"{MARKER}\n")
+    (nnunet / TRAINERS.place / TRAINERS.file).write_text(f"{MARKER}\n")
     checks = examine_copy()
     assert checks["SauronTrainer"].ok is False
     assert "another version" in checks["SauronTrainer"].detail

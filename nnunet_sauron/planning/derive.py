@@ -1,0 +1,281 @@
+"""Derive lean plans from a dataset's existing ones: other widths, the same preprocessed data."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from .patches import check_patch, enlarged_patch, largest_batch, patch_limits, pooling_steps
+from .size import ConfigurationSize, configuration_size, feature_map_values, meta_network
+from .widths import Widths
+
+NOTE = "nnunet_sauron"  # nnU-Net reads the keys it knows and leaves others alone
+NOT_PLANS = ("dataset", "dataset_fingerprint", "splits_final")
+
+
+@dataclass(frozen=True)
+class ConfigurationChange:
+    """A configuration in the source plans and in the derived ones.
+
+    Attributes:
+        old, new: What it costs.
+        limits: With `same_memory`, what kept patch and batch from growing further; else None.
+    """
+
+    old: ConfigurationSize
+    new: ConfigurationSize
+    limits: str | None = None
+
+
+@dataclass(frozen=True)
+class DerivedPlans:
+    """What was written.
+
+    Attributes:
+        name: The new plans' name, for `-p`.
+        source: The name of the plans that they were derived from.
+        dataset: The dataset's name.
+        path: The new plans' file.
+        configurations: Those that were changed, by name.
+    """
+
+    name: str
+    source: str
+    dataset: str
+    path: Path
+    configurations: dict[str, ConfigurationChange]
+
+
+def derive_plans(
+    dataset: int | str,
+    widths: Widths,
+    *,
+    source: str = "nnUNetPlans",
+    configurations: Sequence[str] = (),
+    batch_size: int | None = None,
+    patch_size: Sequence[int] | None = None,
+    same_memory: bool = False,
+    name: str | None = None,
+    overwrite: bool = False,
+) -> DerivedPlans:
+    """Write new plans beside the source plans, which stay as they are.
+
+    Every configuration keeps its `data_identifier`: nothing has to be preprocessed again. Beside the configurations
+    asked for the new plans get those which these inherit from or name as previous stage. All of them change, except
+    with a pruned checkpoint's widths, which are for one configuration only.
+
+    Args:
+        dataset: Number or name, such as 4 or `Dataset004_Hippocampus`.
+        widths: `Flat`, `Scaled`, `PerStage` or `PrunedWidths` of `planning.widths`.
+        source: Name of the plans to derive from.
+        configurations: Names; by default all, or the one that a pruned checkpoint was trained for.
+        batch_size: Patches per batch; by default the source's.
+        patch_size: Voxels per axis; by default the source's.
+        same_memory: Let the patch grow, then the batch, as far as the source's memory estimate allows; the patch up to
+            the median image, the batch up to 5 % of the dataset. What `patch_size` or `batch_size` gives stays.
+        name: The new plans' name; by default the source's with `widths.label` in it.
+        overwrite: Replace plans of that name.
+
+    Raises:
+        ValueError: There is no such dataset, source or configuration, the name is taken or unusable, or widths, patch
+            or batch do not fit. Nothing is written then.
+        OSError: The file cannot be written; one that was there before is untouched.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"The batch size is {batch_size}, which must be at least 1; nnU-Net's own least is 2.")
+    folder = _dataset_folder(dataset)
+    plans, dataset_json = _read_plans(folder, source), _read_json(folder / "dataset.json")
+    path = _target(folder, source, name or _derived_name(source, widths.label), overwrite)
+    chosen = _chosen(plans, source, configurations, widths)
+    kept = _with_what_they_need(plans, chosen)
+    changed = kept if widths.configuration is None else chosen
+
+    new = copy.deepcopy(plans)
+    new["plans_name"] = path.stem
+    new[NOTE] = {"derived_from": source, "widths": str(widths)}
+    new["configurations"] = {key: new["configurations"][key] for key in kept}
+    limits: dict[str, str] = {}
+    for key in changed:
+        old = PlansManager(plans).get_configuration(key).configuration
+        entry = new["configurations"][key]
+        entry["architecture"] = widths.architecture(key, old["architecture"])
+        entry["patch_size"] = list(patch_size or old["patch_size"])
+        entry["batch_size"] = batch_size or old["batch_size"]
+        if patch_size is not None:
+            check_patch(patch_size, _steps(old), key)
+        if same_memory:
+            limits[key] = _enlarge(plans, new, key, dataset_json, patch_size is not None, batch_size is not None)
+    _inherit_what_is_equal(plans, new)
+    _forget_stages_left_out(new)
+
+    before, after = PlansManager(plans), PlansManager(new)
+    changes = {
+        key: ConfigurationChange(
+            configuration_size(before, key, dataset_json), configuration_size(after, key, dataset_json), limits.get(key)
+        )
+        for key in changed
+    }
+    _write(path, new)
+    return DerivedPlans(path.stem, source, folder.name, path, changes)
+
+
+def _dataset_folder(dataset: int | str) -> Path:
+    preprocessed = os.environ.get("nnUNet_preprocessed")
+    if not preprocessed:
+        raise ValueError("nnUNet_preprocessed is not set, where plans are expected: export nnUNet_preprocessed=FOLDER")
+    folders = sorted(folder for folder in Path(preprocessed).glob("Dataset*") if folder.is_dir())
+    number = str(dataset).zfill(3)
+    found = [folder for folder in folders if folder.name == dataset or folder.name.startswith(f"Dataset{number}_")]
+    if not found:
+        names = ", ".join(folder.name for folder in folders) or "none"
+        raise ValueError(
+            f"There is no dataset {dataset} in {preprocessed} (there: {names}); plan and preprocess it first: "
+            f"nnUNetv2_plan_and_preprocess -d DATASET"
+        )
+    if len(found) > 1:
+        raise ValueError(f"{dataset} is the number of {' and '.join(f.name for f in found)}; give the dataset's name.")
+    return found[0]
+
+
+def _read_plans(folder: Path, source: str) -> dict:
+    path = folder / f"{source}.json"
+    if source in NOT_PLANS or not path.is_file():
+        there = ", ".join(sorted(p.stem for p in folder.glob("*.json") if p.stem not in NOT_PLANS)) or "none"
+        raise ValueError(f"There are no plans {source} in {folder} (there: {there}); give one of them by -p.")
+    plans = _read_json(path)
+    if not isinstance(plans, dict) or "configurations" not in plans:
+        raise ValueError(f"{path} holds no plans: it has no 'configurations'; give others by -p.")
+    return plans
+
+
+def _read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON file ({error}); make it anew with nnU-Net's planning.") from error
+
+
+def _derived_name(source: str, label: str) -> str:
+    before, plans, after = source.rpartition("Plans")
+    return f"{before}{label}Plans{after}" if plans else f"{source}{label}Plans"
+
+
+def _target(folder: Path, source: str, name: str, overwrite: bool) -> Path:
+    # nnU-Net splits a model folder's name at "__", and plans' names are part of it.
+    if not name or "__" in name or Path(name).name != name or name in NOT_PLANS:
+        raise ValueError(f"'{name}' cannot name plans: give a word without '__' and '/', such as nnUNetLeanPlans.")
+    if name == source:
+        raise ValueError(f"The new plans would replace {source}, which they come from; give another name by -o.")
+    path = folder / f"{name}.json"
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists already; give another name by -o, or replace it by --overwrite.")
+    return path
+
+
+def _chosen(plans: dict, source: str, configurations: Sequence[str], widths: Widths) -> list[str]:
+    available = list(plans["configurations"])
+    only = widths.configuration
+    chosen = list(configurations) or (available if only is None else [only])
+    for configuration in chosen:
+        if configuration not in available:
+            raise ValueError(
+                f"{source} has no configuration {configuration} (there: {', '.join(available)}); choose by -c, or "
+                f"other plans by -p."
+            )
+        if only not in (None, configuration):
+            raise ValueError(f"The checkpoint was trained for {only}, not for {configuration}; choose -c {only}.")
+    return [configuration for configuration in available if configuration in chosen]
+
+
+def _with_what_they_need(plans: dict, chosen: Iterable[str]) -> list[str]:
+    """The configurations, those they inherit from and those of the stage before, in the plans' order."""
+    needed, todo = set(), list(chosen)
+    while todo:
+        name = todo.pop()
+        if name in plans["configurations"] and name not in needed:
+            needed.add(name)
+            configuration = plans["configurations"][name]
+            todo += [configuration[key] for key in ("inherits_from", "previous_stage") if key in configuration]
+    return [name for name in plans["configurations"] if name in needed]
+
+
+def _steps(configuration: dict) -> tuple[int, ...]:
+    return pooling_steps(configuration["architecture"]["arch_kwargs"]["strides"], len(configuration["patch_size"]))
+
+
+def _enlarge(plans: dict, new: dict, name: str, dataset_json: dict, keep_patch: bool, keep_batch: bool) -> str:
+    """Let patch and batch of a new configuration grow within the old one's memory estimate; says what stopped them."""
+    old, entry = PlansManager(plans).get_configuration(name).configuration, new["configurations"][name]
+    if "median_image_size_in_voxels" not in old:
+        raise ValueError(f"{name} has no median_image_size_in_voxels, up to which patches grow; leave --same-memory.")
+    before, _ = meta_network(PlansManager(plans), name, dataset_json)
+    after, _ = meta_network(PlansManager(new), name, dataset_json)
+    budget = feature_map_values(before, old["patch_size"]) * old["batch_size"]
+    median, steps = old["median_image_size_in_voxels"], _steps(entry)
+
+    patch = entry["patch_size"]
+    if not keep_patch:
+        patch = enlarged_patch(
+            patch, steps, median, lambda grown: feature_map_values(after, grown) * entry["batch_size"] <= budget
+        )
+        entry["patch_size"] = list(patch)
+    covers = all(size >= limit for size, limit in zip(patch, patch_limits(steps, median), strict=True))
+
+    affordable = budget // feature_map_values(after, patch)
+    cap = largest_batch(patch, _dataset_voxels(plans, old, dataset_json))
+    if not keep_batch:
+        entry["batch_size"] = max(entry["batch_size"], min(affordable, cap))
+    return (
+        f"patch limited by {'what was given' if keep_patch else 'the median image' if covers else 'the memory'}, "
+        f"batch by {'what was given' if keep_batch else '5 % of the dataset' if cap < affordable else 'the memory'}"
+    )
+
+
+def _dataset_voxels(plans: dict, configuration: dict, dataset_json: dict) -> float:
+    """Voxels of the training cases at their median size, as nnU-Net's planner counts them."""
+    median = list(configuration["median_image_size_in_voxels"])
+    if len(median) == 2:  # a slice
+        volume = plans["configurations"].get("3d_fullres", {}).get("median_image_size_in_voxels")
+        median.insert(0, (volume or plans["original_median_shape_after_transp"])[0])
+    voxels = dataset_json["numTraining"]
+    for size in median:
+        voxels *= size
+    return voxels
+
+
+def _inherit_what_is_equal(plans: dict, new: dict) -> None:
+    """Leave out what an heir did not set itself and would inherit unchanged."""
+    for name, entry in new["configurations"].items():
+        if "inherits_from" in entry:
+            inherited = PlansManager(new).get_configuration(entry["inherits_from"]).configuration
+            for key in ("architecture", "patch_size", "batch_size"):
+                if key not in plans["configurations"][name] and entry.get(key) == inherited[key]:
+                    entry.pop(key, None)
+
+
+def _forget_stages_left_out(new: dict) -> None:
+    # After its validation nnU-Net predicts for every next stage, and stops if the plans do not have it.
+    for entry in new["configurations"].values():
+        if "next_stage" in entry:
+            stages = [entry["next_stage"]] if isinstance(entry["next_stage"], str) else entry["next_stage"]
+            there = [stage for stage in stages if stage in new["configurations"]]
+            if not there:
+                del entry["next_stage"]
+            elif there != stages:
+                entry["next_stage"] = there
+
+
+def _write(path: Path, plans: dict) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_text(json.dumps(plans, indent=4), encoding="utf-8")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,68 @@
+"""Derived plans beside those they come from: a table for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+
+from .derive import ConfigurationChange, DerivedPlans
+
+ROWS = (
+    # Label, attribute of ConfigurationSize, how it is shown.
+    ("stages", "stages", str),
+    ("widths", "widths", lambda widths: "-".join(map(str, widths))),
+    ("parameters", "parameters", lambda number: _short(number)),
+    ("MACs of one patch", "macs", lambda number: _short(number)),
+    ("patch size", "patch_size", lambda sizes: " ".join(map(str, sizes))),
+    ("batch size", "batch_size", str),
+    ("feature map values", "feature_map_values", lambda number: _short(number)),
+)
+
+
+def print_derived(derived: DerivedPlans, *, json_output: bool = False) -> None:
+    """Print what changed, configuration by configuration; the ratios are new over old."""
+    if json_output:
+        print(json.dumps(_as_json(derived), indent=2))
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    for name, change in derived.configurations.items():
+        table = Table(name, derived.source, derived.name, "ratio")
+        over_old = ratios(change)
+        for label, key, show in ROWS:
+            ratio = f"{over_old[key]:.1%}" if key in over_old else ""
+            table.add_row(label, show(getattr(change.old, key)), show(getattr(change.new, key)), ratio)
+        console.print(table)
+        if change.limits is not None:
+            console.print(Text(f"{name}: {change.limits}"), soft_wrap=True)
+    console.print(Text(f"Wrote {derived.path}"), soft_wrap=True)
+    first = next(iter(derived.configurations))
+    console.print(Text(f"Train: nnUNetv2_train {derived.dataset} {first} FOLD -p {derived.name}"), soft_wrap=True)
+
+
+def ratios(change: ConfigurationChange) -> dict[str, float]:
+    """What each number of the new configuration is of the old one's, patches by their voxels."""
+    numbers = ("parameters", "macs", "batch_size", "feature_map_values")
+    found = {name: getattr(change.new, name) / getattr(change.old, name) for name in numbers}
+    return {**found, "patch_size": math.prod(change.new.patch_size) / math.prod(change.old.patch_size)}
+
+
+def _as_json(derived: DerivedPlans) -> dict:
+    described = asdict(derived)
+    described["path"] = str(derived.path)
+    for name, change in derived.configurations.items():
+        described["configurations"][name]["ratios"] = ratios(change)
+    return described
+
+
+def _short(number: int) -> str:
+    for unit in ("", " k", " M", " G"):
+        if number < 1000:
+            return f"{number:.4g}{unit}"
+        number /= 1000
+    return f"{number:.4g} T"

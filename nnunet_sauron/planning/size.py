@@ -1,0 +1,78 @@
+"""What a configuration of plans costs, without building its network's weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+from ..pruning import count_macs, count_parameters
+
+
+@dataclass(frozen=True)
+class ConfigurationSize:
+    """Cost of a configuration's network.
+
+    Attributes:
+        stages: Resolution stages.
+        widths: Channels of each encoder stage's output, highest resolution first.
+        parameters: Number of parameters.
+        macs: Multiply-accumulates of one patch, as in prediction.
+        patch_size: Voxels per axis.
+        batch_size: Patches.
+        feature_map_values: Values in the feature maps of a batch: nnU-Net's memory estimate times `batch_size`.
+    """
+
+    stages: int
+    widths: tuple[int, ...]
+    parameters: int
+    macs: int
+    patch_size: tuple[int, ...]
+    batch_size: int
+    feature_map_values: int
+
+
+def configuration_size(plans: PlansManager, configuration: str, dataset_json: dict) -> ConfigurationSize:
+    """Count one configuration's network.
+
+    Args:
+        plans: Plans that have it.
+        configuration: Its name.
+        dataset_json: The dataset's, for input channels and classes.
+    """
+    network, input_channels = meta_network(plans, configuration, dataset_json)
+    manager = plans.get_configuration(configuration)
+    return ConfigurationSize(
+        len(network.encoder.output_channels),
+        tuple(network.encoder.output_channels),
+        count_parameters(network),
+        count_macs(network, manager.patch_size, input_channels),
+        tuple(manager.patch_size),
+        manager.batch_size,
+        feature_map_values(network, manager.patch_size) * manager.batch_size,
+    )
+
+
+def feature_map_values(network: nn.Module, patch_size) -> int:
+    """nnU-Net's memory estimate: values in the feature maps of one patch, as `static_estimate_VRAM_usage` counts."""
+    return int(network.compute_conv_feature_map_size(patch_size))
+
+
+def meta_network(plans: PlansManager, configuration: str, dataset_json: dict) -> tuple[nn.Module, int]:
+    """A configuration's network on the meta device, which holds shapes and no weights, and its input channels."""
+    manager = plans.get_configuration(configuration)
+    input_channels = determine_num_input_channels(plans, manager, dataset_json)
+    with torch.device("meta"):
+        network = get_network_from_plans(
+            manager.network_arch_class_name,
+            manager.network_arch_init_kwargs,
+            manager.network_arch_init_kwargs_req_import,
+            input_channels,
+            plans.get_label_manager(dataset_json).num_segmentation_heads,
+            allow_init=False,
+        )
+    return network, input_channels

@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import random
 import statistics
+import time
 from functools import partial
 from pathlib import Path
 
@@ -56,7 +58,11 @@ def main() -> None:
         values = "".join(f"  {value:.3f} " for value in row.values())
         print(f"tau = {tau:<5g}{values}  {below} of {sum(len(m) for m in means)}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"arguments": vars(arguments), "jaccard": table}, default=str, indent=1))
+        given = {name: value for name, value in vars(arguments).items() if name != "json"}
+        # Where nothing falls below tau there is nothing to agree on.
+        known = {tau: {k: None if math.isnan(v) else v for k, v in row.items()} for tau, row in table.items()}
+        result = {"arguments": given, "date": time.strftime("%Y-%m-%d"), "jaccard": known}
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def scores_per_batch(trainer, batches: int) -> dict[str, torch.Tensor]:

@@ -158,8 +158,8 @@ class SauronSettings(PruningSettings):
         kappa: Steps from 0.001 to `tau_max`.
         rho: Epochs that a threshold looks back and waits; None: 5 for each 1000 epochs of training, at least 2.
         mu: A threshold stays while the layer's last loss of channels was at least this fraction.
-        prune_batches: delta_prune is averaged over this many of the epoch's last training batches; the published code
-            takes 1.
+        prune_batches: delta_prune is averaged over this many of the epoch's last training batches. The published code
+            takes 1, where another draw of batches removes other channels (benchmarks/delta_prune_reproducibility.py).
     """
 
     lambda_: float = 0.5
@@ -168,7 +168,7 @@ class SauronSettings(PruningSettings):
     kappa: int = 15
     rho: int | None = None
     mu: float = 0.02
-    prune_batches: int = 8
+    prune_batches: int = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()

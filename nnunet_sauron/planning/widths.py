@@ -193,7 +193,13 @@ class PrunedWidths(Widths):
         """
         from ..trainers.checkpoints import read_checkpoint  # with all of nnU-Net's training, which takes seconds
 
-        checkpoint = read_checkpoint(path)
+        try:
+            checkpoint = read_checkpoint(path)
+        except ValueError as error:  # its advice is for who continues a training
+            raise ValueError(
+                f"{path} has no widths to take: it is truncated, or no checkpoint of nnU-Net; give the .pth file of a "
+                f"pruned model, such as fold_0/checkpoint_final.pth."
+            ) from error
         if "init_args" not in checkpoint:
             raise ValueError(f"{path} does not hold the plans it was trained with (no 'init_args').")
         arguments = checkpoint["init_args"]

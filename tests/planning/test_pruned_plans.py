@@ -185,9 +185,9 @@ def test_what_is_no_checkpoint_is_named(source: Path, checkpoint: Path) -> None:
     write_pruned(checkpoint, plans())
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[: len(whole) // 2])
-    assert_refused(source, "checkpoint_final.pth cannot be read: truncated", checkpoint)
+    assert_refused(source, "checkpoint_final.pth has no widths to take: it is truncated", checkpoint)
     torch.save({"weights": {}}, checkpoint)
-    assert_refused(source, "checkpoint_final.pth is no checkpoint of nnU-Net", checkpoint)
+    assert_refused(source, "checkpoint_final.pth .* no checkpoint of nnU-Net; give the .pth file", checkpoint)
     torch.save({"network_weights": {}}, checkpoint)
     assert_refused(source, "checkpoint_final.pth does not hold the plans it was trained with", checkpoint)
     with pytest.raises(FileNotFoundError, match="gone.pth"):

@@ -21,7 +21,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         # What this package extends; PyTorch comes with it. The oldest version that passes the integration tests.
-        "nnunetv2>=2.8.0",
+        "nnunetv2>=2.8.1",
         # Dice and Hausdorff distances: kept alive by a consortium, Apache-2.0, needs nothing but PyTorch and NumPy.
         "monai>=1.5",
         # Tables and progress bars in the terminal: MIT, widely used, small.

@@ -1,4 +1,4 @@
-"""Every trainer through nnU-Net's own commands, in every configuration. Half an hour: `pytest -m matrix`.
+"""Every trainer through nnU-Net's own commands, in every configuration; long: `pytest -m matrix`.
 
 In process and small, `tests/trainers/test_every_trainer.py` shows the same in every plain test run.
 """

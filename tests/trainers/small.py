@@ -70,6 +70,7 @@ class SmallTrainer(OnRandomPatches, SauronTrainer):
 
     Method = CertainCuts
     prune_batches = 2
+    max_loss_increase = None  # the loss on a few random patches goes up and down
 
 
 def small_trainer(

@@ -14,6 +14,7 @@ import torch
 from torch import distributed, nn
 
 from ..pruning.channels import ChannelLayout, feature_map_modules
+from .base import mean_of
 from .layerwise import Layerwise, LayerwiseSettings
 
 
@@ -84,11 +85,8 @@ class AutoPruner(Layerwise):
 
     def regulariser(self) -> torch.Tensor | None:
         """weight * mean over the layers of (mean code - part that stays)^2."""
-        if not self._terms:
-            return None
-        terms = torch.stack(self._terms)
-        self._terms.clear()
-        return self.settings.weight * terms.mean()
+        mean = mean_of(self._terms)
+        return None if mean is None else self.settings.weight * mean
 
     def before_update(self) -> None:
         if self._optimizer is None:

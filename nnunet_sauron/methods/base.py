@@ -140,6 +140,15 @@ class PruningMethod:
         """Continue from what `state` returned. Comes after `attach`."""
 
 
+def mean_of(terms: list[torch.Tensor]) -> torch.Tensor | None:
+    """The mean of the layers' terms of one forward, which are taken out of the list; None if there are none."""
+    if not terms:
+        return None
+    mean = torch.stack(terms).mean()
+    terms.clear()
+    return mean
+
+
 def channels_to_keep(
     redundant: Sequence[int], width: int, settings: PruningSettings, learning_rate_left: float = 1.0
 ) -> list[int]:

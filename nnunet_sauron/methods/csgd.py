@@ -104,8 +104,9 @@ def merge_clusters(
         labels: The cluster of each of its channels.
         keep: Its channels that stay.
     """
-    stand_in = {label: channel for channel, label in reversed(list(enumerate(labels))) if channel in set(keep)}
-    going = [channel for channel, label in enumerate(labels) if channel not in set(keep) and label in stand_in]
+    kept = set(keep)
+    stand_in = {labels[channel]: channel for channel in sorted(kept, reverse=True)}  # the first of each cluster
+    going = [channel for channel, label in enumerate(labels) if channel not in kept and label in stand_in]
     if not going:
         return
     device = next(network.parameters()).device

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import nn
 
 from ..pruning.channels import ChannelLayout
 from .filters import filters
-from .stepwise import Stepwise
+from .stepwise import Stepwise, over_layer_norm
 
 
 class L1(Stepwise):
@@ -22,5 +21,4 @@ class L1(Stepwise):
         self._network, self._layout = network, layout
 
     def rank(self, widths: Mapping[str, int], epoch: int) -> dict[str, Sequence[float]]:
-        norms = {name: filters(self._network, self._layout, name).abs().sum(1) for name in widths}
-        return {name: (n / n.norm().clamp_min(torch.finfo(n.dtype).tiny)).tolist() for name, n in norms.items()}
+        return over_layer_norm({name: filters(self._network, self._layout, name).abs().sum(1) for name in widths})

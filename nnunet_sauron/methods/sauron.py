@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from ..pruning.channels import ChannelLayout, feature_map_modules
-from .base import Progress, PruningMethod, PruningSettings
+from .base import Progress, PruningMethod, PruningSettings, mean_of
 
 NORMALISATIONS = ("minmax", "none", "max_distance")
 FIRST_THRESHOLD = 0.001
@@ -214,11 +214,8 @@ class Sauron(PruningMethod):
 
     def regulariser(self) -> torch.Tensor | None:
         """lambda * mean of delta_opt over the layers of the last forward."""
-        if not self._terms:
-            return None
-        terms = torch.stack(self._terms)
-        self._terms.clear()
-        return self.settings.lambda_ * terms.mean()
+        mean = mean_of(self._terms)
+        return None if mean is None else self.settings.lambda_ * mean
 
     def redundant(self, progress: Progress) -> dict[str, list[int]]:
         removable = {}

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ..pruning.channels import ChannelLayout, feature_map_modules
 from .base import Progress
-from .stepwise import Stepwise, StepwiseSettings
+from .stepwise import Stepwise, StepwiseSettings, over_layer_norm
 
 RANKINGS = ("l2", "l1", "taylor")
 FIRST_DROPOUT = 0.005
@@ -70,8 +70,7 @@ class ActivationRanked(Stepwise):
                 gate.grad = None
 
     def rank(self, widths: Mapping[str, int], epoch: int) -> dict[str, Sequence[float]]:
-        ranks = {name: sums.abs() for name, sums in self._sums.items()}
-        return {name: (r / r.norm().clamp_min(torch.finfo(r.dtype).tiny)).tolist() for name, r in ranks.items()}
+        return over_layer_norm({name: sums.abs() for name, sums in self._sums.items()})
 
     def _observe(self, unit: str, module: nn.Module, inputs, feature_maps: torch.Tensor) -> torch.Tensor:
         if not module.training:
@@ -140,11 +139,12 @@ def targeted_dropout(
     With all N channels sorted, lowest first, the one at position q scores N - 1 - q; a unit's score S is its channels'
     mean, and p = b_drop * S / max S.
     """
+    gone = {name: set(channels) for name, channels in going.items()}
     staying = [
         (rank, name)
         for name, values in ranks.items()
         for channel, rank in enumerate(values)
-        if channel not in set(going.get(name, ()))
+        if channel not in gone.get(name, ())
     ]
     staying.sort(key=lambda pair: pair[0])
     scores: dict[str, list[int]] = {name: [] for name in ranks}

@@ -7,10 +7,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from ..pruning.channels import ChannelLayout
 from ..pruning.cost import CostModel
 from .base import Progress, PruningMethod, PruningSettings, steps
-from .targets import Target, TargetSettings, make_target
+from .targets import Target, TargetSettings, count_channels, least_widths, make_target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ class Stepwise(PruningMethod):
         else:
             self._target = _no_target(settings, layout, fixed)
         going = self._target.start - self._target.end
-        in_channels = self._target.measure(layout.widths) == sum(layout.widths.values())
+        in_channels = self._target.measure is count_channels
         if (
             settings.k is not None
             and settings.given_targets()
@@ -96,6 +98,11 @@ class Stepwise(PruningMethod):
         return {name: self.order(name, ranks[name], progress.epoch)[:count] for name, count in going.items() if count}
 
 
+def over_layer_norm(scores: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
+    """Ranks that can be compared between layers: each layer's scores (C,), at least 0, over their L2 norm."""
+    return {name: (s / s.norm().clamp_min(torch.finfo(s.dtype).tiny)).tolist() for name, s in scores.items()}
+
+
 def take_lowest(
     widths: Mapping[str, int],
     ranks: Mapping[str, Sequence[float]],
@@ -133,5 +140,4 @@ def take_lowest(
 def _no_target(settings: PruningSettings, layout: ChannelLayout, fixed: set[str]) -> Target:
     """`k` channels a step, for as long as there are steps and channels."""
     widths = layout.widths
-    least = {name: width if name in fixed else min(width, settings.min_channels) for name, width in widths.items()}
-    return Target("k", least, lambda now: sum(now.values()), sum(widths.values()), 0)
+    return Target("k", least_widths(settings, widths, fixed), count_channels, count_channels(widths), 0)

@@ -98,9 +98,9 @@ def make_target(
     """
     (name,) = settings.given_targets()
     dense, fixed = layout.widths, set(fixed)
-    least = {unit: w if unit in fixed else _allowed(settings, settings.min_channels, w) for unit, w in dense.items()}
+    least = least_widths(settings, dense, fixed)
     measures = {"target_parameters": cost.parameters, "target_macs": cost.macs}
-    measure = measures.get(name, lambda widths: sum(widths.values()))
+    measure = measures.get(name, count_channels)
     start = measure(dense)
     if name == "widths_from":
         least = _checked(settings, given_widths, dense, fixed)
@@ -121,6 +121,16 @@ def make_target(
             )
         return Target(name, least, measure, start, fraction * start)
     return Target(name, least, measure, start, measure(least))
+
+
+def least_widths(settings: PruningSettings, dense: Mapping[str, int], fixed: Iterable[str]) -> dict[str, int]:
+    """The narrowest that `min_channels` and `round_to` allow; the dense width for units that must not be cut."""
+    return {name: w if name in fixed else _allowed(settings, settings.min_channels, w) for name, w in dense.items()}
+
+
+def count_channels(widths: Mapping[str, int]) -> int:
+    """Channels of all units together."""
+    return sum(widths.values())
 
 
 def even_widths(target: Target, settings: PruningSettings, dense: Mapping[str, int]) -> dict[str, int]:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from ..architecture import network_of_plans
 from .patches import check_patch, enlarged_patch, largest_batch, patch_limits, pooling_steps
-from .size import ConfigurationSize, configuration_size, feature_map_values, meta_network
+from .size import ConfigurationSize, configuration_size, feature_map_values
 from .widths import Widths
 
 NOTE = "nnunet_sauron"  # nnU-Net reads the keys it knows and leaves others alone
@@ -214,8 +215,8 @@ def _enlarge(plans: dict, new: dict, name: str, dataset_json: dict, keep_patch: 
     old, entry = PlansManager(plans).get_configuration(name).configuration, new["configurations"][name]
     if "median_image_size_in_voxels" not in old:
         raise ValueError(f"{name} has no median_image_size_in_voxels, up to which patches grow; leave --same-memory.")
-    before, _ = meta_network(PlansManager(plans), name, dataset_json)
-    after, _ = meta_network(PlansManager(new), name, dataset_json)
+    before, _ = network_of_plans(PlansManager(plans), name, dataset_json)
+    after, _ = network_of_plans(PlansManager(new), name, dataset_json)
     budget = feature_map_values(before, old["patch_size"]) * old["batch_size"]
     median, steps = old["median_image_size_in_voxels"], _steps(entry)
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from ..architecture import network_of_plans
 from ..pruning import count_macs, count_parameters
 
 
@@ -44,7 +42,7 @@ def configuration_size(plans: PlansManager, configuration: str, dataset_json: di
         configuration: Its name.
         dataset_json: The dataset's, for input channels and classes.
     """
-    network, input_channels = meta_network(plans, configuration, dataset_json)
+    network, input_channels = network_of_plans(plans, configuration, dataset_json)
     manager = plans.get_configuration(configuration)
     return ConfigurationSize(
         len(network.encoder.output_channels),
@@ -60,19 +58,3 @@ def configuration_size(plans: PlansManager, configuration: str, dataset_json: di
 def feature_map_values(network: nn.Module, patch_size) -> int:
     """nnU-Net's memory estimate: values in the feature maps of one patch, as `static_estimate_VRAM_usage` counts."""
     return int(network.compute_conv_feature_map_size(patch_size))
-
-
-def meta_network(plans: PlansManager, configuration: str, dataset_json: dict) -> tuple[nn.Module, int]:
-    """A configuration's network on the meta device, which holds shapes and no weights, and its input channels."""
-    manager = plans.get_configuration(configuration)
-    input_channels = determine_num_input_channels(plans, manager, dataset_json)
-    with torch.device("meta"):
-        network = get_network_from_plans(
-            manager.network_arch_class_name,
-            manager.network_arch_init_kwargs,
-            manager.network_arch_init_kwargs_req_import,
-            input_channels,
-            plans.get_label_manager(dataset_json).num_segmentation_heads,
-            allow_init=False,
-        )
-    return network, input_channels

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
+from ..architecture import network_of_plans
 from ..pruning import widths_of
 from .networks import PrunedPlainConvUNet, PrunedResidualEncoderUNet
-from .size import meta_network
 
 PRUNED = {"PlainConvUNet": PrunedPlainConvUNet, "ResidualEncoderUNet": PrunedResidualEncoderUNet}
 
@@ -191,7 +189,10 @@ class PrunedWidths(Widths):
             ValueError: It is truncated or no checkpoint, its network's class is unknown, or its weights do not fit its
                 own plans.
         """
-        from ..trainers.checkpoints import read_checkpoint  # with all of nnU-Net's training, which takes seconds
+        from ..trainers.checkpoints import (  # with all of nnU-Net's training, which takes seconds
+            read_checkpoint,
+            trained_with,
+        )
 
         try:
             checkpoint = read_checkpoint(path)
@@ -200,17 +201,14 @@ class PrunedWidths(Widths):
                 f"{path} has no widths to take: it is truncated, or no checkpoint of nnU-Net; give the .pth file of a "
                 f"pruned model, such as fold_0/checkpoint_final.pth."
             ) from error
-        if "init_args" not in checkpoint:
-            raise ValueError(f"{path} does not hold the plans it was trained with (no 'init_args').")
-        arguments = checkpoint["init_args"]
-        plans, configuration = PlansManager(arguments["plans"]), arguments["configuration"]
+        plans, configuration, dataset_json = trained_with(checkpoint, path)
         architecture = plans.get_configuration(configuration).configuration["architecture"]
         if _dense_class(architecture) not in PRUNED:
             raise ValueError(
                 f"{path} is of a network of class {architecture['network_class_name']}, expected was "
                 f"{' or '.join(PRUNED)}; give the checkpoint of a model of nnU-Net's default or ResEnc plans."
             )
-        network, _ = meta_network(plans, configuration, arguments["dataset_json"])
+        network, _ = network_of_plans(plans, configuration, dataset_json)
         units = widths_of(network, checkpoint["network_weights"])
         if units is None:
             raise ValueError(

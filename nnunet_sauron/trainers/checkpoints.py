@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from ..architecture import network_of_plans
 from ..pruning import accept_pruned_weights, channel_layout, densify
 
 TEMPORARY = ".tmp"
@@ -61,6 +60,18 @@ def read_checkpoint(path: str | Path) -> dict:
     return checkpoint
 
 
+def trained_with(checkpoint: dict, path: str | Path) -> tuple[PlansManager, str, dict]:
+    """The plans, the configuration's name and the dataset.json that a checkpoint was trained with.
+
+    Raises:
+        ValueError: It does not hold them; `path` names it.
+    """
+    if "init_args" not in checkpoint:
+        raise ValueError(f"{path} does not hold the plans it was trained with (no 'init_args').")
+    arguments = checkpoint["init_args"]
+    return PlansManager(arguments["plans"]), arguments["configuration"], arguments["dataset_json"]
+
+
 def densify_checkpoint(source: Path, target: Path) -> None:
     """Write a pruned checkpoint's weights at its plans' widths, with zeros, for `-pretrained_weights`.
 
@@ -78,20 +89,7 @@ def densify_checkpoint(source: Path, target: Path) -> None:
     checkpoint = read_checkpoint(source)
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another name or remove it first.")
-    if "init_args" not in checkpoint:
-        raise ValueError(f"{source} does not hold the plans it was trained with (no 'init_args').")
-    arguments = checkpoint["init_args"]
-    plans = PlansManager(arguments["plans"])
-    configuration = plans.get_configuration(arguments["configuration"])
-    network = get_network_from_plans(
-        configuration.network_arch_class_name,
-        configuration.network_arch_init_kwargs,
-        configuration.network_arch_init_kwargs_req_import,
-        determine_num_input_channels(plans, configuration, arguments["dataset_json"]),
-        plans.get_label_manager(arguments["dataset_json"]).num_segmentation_heads,
-        allow_init=False,
-        deep_supervision=True,
-    )
+    network, _ = network_of_plans(*trained_with(checkpoint, source), device="cpu")
     accept_pruned_weights(network)
     widths = channel_layout(network).widths
     try:

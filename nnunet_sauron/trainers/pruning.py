@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from nnunetv2.training.logging import nnunet_logger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.helpers import empty_cache
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from ..architecture import network_of_plans
 from ..methods.base import Progress, PruningMethod, channels_to_keep
 from ..pruning import (
     CostModel,
@@ -75,17 +74,11 @@ class PruningTrainer(nnUNetTrainer):
         manager = PlansManager(plans)
         chosen = manager.get_configuration(configuration)
         check_prunable(chosen.network_arch_class_name)
-        channels = determine_num_input_channels(manager, chosen, dataset_json)
-        heads = manager.get_label_manager(dataset_json).num_segmentation_heads
-        with torch.device("meta"):
-            network = get_network_from_plans(
-                chosen.network_arch_class_name, chosen.network_arch_init_kwargs,
-                chosen.network_arch_init_kwargs_req_import, channels, heads, allow_init=False, deep_supervision=True,
-            )  # fmt: skip
+        network, channels = network_of_plans(manager, configuration, dataset_json)
         path = getattr(self.pruning_settings, "widths_from", None)
         self._given_widths = widths_of(network, read_checkpoint(path)["network_weights"]) if path else None
-        cost = CostModel(network, chosen.patch_size, channels)
-        self.Method(self.pruning_settings, num_epochs).prepare(channel_layout(network), cost, self._given_widths)
+        self._cost = CostModel(network, chosen.patch_size, channels)
+        self.Method(self.pruning_settings, num_epochs).prepare(channel_layout(network), self._cost, self._given_widths)
 
     # The network
 
@@ -113,7 +106,6 @@ class PruningTrainer(nnUNetTrainer):
         super().initialize()
         layout = channel_layout(self.bare_network)
         self.dense_widths = layout.widths
-        self._cost = CostModel(self.bare_network, self.configuration_manager.patch_size, self.num_input_channels)
         self.dense_cost = self._cost.parameters(self.dense_widths), self._cost.macs(self.dense_widths)
         self.method = self.Method(self.pruning_settings, self.num_epochs)
         self.method.prepare(layout, self._cost, self._given_widths)

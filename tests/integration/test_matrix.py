@@ -22,8 +22,9 @@ from .nnunet import NnUNet, channels_by_epoch, pruning_history, settings, voxels
 
 pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 
-# Thresholds that let something go within four epochs; the other methods go to their default targets.
-OWN = {"SauronTrainer": settings(num_epochs=4, save_every=1, tau_max=1, kappa=1, rho=2, initial_lr=0)}
+# A threshold moves in about every fourth epoch whose loss only fluctuates; the others go to their default targets.
+EPOCHS = {"SauronTrainer": 40}
+OWN = {"SauronTrainer": settings(num_epochs=40, save_every=1, tau_max=1, kappa=1, rho=2, initial_lr=0)}
 SHORT = "num_epochs=4,num_iterations_per_epoch=2,num_val_iterations_per_epoch=1,save_every=1"
 TRAINERS = [name for name in trainer_names() if name != "StockTrainer"]
 
@@ -63,7 +64,7 @@ class TestEveryTrainer:
 
         final = folder / "checkpoint_final.pth"
         channels = channels_by_epoch(final)
-        assert len(channels) == 4 and channels[-1] < channels[0]
+        assert len(channels) == EPOCHS.get(trainer, 4) and channels[-1] < channels[0]
         assert [r["widths"] for r in pruning_history(final)[: len(before)]] == [r["widths"] for r in before]
         predicted = own.predict(TINY, configuration, tmp_path / "out", "-f", 0, trainer=trainer, plans=plans)
         assert [voxels(path).shape for path in predicted.values()] == [(16, 32, 32)] * 2

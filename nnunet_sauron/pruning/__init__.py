@@ -3,17 +3,21 @@
 from .channels import ChannelLayout, ChannelUnit, channel_layout
 from .cost import CostModel, count_macs, count_parameters
 from .loading import accept_pruned_weights, densify, resize, widths_of
+from .merging import Ranking, merge_channels, rank_units
 from .removal import remove_channels
 
 __all__ = [
     "ChannelLayout",
     "ChannelUnit",
     "CostModel",
+    "Ranking",
     "accept_pruned_weights",
     "channel_layout",
     "count_macs",
     "count_parameters",
     "densify",
+    "merge_channels",
+    "rank_units",
     "remove_channels",
     "resize",
     "widths_of",

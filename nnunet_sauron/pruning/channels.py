@@ -55,6 +55,7 @@ class ChannelAxis:
         dim: The axis.
         segments: What lies along it, in order; several after a concatenation.
         reads: True for the input side of a convolution; False for what makes channels: its output side, and norms.
+        places: For each segment, the module whose output lies there (one of its unit's `feature_maps`), or None.
     """
 
     module: str
@@ -62,6 +63,7 @@ class ChannelAxis:
     dim: int
     segments: tuple[Segment, ...]
     reads: bool
+    places: tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,10 @@ class _Producer:
 _Channels = list[_Producer]
 
 
+def _place(segment: _Producer) -> str | None:
+    return segment.feature_maps[0] if segment.feature_maps else None
+
+
 class _Pass:
     """Mirrors the forward of nnU-Net's U-Nets on lists of segments."""
 
@@ -155,7 +161,7 @@ class _Pass:
 
         return ChannelLayout(
             tuple(units.values()),
-            tuple(ChannelAxis(m, t, d, resolve(c), r) for m, t, d, c, r in self.axes),
+            tuple(ChannelAxis(m, t, d, resolve(c), r, tuple(map(_place, c))) for m, t, d, c, r in self.axes),
             tuple(ChannelAttribute(m, a, resolve(c), i) for m, a, c, i in self.attributes),
         )
 

@@ -33,7 +33,7 @@ def remove_channels(
         ValueError: An unknown unit, an index out of range or repeated, or no channel left. Nothing is changed then.
     """
     layout = channel_layout(network)
-    _check(layout, keep)
+    check_kept(layout, keep)
     rebuild(network, layout, {name: Selection(tuple(kept), len(kept)) for name, kept in keep.items()}, optimizer)
 
 
@@ -76,7 +76,8 @@ def rebuild(
             _follow(optimizer, replaced)
 
 
-def _check(layout: ChannelLayout, keep: Mapping[str, Sequence[int]]) -> None:
+def check_kept(layout: ChannelLayout, keep: Mapping[str, Sequence[int]]) -> None:
+    """Raise ValueError unless every unit is known, and what is to stay of it is distinct, ascending and not nothing."""
     widths = layout.widths
     for name, kept in keep.items():
         if name not in widths:

@@ -14,6 +14,7 @@ from nnunet_sauron.pruning import (
     channel_layout,
     count_parameters,
     densify,
+    merge_channels,
     remove_channels,
     resize,
     widths_of,
@@ -199,6 +200,37 @@ class PrunedNetworkContract:
         for name, tensor in dense.state_dict().items():
             torch.testing.assert_close(tensor, state[name], msg=name)
 
+    def test_multiples_of_kept_channels_merge_without_a_trace(self, dense, dim):
+        keep = make_multiples(dense.eval())
+        with torch.no_grad():
+            expected = dense(patch(dim))
+        counted, dropped = copy.deepcopy(dense), copy.deepcopy(dense)
+        inputs = [patch(dim, seed=2), patch(dim, seed=3)]
+        remove_channels(dropped, keep)
+        merge_channels(counted, {name: len(kept) for name, kept in keep.items()}, inputs)
+        merge_channels(dense, keep, inputs)
+        assert channel_layout(dense).widths == {name: len(kept) for name, kept in keep.items()}
+        with torch.no_grad():
+            assert (dropped(patch(dim)) - expected).abs().max() > 1e-2
+            torch.testing.assert_close(dense(patch(dim)), expected, atol=1e-4, rtol=0)
+            torch.testing.assert_close(counted(patch(dim)), expected, atol=1e-4, rtol=0)
+
+    def test_near_multiples_lose_little_and_the_optimiser_follows(self, dense, dim):
+        keep = make_multiples(dense)
+        optimizer = torch.optim.SGD(dense.parameters(), lr=1e-2, momentum=0.9)
+        train_step(dense, optimizer, dim)  # after it they are multiples no more
+        with torch.no_grad():
+            expected = dense.eval()(patch(dim))
+        dropped = copy.deepcopy(dense)
+        remove_channels(dropped, keep)
+        merge_channels(dense, keep, [patch(dim)], optimizer=optimizer)
+        with torch.no_grad():
+            lost = [(network(patch(dim)) - expected).square().mean() for network in (dense, dropped)]
+        assert 0 < lost[0] < 0.2 * lost[1]
+        for parameter, state in optimizer.state.items():
+            assert state["momentum_buffer"].shape == parameter.shape
+        train_step(dense, optimizer, dim)
+
     def test_bad_requests_are_refused_and_change_nothing(self, dense):
         name, width = next(iter(channel_layout(dense).widths.items()))
         for keep, said in (
@@ -222,6 +254,28 @@ def mask_feature_maps(network: nn.Module, keep: dict[str, list[int]]) -> None:
         for name in unit.feature_maps:
             module = network.get_submodule(name)
             module.register_forward_hook(lambda m, i, out, mask=mask: out * mask.view(1, -1, *[1] * (out.ndim - 2)))
+
+
+@torch.no_grad()
+def make_multiples(network: nn.Module) -> dict[str, list[int]]:
+    """Make half of every unit's channels positive multiples of others, at all of its places; return the others."""
+    draw, layout, keep = random.Random(0), channel_layout(network), {}
+    for unit in layout.units:
+        channels = draw.sample(range(unit.width), unit.width)
+        originals, copies = channels[: unit.width // 2], channels[unit.width // 2 :]
+        for copied in copies:
+            original, factor = draw.choice(originals), draw.uniform(0.5, 2)
+            for axis in layout.axes:
+                if axis.reads or axis.segments[0][0] != unit.name:
+                    continue
+                module = network.get_submodule(axis.module)
+                tensor = getattr(module, axis.tensor)
+                # A norm undoes its convolution's factor, so it brings its own; a transposed convolution has no norm.
+                is_norm = isinstance(module, nn.modules.batchnorm._NormBase)
+                scaled = axis.tensor in ("weight", "bias") and (is_norm or unit.transposed)
+                tensor.select(axis.dim, copied).copy_(tensor.select(axis.dim, original) * (factor if scaled else 1))
+        keep[unit.name] = sorted(originals)
+    return keep
 
 
 def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, dim: int) -> None:

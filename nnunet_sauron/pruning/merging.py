@@ -1,0 +1,293 @@
+"""Fold what removed channels carried into those that stay, so that a network shrinks without training.
+
+A feature map is redundant when the kept maps of its layer reproduce it. Second moments of the maps on a few inputs tell
+which do: removed maps are fitted by the kept ones, and whoever read the removed ones reads that fit instead. Known as
+channel reconstruction (ThiNet; He, Zhang, Sun: Channel pruning for accelerating very deep neural networks, ICCV 2017)
+and interpolative decomposition (Chee et al.: Model preserving compression for neural networks, NeurIPS 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from .channels import ChannelLayout, ChannelUnit, channel_layout
+from .removal import check_kept, remove_channels
+
+RIDGE = 1e-8  # of the kept channels' mean variance
+NOISE = 1e-9  # what is left of a channel's variance below this is rounding of maps in float32
+VALUES_AT_ONCE = 1 << 22  # float64 copies of whole maps would need gigabytes
+
+
+def merge_channels(
+    network: nn.Module,
+    keep: Mapping[str, Sequence[int] | int],
+    inputs: Sequence[torch.Tensor],
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    ridge: float = RIDGE,
+    after_unit: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Remove channels in place, and let the others carry what they carried.
+
+    Unit by unit in the data's order, each on what the network computes after the cuts before it. A removed map is
+    fitted by the kept ones of its place, `x_r ~ W x_K + b`, by least squares with a ridge; every reader's weights take
+    W on, and its bias takes b times the removed weights' sum. A reader without a bias, or a transposed convolution,
+    whose taps fall on different voxels, gets a fit without b. Where x_r is a linear combination of x_K the output stays
+    the same; if it needs b, up to the zero padding: a tap outside of the image reads 0, not b, so a reader's output is
+    off by at most `sum_r |b_r| sum_taps |weight|` there.
+
+    Args:
+        network: A network that `channel_layout` knows, unwrapped; run in evaluation mode.
+        keep: For each unit to cut, by name: its channels that stay, ascending, or how many, which are then chosen by
+            `rank_channels`. Units not named stay as they are.
+        inputs: What to fit on: tensors (B, channels, *patch), run one after the other, once for every unit.
+        optimizer: Its parameter groups and its state follow, as in `remove_channels`.
+        ridge: Weight of the ridge, relative to the kept channels' mean variance.
+        after_unit: Called with each unit's name when it is done.
+
+    Raises:
+        ValueError: An unknown unit, a channel or a number of channels that it does not have, or no inputs. Nothing is
+            changed then.
+    """
+    layout = channel_layout(network)
+    check_kept(layout, {name: range(k) if isinstance(k, int) else k for name, k in keep.items()})
+    if not inputs:
+        raise ValueError("Merging needs inputs to fit on; got none.")
+    for unit in layout.units:
+        kept = keep.get(unit.name, unit.width)
+        if (kept if isinstance(kept, int) else len(kept)) < unit.width:
+            now = channel_layout(network)
+            moments = collect_moments(network, unit.feature_maps, inputs)
+            if isinstance(kept, int):
+                kept = _rank(network, now, unit, moments).keep(kept)
+            _fold(network, now, unit, kept, moments, ridge)
+            remove_channels(network, {unit.name: kept}, optimizer)
+        after_unit(unit.name)
+
+
+def rank_units(network: nn.Module, inputs: Iterable[torch.Tensor]) -> dict[str, Ranking]:
+    """The ranking of every unit's channels, by name, from one forward of each input."""
+    layout = channel_layout(network)
+    moments = collect_moments(network, [place for unit in layout.units for place in unit.feature_maps], inputs)
+    return {unit.name: _rank(network, layout, unit, moments) for unit in layout.units}
+
+
+class Moments:
+    """Sums over the positions of feature maps, in float64: all that a least squares fit of channels needs.
+
+    Attributes:
+        count: Positions so far, over all samples.
+        total: Sums, (C,).
+        products: Sums of products, (C, C).
+    """
+
+    def __init__(self, channels: int, device: torch.device | str = "cpu"):
+        self.count = 0
+        self.total = torch.zeros(channels, dtype=torch.float64, device=device)
+        self.products = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+
+    def add(self, feature_maps: torch.Tensor) -> None:
+        """Take in feature maps (B, C, *spatial) of any floating dtype."""
+        step = max(1, VALUES_AT_ONCE // feature_maps.shape[1])
+        for sample in feature_maps.detach().flatten(2):
+            for part in sample.split(step, dim=1):
+                values = part.double()
+                self.count += values.shape[1]
+                self.total += values.sum(1)
+                self.products += values @ values.T
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """(C,)"""
+        return self.total / self.count
+
+    @property
+    def covariance(self) -> torch.Tensor:
+        """(C, C)"""
+        return self.products / self.count - torch.outer(self.mean, self.mean)
+
+    @property
+    def second(self) -> torch.Tensor:
+        """Mean of products without the mean taken off, (C, C)."""
+        return self.products / self.count
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A unit's channels in the order in which they are worth keeping.
+
+    Attributes:
+        order: Every channel once, the most valuable first.
+        errors: `errors[k]` is the part of what the unit's readers get that is lost when the first k are kept: C + 1
+            values from 1 to 0 that never rise.
+    """
+
+    order: tuple[int, ...]
+    errors: tuple[float, ...]
+
+    def least(self, tolerance: float) -> int:
+        """The fewest channels, at least one, whose error is at most the tolerance."""
+        return next(k for k in range(1, len(self.errors)) if self.errors[k] <= tolerance or k == len(self.order))
+
+    def keep(self, count: int) -> list[int]:
+        """The `count` most valuable channels, ascending."""
+        return sorted(self.order[:count])
+
+
+def collect_moments(network: nn.Module, places: Collection[str], inputs: Iterable[torch.Tensor]) -> dict[str, Moments]:
+    """Second moments of the outputs of the named modules, in evaluation mode.
+
+    The forward stops after the last of them. Memory: one input's forward and a (C, C) matrix each.
+
+    Args:
+        network: The network.
+        places: Names of modules; each is run once in a forward.
+        inputs: Tensors (B, channels, *patch), on any device.
+    """
+    device = next(network.parameters()).device
+    moments: dict[str, Moments] = {}
+
+    def take(name: str, feature_maps: torch.Tensor) -> None:
+        if name not in moments:
+            moments[name] = Moments(feature_maps.shape[1], feature_maps.device)
+        moments[name].add(feature_maps)
+
+    for tensor in inputs:
+        _forward_until(network, tensor.to(device), places, take)
+    return moments
+
+
+class _Enough(Exception):  # noqa: N818  (no error)
+    """Ends a forward whose later layers nobody needs."""
+
+
+@torch.no_grad()
+def _forward_until(network: nn.Module, tensor: torch.Tensor, places: Collection[str], take) -> None:
+    left = set(places)
+
+    def observe(name: str):
+        def hook(module, inputs, output) -> None:
+            take(name, output)
+            left.discard(name)
+            if not left:
+                raise _Enough
+
+        return hook
+
+    was_training = network.training
+    hooks = [network.get_submodule(name).register_forward_hook(observe(name)) for name in places]
+    try:
+        network.eval()
+        network(tensor)
+    except _Enough:
+        pass
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
+
+
+def rank_channels(moments: Sequence[Moments], weights: Sequence[torch.Tensor]) -> Ranking:
+    """Order channels by what the others, kept before them, cannot reproduce of them.
+
+    Greedy: the next channel is the one whose addition leaves the least error, where the error is that of the readers'
+    output. With R the covariance of what the kept channels leave of all, and M the readers' weights times themselves,
+    adding channel j takes `R[:, j]^T M R[:, j] / R[j, j]` off the error tr(M R). (With M = 1 this is orthogonal least
+    squares; choosing the largest R[j, j] instead would be column-pivoted QR.)
+
+    Args:
+        moments: Of each place where the unit's maps lie; the channels are chosen for all of them together.
+        weights: M of each place, (C, C).
+    """
+    residuals = [m.covariance for m in moments]
+    totals = [(w * r).sum() for w, r in zip(weights, residuals, strict=True)]
+    weights = [w / t if t > 0 else torch.zeros_like(w) for w, t in zip(weights, totals, strict=True)]
+    channels = len(residuals[0])
+    floors = [NOISE * r.diagonal() for r in residuals]
+    order: list[int] = []
+    errors = [1.0]
+    left = torch.ones(channels, dtype=torch.bool, device=residuals[0].device)
+    gains = [(r * (w @ r)).sum(0) for w, r in zip(weights, residuals, strict=True)]
+    for _ in range(channels):
+        gain = torch.zeros(channels, dtype=torch.float64, device=left.device)
+        for r, g, floor in zip(residuals, gains, floors, strict=True):
+            d = r.diagonal()
+            gain += torch.where(d > floor, g.clamp_min(0) / d, 0)
+        j = int(torch.where(left, gain, -1).argmax())
+        order.append(j)
+        left[j] = False
+        for r, w, g, floor in zip(residuals, weights, gains, floors, strict=True):
+            d = r[j, j].clone()
+            if d > floor[j]:
+                u = r[:, j].clone()
+                m = w @ u
+                g += u.square() * (u @ m) / d**2 - 2 * u * (r @ m) / d
+                r -= torch.outer(u, u) / d
+        # Rounding must not let the error rise, nor fall below what is left.
+        error = sum(float((w * r).sum()) for w, r in zip(weights, residuals, strict=True)) / len(residuals)
+        errors.append(min(errors[-1], max(error, 0.0)))
+    errors[-1] = 0.0
+    return Ranking(tuple(order), tuple(errors))
+
+
+def _rank(network: nn.Module, layout: ChannelLayout, unit: ChannelUnit, moments: Mapping[str, Moments]) -> Ranking:
+    places = [place for place in unit.feature_maps if place in moments]
+    weights = {place: torch.zeros_like(moments[place].products) for place in places}
+    for place, _, read, _ in _readers(network, layout, unit):
+        filters = read.detach().double().flatten(1)
+        weights[place] += filters @ filters.T
+    return rank_channels([moments[place] for place in places], [weights[place] for place in places])
+
+
+def _readers(network: nn.Module, layout: ChannelLayout, unit: ChannelUnit):
+    """Whoever reads a unit: (place, convolution, its weights for the unit (C, outputs, taps), where they start)."""
+    for axis in layout.axes:
+        start = 0
+        for (name, width), place in zip(axis.segments, axis.places, strict=True):
+            if axis.reads and name == unit.name:
+                conv = network.get_submodule(axis.module)
+                read = conv.weight.narrow(axis.dim, start, width).transpose(0, axis.dim).flatten(2)
+                yield place, conv, read, start
+            start += width
+
+
+@torch.no_grad()
+def _fold(
+    network: nn.Module,
+    layout: ChannelLayout,
+    unit: ChannelUnit,
+    kept: Sequence[int],
+    moments: Mapping[str, Moments],
+    ridge: float,
+) -> None:
+    """Let the readers of a unit read its kept channels as all of them (in place; nothing is removed yet)."""
+    stay = torch.tensor(list(kept), device=next(network.parameters()).device)
+    gone = torch.tensor(sorted(set(range(unit.width)) - set(kept)), device=stay.device)
+    for place, conv, read, start in _readers(network, layout, unit):
+        transposed = isinstance(conv, _ConvTransposeNd)
+        fit, offset = _fitted(moments[place], stay, gone, ridge, conv.bias is not None and not transposed)
+        lost = read[gone].double()
+        carried = torch.einsum("rk,rot->kot", fit, lost).to(conv.weight.dtype)
+        dim = 0 if transposed else 1
+        carried = carried.unflatten(2, conv.weight.shape[2:]).transpose(0, dim)
+        conv.weight.index_add_(dim, start + stay, carried)
+        if conv.bias is not None:
+            conv.bias += torch.einsum("r,rot->o", offset, lost).to(conv.bias.dtype)
+
+
+def _fitted(
+    moments: Moments, stay: torch.Tensor, gone: torch.Tensor, ridge: float, intercept: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """W (removed, kept) and b (removed) of `x_r ~ W x_K + b`, float64; b is 0 without an intercept."""
+    matrix = moments.covariance if intercept else moments.second
+    of_kept = matrix[stay][:, stay]
+    size = of_kept.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    of_kept = of_kept + ridge * size * torch.eye(len(stay), dtype=torch.float64, device=stay.device)
+    fit = torch.linalg.solve(of_kept, matrix[stay][:, gone]).T
+    offset = moments.mean[gone] - fit @ moments.mean[stay]
+    return fit, offset if intercept else torch.zeros_like(offset)

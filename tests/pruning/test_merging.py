@@ -1,0 +1,189 @@
+"""The algebra of merging; what it does to whole networks stands in the contract of pruned networks."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from nnunet_sauron.pruning import channel_layout, merge_channels, rank_units
+from nnunet_sauron.pruning.merging import Moments, collect_moments, rank_channels
+
+from ..contracts.networks import build, patch
+
+
+def moments_of(*feature_maps: torch.Tensor) -> Moments:
+    moments = Moments(feature_maps[0].shape[1])
+    for maps in feature_maps:
+        moments.add(maps)
+    return moments
+
+
+def correlated_maps(channels: int = 6, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(channels, channels, generator=generator)
+    return torch.einsum("cd,bdhw->bchw", mixed, torch.randn(3, channels, 8, 8, generator=generator)) + 5
+
+
+class TestMoments:
+    def test_they_are_those_of_all_positions_together(self):
+        parts = [torch.randn(2, 5, 6, 7) + 3, torch.randn(1, 5, 4, 3)]
+        moments = moments_of(*parts)
+        samples = torch.cat([p.transpose(0, 1).flatten(1) for p in parts], 1).double()
+        assert moments.count == samples.shape[1]
+        torch.testing.assert_close(moments.mean, samples.mean(1))
+        torch.testing.assert_close(moments.covariance, torch.cov(samples, correction=0))
+
+    def test_a_large_mean_does_not_drown_the_variance(self):
+        maps = torch.randn(1, 2, 64, 64, generator=torch.Generator().manual_seed(0)) + 3000
+        variance = maps.double().flatten(2).var(-1, correction=0)[0]
+        torch.testing.assert_close(moments_of(maps).covariance.diagonal(), variance, rtol=1e-6, atol=0)
+
+    def test_large_maps_are_taken_in_pieces(self, monkeypatch):
+        maps = torch.randn(1, 3, 10, 10)
+        whole = moments_of(maps)
+        monkeypatch.setattr("nnunet_sauron.pruning.merging.VALUES_AT_ONCE", 21)
+        torch.testing.assert_close(moments_of(maps).products, whole.products)
+
+    def test_the_forward_stops_after_the_last_place(self):
+        network, seen = build(), []
+        network.decoder.register_forward_pre_hook(lambda *_: seen.append("decoder"))
+        place = channel_layout(network).units[0].feature_maps[0]
+        assert collect_moments(network, [place], [patch()])[place].count == 2 * 16 * 16
+        assert seen == [] and network.training
+
+
+class TestRanking:
+    def test_each_error_is_what_least_squares_leaves_of_the_readers_output(self):
+        maps, filters = correlated_maps(), torch.randn(6, 4).double()
+        moments = moments_of(maps)
+        ranking = rank_channels([moments], [filters @ filters.T])
+        samples = (maps.transpose(0, 1).flatten(1).double() - moments.mean[:, None]).T
+        read = samples @ filters
+        for kept in range(7):
+            chosen = samples[:, list(ranking.order[:kept])]
+            left = samples - chosen @ torch.linalg.lstsq(chosen, samples).solution if kept else samples
+            lost = (left @ filters).square().sum() / read.square().sum()
+            assert ranking.errors[kept] == pytest.approx(float(lost), abs=1e-9)
+
+    def test_each_choice_is_the_best_next_one(self):
+        maps, filters = correlated_maps(), torch.randn(6, 4).double()
+        moments = moments_of(maps)
+        ranking = rank_channels([moments], [filters @ filters.T])
+        covariance = moments.covariance
+        for k in range(5):
+            errors = {}
+            for channel in set(range(6)) - set(ranking.order[:k]):
+                kept = [*ranking.order[:k], channel]
+                of_kept = covariance[:, kept]
+                left = covariance - of_kept @ torch.linalg.solve(covariance[kept][:, kept], of_kept.T)
+                errors[channel] = float((filters.T @ left @ filters).trace())
+            assert ranking.order[k] == min(errors, key=errors.get)
+
+    def test_a_channel_that_nobody_needs_is_chosen_last(self):
+        filters = torch.eye(6).double()
+        filters[2] = 0
+        independent = torch.randn(4, 6, 16, 16, generator=torch.Generator().manual_seed(0))
+        assert rank_channels([moments_of(independent)], [filters @ filters.T]).order[-1] == 2
+
+    def test_places_are_decided_together(self):
+        """Channel 0 can be had from 1 in one place, but not in the other: it stays."""
+        maps = torch.randn(2, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+        equal = maps.clone()
+        equal[:, 1] = equal[:, 0]
+        unit = torch.eye(2).double()
+        assert rank_channels([moments_of(equal)], [unit]).errors[1] < 1e-9
+        assert rank_channels([moments_of(equal), moments_of(maps)], [unit, unit]).errors[1] > 0.1
+
+    def test_constant_maps_and_unread_places_give_a_ranking(self):
+        still = moments_of(torch.ones(1, 3, 4, 4))
+        ranking = rank_channels([still], [torch.eye(3).double()])
+        assert sorted(ranking.order) == [0, 1, 2] and ranking.errors[-1] == 0
+        assert ranking.least(0.01) == 1
+
+    def test_least_is_the_fewest_within_the_tolerance(self):
+        ranking = rank_channels([moments_of(correlated_maps())], [torch.eye(6).double()])
+        for tolerance in (0.5, 0.1, 0.01, 0.0):
+            k = ranking.least(tolerance)
+            assert ranking.errors[k] <= tolerance and (k == 1 or ranking.errors[k - 1] > tolerance)
+
+
+class TestBorder:
+    """Maps that differ by a constant: the reader's bias takes it on, but at the border it is 0 that is read."""
+
+    @pytest.fixture
+    def shifted(self):
+        network = build(dim=2).eval()
+        unit = next(u for u in channel_layout(network).units if u.transposed)
+        conv = network.get_submodule(unit.producers[0])
+        with torch.no_grad():
+            conv.weight[:, 1] = conv.weight[:, 0]
+            conv.bias[1] = conv.bias[0] + 0.7
+        return network, unit
+
+    def test_inside_it_is_exact_and_at_the_border_bounded(self, shifted):
+        network, unit = shifted
+        reader = network.decoder.stages[0].convs[0].conv
+        read = reader.weight[:, 1].detach().abs().sum(dim=(1, 2))
+        merged = copy.deepcopy(network)
+        keep = [c for c in range(unit.width) if c != 1]
+        merge_channels(merged, {unit.name: keep}, [patch(seed=2)])
+
+        outputs = []
+        for each in (network, merged):
+            module = each.decoder.stages[0].convs[0].conv
+            module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+            with torch.no_grad():
+                each(patch())
+        difference = (outputs[0] - outputs[1]).abs()
+        assert difference[..., 1:-1, 1:-1].max() < 1e-4
+        at_border = difference.amax(dim=(0, 2, 3))
+        assert at_border.max() > 1e-3
+        assert (at_border <= 0.7 * read + 1e-4).all()
+
+
+class TestReaders:
+    def test_a_reader_without_bias_gets_the_fit_without_a_constant(self):
+        """With conv_bias off nothing could carry a constant; multiples still go without a trace."""
+        network = build(dim=2).eval()
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d) and module is not network.decoder.seg_layers[-1]:
+                module.bias = None
+        first = network.encoder.stages[0][0].convs[0]
+        with torch.no_grad():
+            first.conv.weight[1] = first.conv.weight[0]
+            first.norm.weight[1], first.norm.bias[1] = 2 * first.norm.weight[0], 2 * first.norm.bias[0]
+            expected = network(patch())
+        merge_channels(network, {"encoder.stages.0.0.convs.0": [0, 2, 3, 4, 5]}, [patch(seed=2)])
+        with torch.no_grad():
+            torch.testing.assert_close(network(patch()), expected, atol=1e-4, rtol=0)
+
+    def test_float16_weights_are_merged_in_float64(self):
+        maps = correlated_maps().half()
+        assert moments_of(maps).products.dtype == torch.float64
+
+
+def test_nothing_changes_when_what_is_asked_for_is_wrong():
+    network = build()
+    before = copy.deepcopy(network.state_dict())
+    name = channel_layout(network).units[0].name
+    for keep, inputs, said in (
+        ({"nowhere": 3}, [patch()], "There is no channel unit 'nowhere'"),
+        ({name: 0}, [patch()], "would lose all"),
+        ({name: 7}, [patch()], "in 0..5"),
+        ({name: [3, 1]}, [patch()], "ascending"),
+        ({name: 3}, [], "needs inputs"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            merge_channels(network, keep, inputs)
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+def test_rank_units_sees_what_every_unit_looks_like_in_one_forward_of_each_input():
+    network, forwards = build(), []
+    network.encoder.register_forward_pre_hook(lambda *_: forwards.append(1))
+    rankings = rank_units(network, [patch(), patch(seed=2)])
+    assert {name: len(r.order) for name, r in rankings.items()} == channel_layout(network).widths
+    assert len(forwards) == 2

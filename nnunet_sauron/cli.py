@@ -68,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_plan(verbs)
 
+    _add_compress(verbs)
+
     densify = verbs.add_parser("densify", help="write a pruned checkpoint at its plans' widths, with the same output")
     densify.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the pruned checkpoint, a .pth file")
     densify.add_argument("-o", dest="output", type=Path, metavar="OUT", required=True, help="the checkpoint to write")
@@ -105,6 +107,27 @@ def _add_plan(verbs: argparse._SubParsersAction) -> None:
     plan.add_argument("--overwrite", action="store_true", help="replace plans of that name")
     plan.add_argument("--json", action="store_true", help="print JSON instead of a table")
     plan.set_defaults(run=_plan)
+
+
+def _add_compress(verbs: argparse._SubParsersAction) -> None:
+    compress = verbs.add_parser("compress", help="make a trained model smaller without training it again")
+    folder = {"type": Path, "metavar": "FOLDER", "required": True}
+    compress.add_argument("-m", dest="model", **folder, help="a trained model, with plans.json and fold_*")
+    compress.add_argument("-i", dest="images", **folder, help="raw images in nnU-Net's naming; no labels needed")
+    compress.add_argument("-o", dest="output", **folder, help="the new model; for nnUNetv2_predict_from_modelfolder")
+    compress.add_argument("-f", dest="folds", metavar="FOLD", nargs="+", help="only these; default all there are")
+    goal = compress.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--tolerance", type=float, metavar="T", help="what every layer may lose, such as 0.02")
+    goal.add_argument("--macs", type=float, metavar="PART", help="part of the multiply-accumulates left, such as 0.5")
+    goal.add_argument("--params", type=float, metavar="PART", help="part of the parameters left, such as 0.3")
+    goal.add_argument("--latency", type=float, metavar="PART", help="part of the time left, measured on this machine")
+    goal.add_argument("--dry-run", action="store_true", help="show what several tolerances give, write no model")
+    compress.add_argument("--round-to", type=int, default=1, metavar="N", help="keep widths at multiples of this")
+    compress.add_argument("--max-images", type=int, default=20, metavar="N", help="use so many images; %(default)s")
+    compress.add_argument("--labels", type=Path, metavar="FOLDER", help="reference segmentations of the images")
+    compress.add_argument("-device", default="cpu", choices=["cpu", "cuda"], help="where networks run; %(default)s")
+    compress.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    compress.set_defaults(run=_compress)
 
 
 def _path(options: argparse.Namespace) -> int:
@@ -183,6 +206,27 @@ def _whole_numbers(words: Sequence[str], flag: str) -> tuple[int, ...]:
     except ValueError:
         given = " ".join(words)
         raise ValueError(f"{flag} takes whole numbers, such as 64 64 64 or 64,64,64; got '{given}'.") from None
+
+
+def _compress(options: argparse.Namespace) -> int:
+    from .compression.command import compress
+    from .compression.compress import Goal
+
+    goal = None
+    if not options.dry_run:
+        goal = Goal(options.tolerance, options.macs, options.params, options.latency, options.round_to)
+    compress(
+        options.model,
+        options.images,
+        options.output,
+        goal,
+        folds=options.folds,
+        labels=options.labels,
+        max_images=options.max_images,
+        device=options.device,
+        json_output=options.json,
+    )
+    return 0
 
 
 def _densify(options: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """Trainers that nnU-Net finds by name (`-tr`)."""
 
+from .compressed import CompressedTrainer
 from .methods import (
     AutoPrunerTrainer,
     CSGDTrainer,
@@ -18,6 +19,7 @@ from .stock import StockTrainer
 __all__ = [
     "AutoPrunerTrainer",
     "CSGDTrainer",
+    "CompressedTrainer",
     "FPGMTrainer",
     "L1Trainer",
     "PruningTrainer",

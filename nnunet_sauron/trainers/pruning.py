@@ -6,7 +6,6 @@ the very network that was validated and what is to go next, and a resumed run ma
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -14,34 +13,30 @@ from pathlib import Path
 import numpy as np
 import torch
 from nnunetv2.training.logging import nnunet_logger
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed, nn
-from torch._dynamo import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
 
 from ..architecture import network_of_plans
 from ..methods.base import Progress, PruningMethod, channels_to_keep
 from ..pruning import (
     CostModel,
-    accept_pruned_weights,
     channel_layout,
     remove_channels,
-    resize,
     widths_of,
 )
 from ..pruning.channels import check_prunable
-from .checkpoints import TEMPORARY, read_checkpoint, write_atomically
+from .checkpoints import TEMPORARY, read_checkpoint
 from .plots import NowAndThen
 from .pruning_plot import plot_pruning
+from .resizing import ResizingTrainer
 from .settings import TrainingSettings, read_settings
 
 SERIES = "pruning"
 NNUNET_EPOCHS = 1000  # nnU-Net's length of training, which its constructor sets
 
 
-class PruningTrainer(nnUNetTrainer):
+class PruningTrainer(ResizingTrainer):
     """Trains, removes channels, and predicts with what is left. A subclass names its `Method`, and that is all.
 
     The history (`self.history()`) is a series of nnU-Net's logger, so every checkpoint holds it: a dict per epoch with
@@ -81,19 +76,6 @@ class PruningTrainer(nnUNetTrainer):
         self.Method(self.pruning_settings, num_epochs).prepare(channel_layout(network), self._cost, self._given_widths)
 
     # The network
-
-    @staticmethod
-    @functools.wraps(nnUNetTrainer.build_network_architecture)  # its signature differs between versions of nnU-Net
-    def build_network_architecture(*args, **kwargs) -> nn.Module:
-        return accept_pruned_weights(nnUNetTrainer.build_network_architecture(*args, **kwargs))
-
-    @property
-    def bare_network(self) -> nn.Module:
-        """The network without the wrappers of DDP and torch.compile."""
-        network = self.network
-        if isinstance(network, DistributedDataParallel):
-            network = network.module
-        return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def history(self) -> list[dict]:
         """A record per finished epoch. (No property: nnU-Net writes every property into debug.json.)"""
@@ -264,23 +246,7 @@ class PruningTrainer(nnUNetTrainer):
         torch._dynamo.reset()  # past 8 recompilations torch.compile would fall back to eager for good
         empty_cache(self.device)
 
-    def _unwrap(self) -> None:
-        if self.is_ddp:
-            self.network = self.network.module
-
-    def _wrap(self) -> None:
-        """DDP's reducer holds the old parameters: without a new wrapper the ranks drift apart, and no error says so."""
-        if self.is_ddp:
-            devices = [self.local_rank] if self.device.type == "cuda" else None
-            self.network = DistributedDataParallel(self.network, device_ids=devices)
-
     # Checkpoints
-
-    def save_checkpoint(self, filename: str) -> None:
-        if self.local_rank == 0 and not self.disable_checkpointing:
-            write_atomically(Path(filename), super().save_checkpoint)
-        else:
-            super().save_checkpoint(filename)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Take over a checkpoint's widths, weights, optimiser state and history.
@@ -299,12 +265,7 @@ class PruningTrainer(nnUNetTrainer):
                 f"network of other layers than {type(self).__name__} builds from these plans, or without a pruning "
                 f"history. To begin with weights of another training, use -pretrained_weights."
             )
-        if widths != channel_layout(network).widths:
-            self._unwrap()
-            resize(network, widths)
-            self.optimizer, self.lr_scheduler = self.configure_optimizers()
-            self._wrap()
-            torch._dynamo.reset()
+        self.take_widths(widths)
         super().load_checkpoint(filename_or_checkpoint)
 
 

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 EPOCHS = {"SauronTrainer": 40}
 OWN = {"SauronTrainer": settings(num_epochs=40, save_every=1, tau_max=1, kappa=1, rho=2, initial_lr=0)}
 SHORT = "num_epochs=4,num_iterations_per_epoch=2,num_val_iterations_per_epoch=1,save_every=1"
-TRAINERS = [name for name in trainer_names() if name != "StockTrainer"]
+TRAINERS = [name for name in trainer_names() if name not in ("StockTrainer", "CompressedTrainer")]
 
 
 def setting(trainer: str) -> str:

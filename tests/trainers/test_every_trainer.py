@@ -18,7 +18,7 @@ from .small import BATCH, SIDE, OnRandomPatches, RandomPatches, SmallTrainer, se
 TO_A_TARGET = [
     getattr(trainers, name)
     for name in trainers.__all__
-    if name not in ("PruningTrainer", "SauronTrainer", "StockTrainer")
+    if name not in ("PruningTrainer", "SauronTrainer", "StockTrainer", "CompressedTrainer")
 ]
 EVERY = [SmallTrainer, *TO_A_TARGET]
 NETWORKS = [("plain", 2), ("resenc", 2), ("plain", 3), ("resenc", 3)]
@@ -208,4 +208,8 @@ def test_csgd_moves_the_filters_of_a_cluster_alike(folder):
 def test_the_contract_covers_every_trainer_of_the_shim():
     from nnunet_sauron.plugin import trainer_names
 
-    assert set(trainer_names()) == {c.__name__ for c in TO_A_TARGET} | {"SauronTrainer", "StockTrainer"}
+    assert set(trainer_names()) == {c.__name__ for c in TO_A_TARGET} | {
+        "SauronTrainer",
+        "StockTrainer",
+        "CompressedTrainer",
+    }

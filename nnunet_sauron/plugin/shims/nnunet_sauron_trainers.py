@@ -10,6 +10,7 @@ from __future__ import annotations
 try:
     from nnunet_sauron.trainers import (  # noqa: F401
         AutoPrunerTrainer,
+        CompressedTrainer,
         CSGDTrainer,
         FPGMTrainer,
         L1Trainer,

@@ -1,0 +1,115 @@
+"""The verb `compress` from its first check to its last line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ..analysis.evaluation import CaseScore, mean_score
+from .compress import Compressed, Compressor, Goal, Segmenter, provenance, split
+from .display import Progress, Trial, plot_trade_off, plot_widths, print_compressed, print_trials
+from .images import find_cases
+from .model import TrainedModel
+
+TOLERANCES = (0.003, 0.01, 0.02, 0.03, 0.05, 0.08)
+
+
+def compress(
+    folder: Path,
+    images: Path,
+    output: Path,
+    goal: Goal | None,
+    *,
+    folds: list[str] | None = None,
+    labels: Path | None = None,
+    max_images: int = 20,
+    device: str = "cpu",
+    json_output: bool = False,
+) -> None:
+    """Write a smaller model, or show what sizes cost what.
+
+    Args:
+        folder: A trained model's folder.
+        images: Raw images in nnU-Net's naming; part of them is held out to measure on.
+        output: The new model's folder. Without a goal, the trade-off's picture goes beside it, and nothing else.
+        goal: What to meet; None shows the trade-off over `TOLERANCES`.
+        folds: Only these; None for all. Each is made smaller by itself.
+        labels: Reference segmentations of the images, to measure both models against.
+        max_images: So many are used.
+        device: "cpu" or "cuda".
+        json_output: Print JSON instead of tables.
+
+    Raises:
+        FileExistsError: The output folder exists.
+        FileNotFoundError, ValueError: The model, the images or the goal do not do; nothing is written then.
+    """
+    if output.exists():
+        raise FileExistsError(f"{output} exists; give the name of a folder that does not.")
+    if max_images < 1:
+        raise ValueError(f"--max-images must be at least 1; got {max_images}.")
+    model = TrainedModel.read(folder, folds)
+    fitted_on, held_out = split(find_cases(images, model), max_images)
+    on = torch.device(device)
+    with Progress(quiet=json_output) as progress, contextlib.redirect_stdout(_quiet()):
+        progress.say(f"{len(fitted_on)} images to fit on, {len(held_out)} held out to compare segmentations")
+        segmenter = Segmenter(model, held_out, on, labels)
+        compressors = {}
+        for fold in list(model.checkpoints)[: 1 if goal is None else None]:
+            progress.say(f"fold {fold}: reading images, ranking channels")
+            compressors[fold] = Compressor(model, fold, fitted_on, on)
+        if goal is None:
+            trials = _trials(next(iter(compressors.items())), segmenter, progress)
+        else:
+            tolerances = {fold: one.tolerance(goal) for fold, one in compressors.items()}
+            found = {}
+            for fold, one in compressors.items():
+                with progress.bar(f"fold {fold}: merging", len(one.before)) as step:
+                    found[fold] = one.compress(tolerances[fold], goal.round_to, step)
+            progress.say("comparing segmentations")
+            scores = segmenter.agreement([one.weights for one in found.values()])
+            against = {name: segmenter.against_labels(name) for name in ("old", "new")}
+    if goal is None:
+        picture = output.with_name(f"{output.name}_trade_off.png")
+        plot_trade_off(trials, picture)
+        print_trials(trials, picture, json_output=json_output)
+        return
+    notes = provenance(model, goal, fitted_on, found)
+    notes["summary"] = _summary(scores, against["new"])
+    with tempfile.TemporaryDirectory() as pictures:
+        drawn = {fold: plot_widths(one, Path(pictures) / f"{fold}.png") for fold, one in found.items()}
+        model.write(output, {fold: one.weights for fold, one in found.items()}, notes, drawn)
+    print_compressed(found, scores, against, output, json_output=json_output)
+
+
+def _trials(first: tuple[str, Compressor], segmenter: Segmenter, progress: Progress) -> list[Trial]:
+    fold, compressor = first
+    trials = []
+    for tolerance in TOLERANCES:
+        with progress.bar(f"fold {fold}: tolerance {tolerance:g}", len(compressor.before)) as step:
+            one = compressor.compress(tolerance, 1, step)
+        trials.append(Trial(one, segmenter.agreement([one.weights])))
+    return trials
+
+
+def _summary(scores: Sequence[CaseScore], against_labels: Sequence[CaseScore] | None) -> dict:
+    """In the form of nnU-Net's validation/summary.json; it says what it was measured against."""
+    measured = against_labels or scores
+    return {
+        "foreground_mean": {"Dice": mean_score(measured, lambda score: score.dice).value},
+        "reference": "labels" if against_labels else "segmentations of the model that was compressed",
+        "metric_per_case": [asdict(score) for score in measured],
+    }
+
+
+def _quiet() -> io.StringIO:
+    """nnU-Net's prediction prints a line a case; the progress bar and the result go to the real output."""
+    return io.StringIO()
+
+
+__all__ = ["Compressed", "Goal", "compress"]

@@ -1,0 +1,246 @@
+"""`nnUNetv2_sauron compress`: fold what can be told from the rest into the rest, and measure what that did."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .. import __version__
+from ..analysis.evaluation import CaseScore, evaluate_folder
+from ..analysis.timing import time_networks
+from ..pruning import CostModel, Ranking, channel_layout, merge_channels, rank_units, resize
+from .images import Case, check_enough, enough_patches, patches
+from .model import TrainedModel
+from .widths import LATENCY_STEPS, cost_left, tolerance_for, widths_at
+
+HELD_OUT = 0.25  # of the images: what the agreement is measured on
+REPEATS = 9
+VOXELS_AT_ONCE = 1 << 16  # in one forward: small patches are faster together
+GOALS = ("tolerance", "macs", "parameters", "latency")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the small model is to meet: exactly one of these.
+
+    Attributes:
+        tolerance: Error that every layer may make in what its readers get, relative, squared; above 0, below 1.
+        macs, parameters, latency: Fraction that is to be left.
+        round_to: Widths are multiples of this, where there are as many channels.
+    """
+
+    tolerance: float | None = None
+    macs: float | None = None
+    parameters: float | None = None
+    latency: float | None = None
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in GOALS if getattr(self, name) is not None}
+        if len(given) != 1:
+            raise ValueError(f"Give exactly one of {', '.join(GOALS)}; got {', '.join(given) or 'none'}.")
+        ((name, value),) = given.items()
+        if not 0 < value < 1:
+            raise ValueError(f"{name} is a fraction between 0 and 1, such as {0.02 if name == 'tolerance' else 0.5}; "
+                             f"got {value:g}.")  # fmt: skip
+        if self.round_to < 1:
+            raise ValueError(f"--round-to must be at least 1; got {self.round_to}.")
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """One fold's network made smaller.
+
+    Attributes:
+        tolerance: At which its widths were taken.
+        before, after: Channels of every unit.
+        parameters, macs, seconds: Before and after; median seconds of one patch, measured taking turns.
+        weights: The new network's.
+    """
+
+    tolerance: float
+    before: dict[str, int]
+    after: dict[str, int]
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    seconds: tuple[float, float]
+    weights: dict[str, torch.Tensor]
+
+
+class Compressor:
+    """One fold of a model, and the patches that its layers are fitted on.
+
+    Args:
+        model: The model.
+        fold: One of its folds.
+        cases: Images to fit on; labels are not needed.
+        device: Where networks run.
+
+    Raises:
+        ValueError: The images hold too few voxels for a stable fit.
+    """
+
+    def __init__(self, model: TrainedModel, fold: str, cases: Sequence[Case], device: torch.device):
+        self.device = device
+        self.network = model.network(fold).to(device)
+        self.patch_size = model.manager.get_configuration(model.configuration).patch_size
+        self.before = channel_layout(self.network).widths
+        channels = next(self.network.parameters()).shape[1]
+        self.cost = CostModel(self.network, self.patch_size, channels)
+        positions = _positions(self.network, (1, channels, *self.patch_size))
+        cut = patches(model, cases, enough_patches(positions, self.before))
+        check_enough(len(cut), positions, self.before)
+        together = max(1, VOXELS_AT_ONCE // math.prod(self.patch_size))
+        self.inputs = [torch.cat(cut[i : i + together]) for i in range(0, len(cut), together)]
+        self.rankings: dict[str, Ranking] = rank_units(self.network, self.inputs)
+
+    def tolerance(self, goal: Goal) -> float:
+        """The tolerance that meets a goal.
+
+        Raises:
+            ValueError: The goal cannot be met.
+        """
+        if goal.tolerance is not None:
+            return goal.tolerance
+        if goal.latency is not None:
+            return tolerance_for(goal.latency, self._time_left, self.rankings, goal.round_to, LATENCY_STEPS)
+        measure = self.cost.macs if goal.macs is not None else self.cost.parameters
+        wanted = goal.macs if goal.macs is not None else goal.parameters
+        return tolerance_for(wanted, cost_left(measure, self.before), self.rankings, goal.round_to)
+
+    def compress(self, tolerance: float, round_to: int, after_unit: Callable[[str], None]) -> Compressed:
+        """Cut to the widths of a tolerance, merging; the network itself stays as it is."""
+        network = copy.deepcopy(self.network)
+        after = widths_at(tolerance, self.rankings, round_to)
+        merge_channels(network, after, self.inputs, after_unit=after_unit)
+        times = self._times(network)
+        return Compressed(
+            tolerance,
+            self.before,
+            after,
+            (self.cost.parameters(self.before), self.cost.parameters(after)),
+            (self.cost.macs(self.before), self.cost.macs(after)),
+            (times["before"], times["after"]),
+            {name: tensor.cpu() for name, tensor in network.state_dict().items()},
+        )
+
+    def _time_left(self, widths: dict[str, int]) -> float:
+        narrow = copy.deepcopy(self.network)
+        resize(narrow, widths)  # what its weights are makes no difference to the time
+        times = self._times(narrow)
+        return times["after"] / times["before"]
+
+    def _times(self, network: nn.Module) -> dict[str, float]:
+        both = {"before": self.network, "after": network}
+        shape = (1, self.inputs[0].shape[1], *self.patch_size)
+        timed = time_networks(both, shape, repeats=REPEATS, warmup=2, device=self.device)
+        return {name: timing.median for name, timing in timed.items()}
+
+
+@torch.no_grad()
+def _positions(network: nn.Module, shape: Sequence[int]) -> dict[str, int]:
+    """Voxels of each unit's smallest feature maps for one patch."""
+    places = {place: unit.name for unit in channel_layout(network).units for place in unit.feature_maps}
+    found: dict[str, int] = {}
+
+    def note(name: str):
+        def hook(module, inputs, output) -> None:
+            found[name] = min(found.get(name, math.inf), math.prod(output.shape[2:]))
+
+        return hook
+
+    hooks = [network.get_submodule(p).register_forward_hook(note(name)) for p, name in places.items()]
+    try:
+        network(torch.zeros(tuple(shape), device=next(network.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def split(cases: Sequence[Case], most: int) -> tuple[list[Case], list[Case]]:
+    """At most so many cases, evenly from all: those to fit on, and those held out (none of a single case)."""
+    step = max(1, len(cases) / most)
+    chosen = [cases[int(i * step)] for i in range(min(most, len(cases)))]
+    held_out = round(len(chosen) * HELD_OUT) or min(1, len(chosen) - 1)
+    every = len(chosen) / held_out if held_out else math.inf
+    indices = {int((i + 0.5) * every) for i in range(held_out)}
+    return [c for i, c in enumerate(chosen) if i not in indices], [c for i, c in enumerate(chosen) if i in indices]
+
+
+class Segmenter:
+    """Segmentations of the held-out cases by nnU-Net's own prediction, and how they agree.
+
+    Args:
+        model: The model.
+        cases: The held-out cases.
+        device: Where it predicts.
+        labels: A folder of reference segmentations, if there is one.
+
+    Raises:
+        FileNotFoundError: A case has no reference.
+    """
+
+    def __init__(self, model: TrainedModel, cases: Sequence[Case], device: torch.device, labels: Path | None = None):
+        self.model, self.cases, self.device = model, cases, device
+        self._folder = tempfile.TemporaryDirectory()
+        self.root = Path(self._folder.name)
+        self.ending = model.dataset_json["file_ending"]
+        self.references = labels and self._references(labels)
+
+    @functools.cached_property
+    def old(self) -> Path:
+        """The model's own segmentations, once they are needed."""
+        return self._predict("old", None)
+
+    def agreement(self, weights: list[dict], name: str = "new") -> list[CaseScore]:
+        """New segmentations against the old ones, case by case."""
+        if not self.cases:
+            return []
+        return evaluate_folder(self._predict(name, weights), self.old, self.model.labels)
+
+    def against_labels(self, name: str) -> list[CaseScore] | None:
+        """The "old" or "new" segmentations against the references, if there are any."""
+        if not self.references or not self.cases:
+            return None
+        return evaluate_folder(self.root / name, self.references, self.model.labels)
+
+    def _references(self, labels: Path) -> Path:
+        folder = self.root / "references"
+        folder.mkdir()
+        for case in self.cases:
+            path = labels / (case.name + self.ending)
+            if not path.is_file():
+                raise FileNotFoundError(f"{labels} has no {path.name}; --labels needs one for every image of IMAGES.")
+            (folder / path.name).symlink_to(path.resolve())
+        return folder
+
+    def _predict(self, name: str, weights: list[dict] | None) -> Path:
+        folder = self.root / name
+        folder.mkdir(exist_ok=True)
+        self.model.predictor(self.device, weights).predict_from_files_sequential(
+            [list(case.files) for case in self.cases], [str(folder / case.name) for case in self.cases]
+        )
+        return folder
+
+
+def provenance(model: TrainedModel, goal: Goal, cases: Sequence[Case], found: Mapping[str, Compressed]) -> dict:
+    """Where a compressed model comes from, for its checkpoints and its compression.json."""
+    return {
+        "made_by": f"nnunet-sauron {__version__}",
+        "source": str(model.folder.resolve()),
+        "source_trainer": next(iter(model.checkpoints.values()))["trainer_name"],
+        "goal": {name: value for name, value in asdict(goal).items() if value is not None},
+        "fitted_on": [case.name for case in cases],
+        "folds": {
+            fold: {key: value for key, value in vars(one).items() if key != "weights"} for fold, one in found.items()
+        },
+    }

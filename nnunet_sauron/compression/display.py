@@ -1,0 +1,204 @@
+"""What compressing did: progress while it runs, a table and pictures after it, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..analysis.evaluation import CaseScore, mean_score
+from .compress import Compressed
+
+Scores = Sequence[CaseScore]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one tolerance gives: the network and how its segmentations agree with the old ones."""
+
+    compressed: Compressed
+    agreement: Scores
+
+
+class Progress:
+    """Plain lines and, on a terminal, a bar; on standard error, since standard output may be JSON."""
+
+    def __init__(self, quiet: bool = False):
+        from rich.console import Console
+
+        self.console = Console(file=sys.stderr, quiet=quiet, soft_wrap=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_) -> None:
+        return None
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
+    @contextmanager
+    def bar(self, text: str, total: int) -> Iterator[Callable[[str], None]]:
+        """A bar of so many units; what it yields is called with each unit's name."""
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        if not self.console.is_terminal:
+            self.say(text)
+            yield lambda _: None
+            return
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        with Bars(*columns, TextColumn("{task.fields[unit]}"), console=self.console) as bars:
+            task = bars.add_task(text, total=total, unit="")
+            yield lambda name: bars.update(task, advance=1, unit=name)
+
+
+def print_compressed(
+    found: Mapping[str, Compressed],
+    agreement: Scores,
+    against_labels: Mapping[str, Scores | None],
+    output: Path,
+    *,
+    json_output: bool,
+) -> None:
+    """Every fold's layers, what they cost, and how far the segmentations changed."""
+    if json_output:
+        described = {
+            "output": str(output),
+            "folds": {fold: described_fold(one) for fold, one in found.items()},
+            "agreement_dice": per_class(agreement, "dice"),
+        }
+        for name, scores in against_labels.items():
+            if scores:
+                described[f"{name}_model"] = {"dice": per_class(scores, "dice"), "hd95": per_class(scores, "hd95")}
+        print(json.dumps(described, indent=2))
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    for fold, one in found.items():
+        table = Table(f"fold {fold}", "before", "after", "left", title=f"tolerance {one.tolerance:.4g}")
+        for name, width in one.before.items():
+            table.add_row(name, str(width), str(one.after[name]), f"{one.after[name] / width:.0%}")
+        table.add_section()
+        for label, (before, after), show in (
+            ("parameters", one.parameters, _millions),
+            ("MACs of one patch", one.macs, _billions),
+            ("network time of one patch", one.seconds, lambda s: f"{1000 * s:.3g} ms"),
+        ):
+            table.add_row(label, show(before), show(after), f"{after / before:.0%}")
+        console.print(table)
+    if agreement:
+        columns = {"agreement (Dice)": per_class(agreement, "dice")}
+        for metric, unit in (("dice", ""), ("hd95", " (mm)")):
+            for name, scores in against_labels.items():
+                if scores:
+                    columns[f"{'Dice' if metric == 'dice' else 'HD95'} {name}{unit}"] = per_class(scores, metric)
+        table = Table("class", *columns)
+        for name in columns["agreement (Dice)"]:
+            table.add_row(name, *(_number(values[name]) for values in columns.values()))
+        console.print(table)
+        console.print(f"agreement: new against old segmentations; measured on {len(agreement)} held-out images")
+    else:
+        console.print("No image was held out: a single one was given. Give more to have segmentations compared.")
+    console.print(Text(f"Wrote {output}"), soft_wrap=True)
+    console.print(
+        Text(f"Predict: nnUNetv2_predict_from_modelfolder -m {output} -f {' '.join(found)} -i IN -o OUT"),
+        soft_wrap=True,
+    )
+
+
+def print_trials(trials: Sequence[Trial], picture: Path, *, json_output: bool) -> None:
+    """One row a tolerance."""
+    if json_output:
+        print(json.dumps([
+            {**described_fold(t.compressed), "agreement_dice": per_class(t.agreement, "dice")} for t in trials
+        ], indent=2))  # fmt: skip
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("tolerance", "channels", "parameters", "MACs", "network time", "Dice, new against old")
+    for trial in trials:
+        one = trial.compressed
+        shares = [sum(one.after.values()) / sum(one.before.values())]
+        shares += [after / before for before, after in (one.parameters, one.macs, one.seconds)]
+        table.add_row(f"{one.tolerance:g}", *(f"{share:.0%}" for share in shares), _number(_mean_dice(trial)))
+    console = Console()
+    console.print(table)
+    console.print(Text(f"Wrote {picture} and nothing else. Choose with --tolerance, --macs, ..."), soft_wrap=True)
+
+
+def plot_trade_off(trials: Sequence[Trial], path: Path) -> None:
+    """Agreement against what is left of MACs and parameters."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    dice = [_mean_dice(trial) for trial in trials]
+    for label, attribute, marker in (("MACs", "macs", "o"), ("parameters", "parameters", "s")):
+        left = [100 * getattr(t.compressed, attribute)[1] / getattr(t.compressed, attribute)[0] for t in trials]
+        axes.plot(left, dice, marker=marker, label=label)
+        if attribute == "macs":
+            for x, y, trial in zip(left, dice, trials, strict=True):
+                axes.annotate(f"{trial.compressed.tolerance:g}", (x, y), (0, -12), textcoords="offset points",
+                              fontsize=8, ha="center")  # fmt: skip
+    axes.set(xlabel="left of the old model (%)", ylabel="Dice, new against old segmentations")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def plot_widths(one: Compressed, path: Path) -> Path:
+    """Channels of every layer, before and after."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 0.22 * len(one.before) + 1), layout="constrained")
+    axes = figure.subplots()
+    names = list(one.before)
+    axes.barh(names, [one.before[name] for name in names], color="0.85", label="before")
+    axes.barh(names, [one.after[name] for name in names], color="C0", height=0.5, label="after")
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_xlabel("channels")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def described_fold(one: Compressed) -> dict:
+    """A compressed network in numbers."""
+    return {key: value for key, value in vars(one).items() if key != "weights"}
+
+
+def per_class(scores: Scores, metric: str) -> dict[str, float]:
+    """Mean of a metric over cases, by class; nan where no case has it."""
+    classes = scores[0].dice if scores else ()
+    return {
+        name: mean_score(scores, lambda score, name=name: {name: getattr(score, metric)[name]}).value
+        for name in classes
+    }
+
+
+def _mean_dice(trial: Trial) -> float:
+    return mean_score(trial.agreement, lambda score: score.dice).value if trial.agreement else math.nan
+
+
+def _number(value: float) -> str:
+    return "none" if math.isnan(value) else f"{value:.3f}"
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:.3g} M"
+
+
+def _billions(number: int) -> str:
+    return f"{number / 1e9:.3g} G"

@@ -1,0 +1,58 @@
+"""nnU-Net's training with a network that takes the widths of the checkpoint it is given."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from ..pruning import accept_pruned_weights, channel_layout, resize
+from .checkpoints import write_atomically
+
+
+class ResizingTrainer(nnUNetTrainer):
+    """Builds nnU-Net's network so that pruned weights load into it, in training and in prediction; saves atomically."""
+
+    @staticmethod
+    @functools.wraps(nnUNetTrainer.build_network_architecture)  # its signature differs between versions of nnU-Net
+    def build_network_architecture(*args, **kwargs) -> nn.Module:
+        return accept_pruned_weights(nnUNetTrainer.build_network_architecture(*args, **kwargs))
+
+    @property
+    def bare_network(self) -> nn.Module:
+        """The network without the wrappers of DDP and torch.compile."""
+        network = self.network
+        if isinstance(network, DistributedDataParallel):
+            network = network.module
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    def take_widths(self, widths: dict[str, int]) -> None:
+        """Give the network other widths, with a new optimiser; what it held is lost to the load that follows."""
+        if widths != channel_layout(self.bare_network).widths:
+            bare = self.bare_network
+            self._unwrap()
+            resize(bare, widths)
+            self.optimizer, self.lr_scheduler = self.configure_optimizers()
+            self._wrap()
+            torch._dynamo.reset()
+
+    def save_checkpoint(self, filename: str) -> None:
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            write_atomically(Path(filename), super().save_checkpoint)
+        else:
+            super().save_checkpoint(filename)
+
+    def _unwrap(self) -> None:
+        if self.is_ddp:
+            self.network = self.network.module
+
+    def _wrap(self) -> None:
+        """DDP's reducer holds the old parameters: without a new wrapper the ranks drift apart, and no error says so."""
+        if self.is_ddp:
+            devices = [self.local_rank] if self.device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.network, device_ids=devices)

@@ -1,0 +1,237 @@
+"""`nnUNetv2_sauron compress` in process on a small model; the real commands are in tests/integration."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+
+from nnunet_sauron.cli import main
+from nnunet_sauron.compression.model import TrainedModel
+from nnunet_sauron.pruning import CostModel, channel_layout
+
+from .small_model import write_images, write_model
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("nnunet_sauron_debug", "0")
+    write_images(tmp_path / "images", labels=tmp_path / "labels")
+    return tmp_path
+
+
+def compress(root, *words, model="model", output="small") -> int:
+    return main(["compress", "-m", str(root / model), "-i", str(root / "images"), "-o", str(root / output), *words])
+
+
+def what_is_left(root, fold: str, cost: str) -> float:
+    old, new = (TrainedModel.read(root / name).network(fold) for name in ("model", "small"))
+    measure = getattr(CostModel(old, [16] * (next(old.parameters()).ndim - 2), 1), cost)
+    return measure(channel_layout(new).widths) / measure(channel_layout(old).widths)
+
+
+@pytest.mark.parametrize(("dim", "architecture"), [(2, "plain"), (3, "plain"), (2, "resenc"), (3, "resenc")])
+def test_the_target_is_met_and_nearly_used_up(folders, dim, architecture):
+    write_model(folders / "model", dim, architecture=architecture, widths=(8, 10, 12))
+    assert compress(folders, "--macs", "0.6") == 0
+    assert 0.45 < what_is_left(folders, "0", "macs") <= 0.6
+
+
+def test_every_fold_gets_its_own_widths_and_its_own_weights(folders):
+    write_model(folders / "model", folds=(0, 2, "all"))
+    assert compress(folders, "--params", "0.5") == 0
+    small = TrainedModel.read(folders / "small")
+    widths = {fold: channel_layout(small.network(fold)).widths for fold in small.checkpoints}
+    assert list(widths) == ["0", "2", "all"] and widths["0"] != widths["2"]
+    assert all(what_is_left(folders, fold, "parameters") <= 0.5 for fold in widths)
+
+
+def test_only_the_folds_asked_for(folders):
+    write_model(folders / "model", folds=(0, 1))
+    assert compress(folders, "--tolerance", "0.1", "-f", "1") == 0
+    assert [path.name for path in (folders / "small").glob("fold_*")] == ["fold_1"]
+
+
+def test_a_tolerance_of_nearly_nothing_changes_nothing(folders, capsys):
+    write_model(folders / "model")
+    assert compress(folders, "--tolerance", "1e-12", "--json") == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["folds"]["0"]["after"] == described["folds"]["0"]["before"]
+    agreement = described["agreement_dice"]
+    assert set(agreement) == {"low", "high"}
+    assert all(value == 1 or np.isnan(value) for value in agreement.values()) and 1 in agreement.values()
+
+
+def test_agreement_is_that_of_nnunets_own_prediction(folders, capsys):
+    write_model(folders / "model")
+    assert compress(folders, "--macs", "0.5", "--json") == 0
+    described = json.loads(capsys.readouterr().out)
+    notes = json.loads((folders / "small" / "compression.json").read_text())
+    held_out = {path.name[:6] for path in (folders / "images").iterdir()} - set(notes["fitted_on"])
+    assert len(held_out) == 1
+    (case,) = held_out
+    for name in ("model", "small"):
+        predictor = TrainedModel.read(folders / name).predictor(torch.device("cpu"))
+        predictor.predict_from_files_sequential(
+            [[str(folders / "images" / f"{case}_0000.nii.gz")]], [str(folders / f"by_{name}")]
+        )
+    old, new = (
+        SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(folders / f"by_{n}.nii.gz"))) for n in ("model", "small")
+    )
+    for name, value in {"low": 1, "high": 2}.items():
+        dice = 2 * ((old == value) & (new == value)).sum() / ((old == value).sum() + (new == value).sum())
+        assert described["agreement_dice"][name] == pytest.approx(dice, nan_ok=True)
+
+
+def test_labels_judge_both_models(folders, capsys):
+    write_model(folders / "model")
+    assert compress(folders, "--macs", "0.5", "--json", "--labels", str(folders / "labels")) == 0
+    described = json.loads(capsys.readouterr().out)
+    for model in ("old_model", "new_model"):
+        assert set(described[model]) == {"dice", "hd95"} and 0 < described[model]["dice"]["low"] < 1
+    assert json.loads((folders / "small/fold_0/validation/summary.json").read_text())["reference"] == "labels"
+
+
+def test_widths_keep_to_multiples(folders, capsys):
+    write_model(folders / "model")
+    assert compress(folders, "--macs", "0.7", "--round-to", "2", "--json") == 0
+    widths = json.loads(capsys.readouterr().out)["folds"]["0"]["after"].values()
+    assert all(width % 2 == 0 for width in widths)
+
+
+def test_latency_is_measured(folders, capsys):
+    write_model(folders / "model", widths=(32, 64, 64))
+    assert compress(folders, "--latency", "0.7", "--json") == 0
+    fold = json.loads(capsys.readouterr().out)["folds"]["0"]
+    before, after = fold["seconds"]
+    assert 0 < after < before and sum(fold["after"].values()) < sum(fold["before"].values())
+
+
+def test_provenance_stands_in_the_folder_and_in_every_checkpoint(folders):
+    write_model(folders / "model")
+    assert compress(folders, "--macs", "0.5") == 0
+    notes = json.loads((folders / "small" / "compression.json").read_text())
+    assert notes["goal"] == {"macs": 0.5, "round_to": 1}
+    assert notes["source"] == str(folders / "model") and notes["source_trainer"] == "nnUNetTrainer"
+    checkpoint = torch.load(folders / "small/fold_0/checkpoint_final.pth", weights_only=False)
+    assert checkpoint["compression"]["folds"]["0"]["after"] == notes["folds"]["0"]["after"]
+    assert checkpoint["trainer_name"] == "CompressedTrainer" and "optimizer_state" not in checkpoint
+    assert (folders / "small/plans.json").read_bytes() == (folders / "model/plans.json").read_bytes()
+
+
+def test_a_dry_run_draws_the_trade_off_and_writes_no_model(folders, capsys):
+    write_model(folders / "model")
+    assert compress(folders, "--dry-run", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    channels = [sum(row["after"].values()) for row in rows]
+    assert len(rows) == 6 and channels == sorted(channels, reverse=True) and channels[0] > channels[-1]
+    new = {path.name for path in folders.iterdir()} - {"images", "labels", "model"}
+    assert new == {"small_trade_off.png"}
+
+
+def test_the_table_shows_layers_cost_and_agreement(folders, capsys):
+    write_model(folders / "model")
+    assert compress(folders, "--macs", "0.5", "--labels", str(folders / "labels")) == 0
+    printed = capsys.readouterr()
+    for said in ("encoder.stages.0.0.convs.0", "parameters", "MACs of one patch", "network time", "agreement", "HD95",
+                 "measured on 1 held-out", "nnUNetv2_predict_from_modelfolder"):  # fmt: skip
+        assert said in printed.out
+    assert "fold 0: merging" in printed.err
+
+
+def test_a_single_image_is_fitted_on_and_nothing_is_compared(folders, capsys):
+    write_model(folders / "model")
+    for path in list((folders / "images").iterdir())[1:]:
+        path.unlink()
+    assert compress(folders, "--macs", "0.5") == 0
+    assert "No image was held out" in capsys.readouterr().out
+
+
+def replace_weights(root, change) -> None:
+    path = root / "model/fold_0/checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    change(checkpoint["network_weights"])
+    torch.save(checkpoint, path)
+
+
+class TestErrors:
+    @pytest.fixture
+    def model(self, folders):
+        write_model(folders / "model")
+        return folders
+
+    def refused(self, root, capsys, *words, said: str, **options) -> None:
+        before = sorted(root.rglob("*"))
+        assert compress(root, *words, **options) == 2
+        assert said in capsys.readouterr().err
+        assert sorted(root.rglob("*")) == before
+
+    def test_a_target_out_of_reach(self, model, capsys):
+        self.refused(model, capsys, "--macs", "0.001", said="A target of 0.001 cannot be met")
+
+    @pytest.mark.parametrize("words", [("--macs", "1.5"), ("--tolerance", "0"), ("--latency", "-1")])
+    def test_a_target_that_is_no_fraction(self, model, capsys, words):
+        self.refused(model, capsys, *words, said="fraction between 0 and 1")
+
+    def test_an_output_that_exists(self, model, capsys):
+        self.refused(model, capsys, "--macs", "0.5", said="images exists", output="images")
+
+    def test_a_folder_that_is_no_model(self, model, capsys):
+        self.refused(model, capsys, "--macs", "0.5", said="has no plans.json", model="images")
+
+    def test_a_fold_that_is_not_there(self, model, capsys):
+        self.refused(
+            model, capsys, "--macs", "0.5", "-f", "3", said="no fold_3/checkpoint_final.pth; folds with one: 0"
+        )
+
+    def test_too_few_voxels(self, folders, capsys):
+        write_model(folders / "model", 3, widths=(6, 8, 200))
+        for path in list((folders / "images").iterdir())[1:]:
+            path.unlink()
+        self.refused(folders, capsys, "--macs", "0.5", said="Too few voxels for a stable fit")
+
+    def test_labels_that_lack_a_case(self, model, capsys):
+        (model / "empty").mkdir()
+        self.refused(model, capsys, "--macs", "0.5", "--labels", str(model / "empty"), said="--labels needs one for")
+
+    def test_weights_of_another_architecture(self, model, capsys):
+        replace_weights(model, lambda weights: weights.pop("encoder.stages.0.0.convs.0.conv.weight"))
+        self.refused(model, capsys, "--macs", "0.5", said="another architecture than plans.json says")
+
+    def test_a_network_that_cannot_be_pruned(self, model, capsys):
+        path = model / "model/plans.json"
+        path.write_text(path.read_text().replace("unet.PlainConvUNet", "unet.Transformer"))
+        self.refused(model, capsys, "--macs", "0.5", said="Transformer cannot be pruned: known are")
+
+    def test_the_second_stage_of_a_cascade(self, model, capsys):
+        path = model / "model/plans.json"
+        plans = json.loads(path.read_text())
+        plans["configurations"]["2d"]["previous_stage"] = "2d"
+        path.write_text(json.dumps(plans))
+        self.refused(model, capsys, "--macs", "0.5", said="second stage of a cascade")
+
+    def test_a_truncated_checkpoint(self, model, capsys):
+        path = model / "model/fold_0/checkpoint_final.pth"
+        path.write_bytes(path.read_bytes()[:1000])
+        self.refused(model, capsys, "--macs", "0.5", said="checkpoint_final.pth")
+
+    def test_writing_that_fails_leaves_nothing(self, model, capsys, monkeypatch):
+        def fails(*_):
+            raise OSError("disk full")
+
+        monkeypatch.setattr("nnunet_sauron.compression.model.os.replace", fails)
+        self.refused(model, capsys, "--macs", "0.5", said="disk full")
+
+
+def test_help_does_not_import_nnunet():
+    """The command's start is felt in shell scripts; what it costs is its verbs' alone."""
+    code = "import sys; from nnunet_sauron.cli import main\ntry: main(['compress', '-h'])\nexcept SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules and 'nnunetv2' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_sauron.compression.compress import split
+from nnunet_sauron.compression.images import (
+    Case,
+    _windows,
+    check_enough,
+    enough_patches,
+    find_cases,
+    patches,
+    preprocessed,
+)
+from nnunet_sauron.compression.model import TrainedModel
+
+from .small_model import write_images, write_model
+
+
+@pytest.fixture
+def model(tmp_path) -> TrainedModel:
+    return TrainedModel.read(write_model(tmp_path / "model"))
+
+
+def test_cases_are_found_by_nnunets_naming(model, tmp_path):
+    folder = write_images(tmp_path / "images", 3)
+    (folder / "notes.txt").write_text("")
+    (folder / "case_9.nii.gz").write_text("")
+    cases = find_cases(folder, model)
+    assert [case.name for case in cases] == ["case_0", "case_1", "case_2"]
+    assert cases[1].files == (str(folder / "case_1_0000.nii.gz"),)
+
+
+def test_images_of_other_channels_are_refused(model, tmp_path):
+    with pytest.raises(ValueError, match=r"Case case_0 has 2 channels, the model takes 1 \(MRI\)"):
+        find_cases(write_images(tmp_path / "images", 2, channels=2), model)
+
+
+def test_a_folder_without_images_is_refused(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        find_cases(tmp_path / "nowhere", model)
+    with pytest.raises(FileNotFoundError, match=r"CASE_0000.nii.gz"):
+        find_cases(tmp_path, model)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_patches_are_windows_of_what_nnunet_predicts_from(tmp_path, dim):
+    model = TrainedModel.read(write_model(tmp_path / "model", dim))
+    cases = find_cases(write_images(tmp_path / "images", 2, shape=(20, 24, 18)), model)
+    images = [torch.from_numpy(np.asarray(preprocessed(model, case))) for case in cases]
+    cut = patches(model, cases, 6)
+    assert len(cut) == 6 and {tuple(p.shape) for p in cut} == {(1, 1, *[16] * dim)}
+    predictor = model.predictor(torch.device("cpu"))
+    for patch in cut:
+        found = [
+            torch.equal(image[window], patch[0])
+            for image in images
+            for window in predictor._internal_get_sliding_window_slicers(image.shape[1:])
+        ]
+        assert any(found)
+    assert [p.sum() for p in patches(model, cases, 6)] == [p.sum() for p in cut]
+
+
+def test_windows_are_nnunets(tmp_path):
+    for dim, shape in ((2, (3, 20, 33)), (3, (20, 33, 16))):
+        predictor = TrainedModel.read(write_model(tmp_path / f"{dim}", dim)).predictor(torch.device("cpu"))
+        expected = [window[1:] for window in predictor._internal_get_sliding_window_slicers(shape)]
+        assert _windows(shape, [16] * dim) == expected
+
+
+def test_an_image_smaller_than_the_patch_is_padded(tmp_path):
+    model = TrainedModel.read(write_model(tmp_path / "model", 3))
+    cases = find_cases(write_images(tmp_path / "images", 1, shape=(6, 24, 10)), model)
+    cut = patches(model, cases, 4)
+    assert cut[0].shape == (1, 1, 16, 16, 16) and (cut[0] == 0).any()
+
+
+def test_what_one_case_lacks_the_others_make_up_for(model, tmp_path):
+    few = find_cases(write_images(tmp_path / "few", 1, shape=(2, 16, 16)), model)
+    many = find_cases(write_images(tmp_path / "many", 1, shape=(30, 16, 16)), model)
+    assert len(patches(model, [*few, *many], 12)) == 12
+    assert len(patches(model, few, 12)) == 2
+
+
+def test_patches_suffice_for_the_layer_with_the_fewest_positions_a_channel():
+    assert enough_patches({"wide": 1024, "deep": 8}, {"wide": 32, "deep": 320}) == 4 * 320 / 8
+    assert enough_patches({"wide": 1024}, {"wide": 32}) == 8
+    check_enough(80, {"deep": 8}, {"deep": 320})
+    with pytest.raises(ValueError, match=r"layer deep has 320 channels and 8 positions.*at least 640.*80 patches"):
+        check_enough(79, {"deep": 8}, {"deep": 320})
+
+
+@pytest.mark.parametrize(
+    ("there", "most", "fitted", "held"), [(1, 20, 1, 0), (2, 20, 1, 1), (8, 20, 6, 2), (100, 20, 15, 5)]
+)
+def test_a_quarter_is_held_out_and_all_of_the_folder_is_used(there, most, fitted, held):
+    cases = [Case(f"{i:03d}", ()) for i in range(there)]
+    fit_on, held_out = split(cases, most)
+    assert (len(fit_on), len(held_out)) == (fitted, held)
+    assert not set(fit_on) & set(held_out)
+    if there == 100:
+        assert max(case.name for case in fit_on + held_out) > "090"

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from nnunet_sauron.compression.widths import cost_left, tolerance_for, widths_at
+from nnunet_sauron.pruning import Ranking
+
+RANKINGS = {
+    "redundant": Ranking(tuple(range(8)), (1.0, 0.01, 0.001, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 0.0)),
+    "dense": Ranking(tuple(range(8)), (1.0, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0.05, 0.0)),
+}
+CHANNELS = {"redundant": 8, "dense": 8}
+
+
+def in_channels(widths) -> int:
+    return sum(widths.values())
+
+
+def test_one_tolerance_gives_each_layer_its_own_width():
+    assert widths_at(0.015, RANKINGS) == {"redundant": 1, "dense": 8}
+    assert widths_at(0.25, RANKINGS) == {"redundant": 1, "dense": 5}
+    assert widths_at(1e-9, RANKINGS) == CHANNELS
+
+
+@pytest.mark.parametrize(("round_to", "expected"), [(4, 4), (3, 3), (16, 8)])
+def test_widths_are_rounded_up_but_never_above_what_there_is(round_to, expected):
+    assert widths_at(0.015, RANKINGS, round_to)["redundant"] == expected
+
+
+@pytest.mark.parametrize("goal", [0.9, 0.6, 0.3])
+@pytest.mark.parametrize("round_to", [1, 2])
+def test_the_least_tolerance_that_meets_the_goal_is_found(goal, round_to):
+    left = cost_left(in_channels, CHANNELS)
+    tolerance = tolerance_for(goal, left, RANKINGS, round_to)
+    assert (
+        left(widths_at(tolerance, RANKINGS, round_to)) <= goal < left(widths_at(tolerance * 0.99, RANKINGS, round_to))
+    )
+
+
+def test_a_goal_out_of_reach_is_refused_with_what_can_be_had():
+    left = cost_left(in_channels, CHANNELS)
+    with pytest.raises(ValueError, match=r"0.1 cannot be met.*0.12 of the cost"):
+        tolerance_for(0.1, left, RANKINGS)
+    with pytest.raises(ValueError, match="smaller --round-to"):
+        tolerance_for(0.3, left, RANKINGS, round_to=4)
+    for goal in (0.0, 1.0, 1.5):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            tolerance_for(goal, left, RANKINGS)

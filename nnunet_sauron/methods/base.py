@@ -31,6 +31,9 @@ class PruningSettings:
         min_channels: No layer gets narrower.
         round_to: Widths stay at multiples of this number, which vector units reward; layers that begin at another
             width go down to a multiple with their first cut.
+        merge: Fold what goes into what stays, fitted on a few training batches (`pruning.merging`), instead of dropping
+            it as the papers do.
+        merge_batches: How many batches.
     """
 
     cut_from: float = 0.0
@@ -39,6 +42,8 @@ class PruningSettings:
     max_loss_increase: float | None = 0.05
     min_channels: int = 2
     round_to: int = 1
+    merge: bool = False
+    merge_batches: int = 6
 
     def __post_init__(self) -> None:
         for name in ("cut_from", "cut_until", "max_fraction_per_epoch"):
@@ -48,7 +53,7 @@ class PruningSettings:
             raise ValueError(f"cut_from ({self.cut_from}) must not be after cut_until ({self.cut_until}).")
         if self.max_loss_increase is not None and not self.max_loss_increase > 0:
             raise ValueError(f"max_loss_increase must be above 0; got {self.max_loss_increase}.")
-        for name in ("min_channels", "round_to"):
+        for name in ("min_channels", "round_to", "merge_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
 

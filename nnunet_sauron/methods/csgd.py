@@ -32,6 +32,8 @@ class CSGDSettings(LayerwiseSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.merge:
+            raise ValueError("merge must be False: cSGD merges its clusters itself.")
         if not self.eps > 0:
             raise ValueError(f"eps must be above 0; got {self.eps}.")
 

@@ -22,6 +22,7 @@ from ..methods.base import Progress, PruningMethod, channels_to_keep
 from ..pruning import (
     CostModel,
     channel_layout,
+    merge_channels,
     remove_channels,
     widths_of,
 )
@@ -241,7 +242,12 @@ class PruningTrainer(ResizingTrainer):
         network = self.bare_network
         self._unwrap()
         self.method.before_removal(keep)
-        remove_channels(network, keep, self.optimizer)
+        if self.pruning_settings.merge:
+            # Every rank fits on patches of its own; wrapping again spreads rank 0's weights.
+            batches = [next(self.dataloader_train)["data"] for _ in range(self.pruning_settings.merge_batches)]
+            merge_channels(network, keep, batches, optimizer=self.optimizer)
+        else:
+            remove_channels(network, keep, self.optimizer)
         self._wrap()
         torch._dynamo.reset()  # past 8 recompilations torch.compile would fall back to eager for good
         empty_cache(self.device)

@@ -12,6 +12,7 @@ from nnunet_sauron.methods.sauron import Sauron, Threshold, delta_opt
 from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.trainers import SauronTrainer
 
+from ..contracts.pruned_network import make_multiples
 from .small import CertainCuts, RandomPatches, SmallTrainer, set_folders, small_trainer
 
 
@@ -192,6 +193,35 @@ def test_cuts_are_held_while_the_training_loss_is_worse_than_its_lowest(folder):
     assert "0.700 is more than 0.1 above its lowest, 0.500" in trainer.history()[2]["held"]
     log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
     assert "above its lowest" in log
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_a_cut_of_multiples_that_merges_leaves_the_output_as_it_was(folder, merge):
+    class Copies(Sauron):
+        def redundant(self, progress):
+            return {name: [c for c in range(w[-1]) if c not in originals[name]] for name, w in progress.widths.items()}
+
+    class Watched(SmallTrainer):
+        def _remove(self, keep):
+            outputs.append(self.output())
+            super()._remove(keep)
+            outputs.append(self.output())
+
+        def output(self):
+            with torch.no_grad():
+                return self.network.eval()(torch.ones(1, 1, 16, 16).cumsum(-1))[0]
+
+    outputs = []
+    trainer = small_trainer(folder, type("T", (Watched,), {
+        "Method": Copies, "merge": merge, "initial_lr": 0.0, "num_epochs": 3, "max_fraction_per_epoch": None,
+    }))  # fmt: skip
+    trainer.initialize()
+    originals = make_multiples(trainer.network)
+    trainer.run_training()
+    assert sum(trainer.history()[-1]["widths"].values()) < sum(trainer.history()[0]["widths"].values())
+    before, after = outputs[:2]
+    assert torch.allclose(before, after, atol=1e-4) == merge
+    assert trainer.history()[-1]["settings"]["merge"] == merge
 
 
 def test_settings_come_from_the_class_then_from_the_environment(folder, monkeypatch):

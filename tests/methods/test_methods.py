@@ -394,7 +394,8 @@ def step_terms(network, method) -> None:
 @pytest.mark.parametrize(
     ("method_class", "bad"),
     [(STAMP, {"ranking": "l3"}), (STAMP, {"b_drop": 1.0}), (STAMP, {"k": 0}), (STAMP, {"recovery_epochs": 0}),
-     (CSGD, {"eps": 0.0}), (CSGD, {"merge": True}), (AutoPruner, {"alpha_max": 0.5}), (AutoPruner, {"weight": -1.0}), (SFP, {"rate": 1.0})],
+     (CSGD, {"eps": 0.0}), (CSGD, {"merge": True}),
+     (AutoPruner, {"alpha_max": 0.5}), (AutoPruner, {"weight": -1.0}), (SFP, {"rate": 1.0})],
 )  # fmt: skip
 def test_bad_settings_are_named(method_class, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

@@ -6,13 +6,13 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from ..analysis.evaluation import CaseScore, mean_score
-from .compress import Compressed, Compressor, Goal, Segmenter, provenance, split
+from .compress import Compressor, Goal, Segmenter, provenance, split
 from .display import Progress, Trial, plot_trade_off, plot_widths, print_compressed, print_trials
 from .images import find_cases
 from .model import TrainedModel
@@ -56,11 +56,14 @@ def compress(
     model = TrainedModel.read(folder, folds)
     fitted_on, held_out = split(find_cases(images, model), max_images)
     on = torch.device(device)
-    with Progress(quiet=json_output) as progress, contextlib.redirect_stdout(_quiet()):
+    if goal is None:  # one fold shows it, and is compared with itself alone
+        model = replace(model, checkpoints=dict([next(iter(model.checkpoints.items()))]))
+    progress = Progress(quiet=json_output)
+    with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's prediction prints a line a case
         progress.say(f"{len(fitted_on)} images to fit on, {len(held_out)} held out to compare segmentations")
         segmenter = Segmenter(model, held_out, on, labels)
         compressors = {}
-        for fold in list(model.checkpoints)[: 1 if goal is None else None]:
+        for fold in model.checkpoints:
             progress.say(f"fold {fold}: reading images, ranking channels")
             compressors[fold] = Compressor(model, fold, fitted_on, on)
         if goal is None:
@@ -105,11 +108,3 @@ def _summary(scores: Sequence[CaseScore], against_labels: Sequence[CaseScore] | 
         "reference": "labels" if against_labels else "segmentations of the model that was compressed",
         "metric_per_case": [asdict(score) for score in measured],
     }
-
-
-def _quiet() -> io.StringIO:
-    """nnU-Net's prediction prints a line a case; the progress bar and the result go to the real output."""
-    return io.StringIO()
-
-
-__all__ = ["Compressed", "Goal", "compress"]

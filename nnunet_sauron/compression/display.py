@@ -32,12 +32,6 @@ class Progress:
 
         self.console = Console(file=sys.stderr, quiet=quiet, soft_wrap=True)
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_) -> None:
-        return None
-
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False)
 

@@ -103,7 +103,6 @@ class TrainedModel:
             ValueError: The checkpoint is of another architecture than the plans.
         """
         network, _ = network_of_plans(self.manager, self.configuration, self.dataset_json, device="cpu")
-        network.decoder.deep_supervision = False
         try:
             accept_pruned_weights(network).load_state_dict(self.checkpoints[fold]["network_weights"])
         except RuntimeError as error:

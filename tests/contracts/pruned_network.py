@@ -227,6 +227,7 @@ class PrunedNetworkContract:
         with torch.no_grad():
             lost = [(network(patch(dim)) - expected).square().mean() for network in (dense, dropped)]
         assert 0 < lost[0] < 0.2 * lost[1]
+        assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in dense.parameters()]
         for parameter, state in optimizer.state.items():
             assert state["momentum_buffer"].shape == parameter.shape
         train_step(dense, optimizer, dim)

@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 from nnunet_sauron.pruning import channel_layout, merge_channels, rank_units
 from nnunet_sauron.pruning.merging import Moments, collect_moments, rank_channels
@@ -145,24 +144,28 @@ class TestBorder:
 
 
 class TestReaders:
-    def test_a_reader_without_bias_gets_the_fit_without_a_constant(self):
-        """With conv_bias off nothing could carry a constant; multiples still go without a trace."""
+    @pytest.mark.parametrize("reader", ["transposed", "without bias"])
+    def test_who_cannot_carry_a_constant_gets_the_fit_without_one(self, reader):
+        """A transposed convolution's taps fall on different voxels; a reader without a bias has nowhere to put it."""
         network = build(dim=2).eval()
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d) and module is not network.decoder.seg_layers[-1]:
-                module.bias = None
-        first = network.encoder.stages[0][0].convs[0]
-        with torch.no_grad():
-            first.conv.weight[1] = first.conv.weight[0]
-            first.norm.weight[1], first.norm.bias[1] = 2 * first.norm.weight[0], 2 * first.norm.bias[0]
-            expected = network(patch())
-        merge_channels(network, {"encoder.stages.0.0.convs.0": [0, 2, 3, 4, 5]}, [patch(seed=2)])
-        with torch.no_grad():
-            torch.testing.assert_close(network(patch()), expected, atol=1e-4, rtol=0)
+        if reader == "transposed":
+            name, conv = "encoder.stages.2.0.convs.1", network.decoder.transpconvs[0]
+        else:
+            name, conv = "encoder.stages.0.0.convs.0", network.encoder.stages[0][0].convs[1].conv
+            conv.bias = None
+        before = conv.weight.detach().double().clone().transpose(0, 0 if reader == "transposed" else 1)
+        moments = collect_moments(network, [name], [patch(seed=2)])[name]
+        width = len(moments.total)
+        kept = list(range(1, width))
+        second = moments.products / moments.count
+        fit = torch.linalg.solve(second[1:, 1:], second[1:, 0])
+        merge_channels(network, {name: kept}, [patch(seed=2)])
+        after = conv.weight.detach().double().transpose(0, 0 if reader == "transposed" else 1)
+        expected = before[1:] + fit.view(-1, 1, 1, 1) * before[0]
+        torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-4)
 
-    def test_float16_weights_are_merged_in_float64(self):
-        maps = correlated_maps().half()
-        assert moments_of(maps).products.dtype == torch.float64
+    def test_float16_maps_are_summed_in_float64(self):
+        assert moments_of(correlated_maps().half()).products.dtype == torch.float64
 
 
 def test_nothing_changes_when_what_is_asked_for_is_wrong():

@@ -18,7 +18,7 @@ from torch import nn
 from ..architecture import network_of_plans
 from ..pruning import accept_pruned_weights
 from ..pruning.channels import check_prunable
-from ..trainers.checkpoints import read_checkpoint
+from ..trainers.checkpoints import read_checkpoint, trained_with
 
 CHECKPOINT = "checkpoint_final.pth"
 TRAINER = "CompressedTrainer"
@@ -71,7 +71,8 @@ class TrainedModel:
                 f"folds with one: {', '.join(there) or 'none'}."
             )
         checkpoints = {fold: read_checkpoint(folder / f"fold_{fold}" / CHECKPOINT) for fold in folds or there}
-        configuration = next(iter(checkpoints.values()))["init_args"]["configuration"]
+        first, checkpoint = next(iter(checkpoints.items()))
+        _, configuration, _ = trained_with(checkpoint, folder / f"fold_{first}" / CHECKPOINT)
         plans, dataset_json = (json.loads((folder / name).read_text()) for name in ("plans.json", "dataset.json"))
         model = cls(folder, plans, dataset_json, configuration, checkpoints)
         manager = model.manager.get_configuration(configuration)

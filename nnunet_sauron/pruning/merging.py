@@ -206,7 +206,8 @@ def rank_channels(moments: Sequence[Moments], weights: Sequence[torch.Tensor]) -
     """
     residuals = [m.covariance for m in moments]
     totals = [(w * r).sum() for w, r in zip(weights, residuals, strict=True)]
-    weights = [w / t if t > 0 else torch.zeros_like(w) for w, t in zip(weights, totals, strict=True)]
+    read = max(1, sum(bool(t > 0) for t in totals))  # a place where all is constant or nobody reads has no say
+    weights = [w / (t * read) if t > 0 else torch.zeros_like(w) for w, t in zip(weights, totals, strict=True)]
     channels = len(residuals[0])
     floors = [NOISE * r.diagonal() for r in residuals]
     order: list[int] = []
@@ -229,19 +230,18 @@ def rank_channels(moments: Sequence[Moments], weights: Sequence[torch.Tensor]) -
                 g += u.square() * (u @ m) / d**2 - 2 * u * (r @ m) / d
                 r -= torch.outer(u, u) / d
         # Rounding must not let the error rise, nor fall below what is left.
-        error = sum(float((w * r).sum()) for w, r in zip(weights, residuals, strict=True)) / len(residuals)
+        error = sum(float((w * r).sum()) for w, r in zip(weights, residuals, strict=True))
         errors.append(min(errors[-1], max(error, 0.0)))
     errors[-1] = 0.0
     return Ranking(tuple(order), tuple(errors))
 
 
 def _rank(network: nn.Module, layout: ChannelLayout, unit: ChannelUnit, moments: Mapping[str, Moments]) -> Ranking:
-    places = [place for place in unit.feature_maps if place in moments]
-    weights = {place: torch.zeros_like(moments[place].products) for place in places}
+    weights = {place: torch.zeros_like(moments[place].products) for place in unit.feature_maps}
     for place, _, read, _ in _readers(network, layout, unit):
         filters = read.detach().double().flatten(1)
         weights[place] += filters @ filters.T
-    return rank_channels([moments[place] for place in places], [weights[place] for place in places])
+    return rank_channels([moments[place] for place in weights], list(weights.values()))
 
 
 def _readers(network: nn.Module, layout: ChannelLayout, unit: ChannelUnit):

@@ -238,6 +238,11 @@ class TestErrors:
         path.write_bytes(path.read_bytes()[:1000])
         self.refused(model, capsys, "--macs", "0.5", said="checkpoint_final.pth")
 
+    def test_a_checkpoint_that_does_not_say_what_it_was_trained_with(self, model, capsys):
+        path = model / "model/fold_0/checkpoint_final.pth"
+        torch.save({"network_weights": {}}, path)
+        self.refused(model, capsys, "--macs", "0.5", said="does not hold the plans it was trained with")
+
     def test_writing_that_fails_leaves_nothing(self, model, capsys, monkeypatch):
         def fails(*_):
             raise OSError("disk full")

@@ -96,6 +96,13 @@ class TestRanking:
         assert rank_channels([moments_of(equal)], [unit]).errors[1] < 1e-9
         assert rank_channels([moments_of(equal), moments_of(maps)], [unit, unit]).errors[1] > 0.1
 
+    def test_a_place_that_nobody_reads_has_no_say(self):
+        maps, filters = correlated_maps(), torch.randn(6, 4).double()
+        moments, weight = moments_of(maps), filters @ filters.T
+        alone = rank_channels([moments], [weight])
+        beside = rank_channels([moments, moments], [weight, torch.zeros(6, 6).double()])
+        assert beside.order == alone.order and beside.errors == pytest.approx(alone.errors)
+
     def test_constant_maps_and_unread_places_give_a_ranking(self):
         still = moments_of(torch.ones(1, 3, 4, 4))
         ranking = rank_channels([still], [torch.eye(3).double()])

@@ -214,7 +214,7 @@ def _compress(options: argparse.Namespace) -> int:
 
     goal = None
     if not options.dry_run:
-        goal = Goal(options.tolerance, options.macs, options.params, options.latency, options.round_to)
+        goal = Goal(options.tolerance, options.macs, options.params, options.latency)
     compress(
         options.model,
         options.images,
@@ -223,6 +223,7 @@ def _compress(options: argparse.Namespace) -> int:
         folds=options.folds,
         labels=options.labels,
         max_images=options.max_images,
+        round_to=options.round_to,
         device=options.device,
         json_output=options.json,
     )

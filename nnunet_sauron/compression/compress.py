@@ -17,7 +17,7 @@ from .. import __version__
 from ..analysis.evaluation import CaseScore, evaluate_folder
 from ..analysis.timing import time_networks
 from ..pruning import CostModel, Ranking, channel_layout, merge_channels, rank_units, resize
-from .images import Case, check_enough, enough_patches, patches
+from .images import Case, check_enough, enough_patches
 from .model import TrainedModel
 from .widths import LATENCY_STEPS, cost_left, tolerance_for, widths_at
 
@@ -34,14 +34,12 @@ class Goal:
     Attributes:
         tolerance: Error that every layer may make in what its readers get, relative, squared; above 0, below 1.
         macs, parameters, latency: Fraction that is to be left.
-        round_to: Widths are multiples of this, where there are as many channels.
     """
 
     tolerance: float | None = None
     macs: float | None = None
     parameters: float | None = None
     latency: float | None = None
-    round_to: int = 1
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in GOALS if getattr(self, name) is not None}
@@ -51,8 +49,6 @@ class Goal:
         if not 0 < value < 1:
             raise ValueError(f"{name} is a fraction between 0 and 1, such as {0.02 if name == 'tolerance' else 0.5}; "
                              f"got {value:g}.")  # fmt: skip
-        if self.round_to < 1:
-            raise ValueError(f"--round-to must be at least 1; got {self.round_to}.")
 
 
 @dataclass(frozen=True)
@@ -76,28 +72,36 @@ class Compressed:
 
 
 class Compressor:
-    """One fold of a model, and the patches that its layers are fitted on.
+    """One fold of a model.
 
     Args:
         model: The model.
         fold: One of its folds.
-        cases: Images to fit on; labels are not needed.
         device: Where networks run.
+        round_to: Widths are multiples of this, where there are as many channels.
 
-    Raises:
-        ValueError: The images hold too few voxels for a stable fit.
+    Attributes:
+        before: Channels of every unit.
+        wanted: How many patches its layers should be fitted on.
     """
 
-    def __init__(self, model: TrainedModel, fold: str, cases: Sequence[Case], device: torch.device):
-        self.device = device
+    def __init__(self, model: TrainedModel, fold: str, device: torch.device, round_to: int = 1):
+        self.device, self.round_to = device, round_to
         self.network = model.network(fold).to(device)
         self.patch_size = model.manager.get_configuration(model.configuration).patch_size
         self.before = channel_layout(self.network).widths
-        channels = next(self.network.parameters()).shape[1]
-        self.cost = CostModel(self.network, self.patch_size, channels)
-        positions = _positions(self.network, (1, channels, *self.patch_size))
-        cut = patches(model, cases, enough_patches(positions, self.before))
-        check_enough(len(cut), positions, self.before)
+        self._channels = next(self.network.parameters()).shape[1]
+        self.cost = CostModel(self.network, self.patch_size, self._channels)
+        self._positions = _positions(self.network, (1, self._channels, *self.patch_size))
+        self.wanted = enough_patches(self._positions, self.before)
+
+    def rank(self, cut: Sequence[torch.Tensor]) -> None:
+        """Rank every layer's channels on patches (1, channels, *patch). Comes before what follows.
+
+        Raises:
+            ValueError: They are too few for a stable fit.
+        """
+        check_enough(len(cut), self._positions, self.before)
         together = max(1, VOXELS_AT_ONCE // math.prod(self.patch_size))
         self.inputs = [torch.cat(cut[i : i + together]) for i in range(0, len(cut), together)]
         self.rankings: dict[str, Ranking] = rank_units(self.network, self.inputs)
@@ -111,15 +115,15 @@ class Compressor:
         if goal.tolerance is not None:
             return goal.tolerance
         if goal.latency is not None:
-            return tolerance_for(goal.latency, self._time_left, self.rankings, goal.round_to, LATENCY_STEPS)
+            return tolerance_for(goal.latency, self._time_left, self.rankings, self.round_to, LATENCY_STEPS)
         measure = self.cost.macs if goal.macs is not None else self.cost.parameters
         wanted = goal.macs if goal.macs is not None else goal.parameters
-        return tolerance_for(wanted, cost_left(measure, self.before), self.rankings, goal.round_to)
+        return tolerance_for(wanted, cost_left(measure, self.before), self.rankings, self.round_to)
 
-    def compress(self, tolerance: float, round_to: int, after_unit: Callable[[str], None]) -> Compressed:
+    def compress(self, tolerance: float, after_unit: Callable[[str], None] = lambda _: None) -> Compressed:
         """Cut to the widths of a tolerance, merging; the network itself stays as it is."""
         network = copy.deepcopy(self.network)
-        after = widths_at(tolerance, self.rankings, round_to)
+        after = widths_at(tolerance, self.rankings, self.round_to)
         merge_channels(network, after, self.inputs, after_unit=after_unit)
         times = self._times(network)
         return Compressed(
@@ -129,7 +133,8 @@ class Compressor:
             (self.cost.parameters(self.before), self.cost.parameters(after)),
             (self.cost.macs(self.before), self.cost.macs(after)),
             (times["before"], times["after"]),
-            {name: tensor.cpu() for name, tensor in network.state_dict().items()},
+            # Moved as a whole: nnU-Net's modules have several names, and each tensor is to be stored once.
+            network.cpu().state_dict(),
         )
 
     def _time_left(self, widths: dict[str, int]) -> float:
@@ -140,7 +145,7 @@ class Compressor:
 
     def _times(self, network: nn.Module) -> dict[str, float]:
         both = {"before": self.network, "after": network}
-        shape = (1, self.inputs[0].shape[1], *self.patch_size)
+        shape = (1, self._channels, *self.patch_size)
         timed = time_networks(both, shape, repeats=REPEATS, warmup=2, device=self.device)
         return {name: timing.median for name, timing in timed.items()}
 
@@ -183,14 +188,18 @@ class Segmenter:
         model: The model.
         cases: The held-out cases.
         device: Where it predicts.
+        progress: Its `bar(text, total)` is a context that yields what to call after each case.
         labels: A folder of reference segmentations, if there is one.
 
     Raises:
         FileNotFoundError: A case has no reference.
+        ValueError: There are references, and an ignore label in them.
     """
 
-    def __init__(self, model: TrainedModel, cases: Sequence[Case], device: torch.device, labels: Path | None = None):
-        self.model, self.cases, self.device = model, cases, device
+    def __init__(
+        self, model: TrainedModel, cases: Sequence[Case], device: torch.device, progress, labels: Path | None = None
+    ):
+        self.model, self.cases, self.device, self.progress = model, cases, device, progress
         self._folder = tempfile.TemporaryDirectory()
         self.root = Path(self._folder.name)
         self.ending = model.dataset_json["file_ending"]
@@ -214,31 +223,38 @@ class Segmenter:
         return evaluate_folder(self.root / name, self.references, self.model.labels)
 
     def _references(self, labels: Path) -> Path:
+        if self.model.manager.get_label_manager(self.model.dataset_json).has_ignore_label:
+            raise ValueError("--labels: this model has an ignore label, whose voxels cannot be judged; leave it out.")
         folder = self.root / "references"
         folder.mkdir()
         for case in self.cases:
             path = labels / (case.name + self.ending)
             if not path.is_file():
-                raise FileNotFoundError(f"{labels} has no {path.name}; --labels needs one for every image of IMAGES.")
+                raise FileNotFoundError(f"{labels} has no {path.name}; --labels needs one for every held-out image.")
             (folder / path.name).symlink_to(path.resolve())
         return folder
 
     def _predict(self, name: str, weights: list[dict] | None) -> Path:
         folder = self.root / name
         folder.mkdir(exist_ok=True)
-        self.model.predictor(self.device, weights).predict_from_files_sequential(
-            [list(case.files) for case in self.cases], [str(folder / case.name) for case in self.cases]
-        )
+        predictor = self.model.predictor(self.device, weights)
+        with self.progress.bar(f"segmenting with the {name} model", len(self.cases)) as step:
+            for case in self.cases:
+                predictor.predict_from_files_sequential([list(case.files)], [str(folder / case.name)])
+                step(case.name)
         return folder
 
 
-def provenance(model: TrainedModel, goal: Goal, cases: Sequence[Case], found: Mapping[str, Compressed]) -> dict:
+def provenance(
+    model: TrainedModel, goal: Goal, round_to: int, cases: Sequence[Case], found: Mapping[str, Compressed]
+) -> dict:
     """Where a compressed model comes from, for its checkpoints and its compression.json."""
     return {
         "made_by": f"nnunet-sauron {__version__}",
         "source": str(model.folder.resolve()),
         "source_trainer": next(iter(model.checkpoints.values()))["trainer_name"],
         "goal": {name: value for name, value in asdict(goal).items() if value is not None},
+        "round_to": round_to,
         "fitted_on": [case.name for case in cases],
         "folds": {
             fold: {key: value for key, value in vars(one).items() if key != "weights"} for fold, one in found.items()

@@ -99,7 +99,9 @@ def print_compressed(
         for name in columns["agreement (Dice)"]:
             table.add_row(name, *(_number(values[name]) for values in columns.values()))
         console.print(table)
-        console.print(f"agreement: new against old segmentations; measured on {len(agreement)} held-out images")
+        console.print(
+            f"agreement: new against old segmentations; measured on {len(agreement)} held-out images, without mirroring"
+        )
     else:
         console.print("No image was held out: a single one was given. Give more to have segmentations compared.")
     console.print(Text(f"Wrote {output}"), soft_wrap=True)
@@ -109,7 +111,7 @@ def print_compressed(
     )
 
 
-def print_trials(trials: Sequence[Trial], picture: Path, *, json_output: bool) -> None:
+def print_trials(trials: Sequence[Trial], *, json_output: bool) -> None:
     """One row a tolerance."""
     if json_output:
         print(json.dumps([
@@ -119,7 +121,6 @@ def print_trials(trials: Sequence[Trial], picture: Path, *, json_output: bool) -
 
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     table = Table("tolerance", "channels", "parameters", "MACs", "network time", "Dice, new against old")
     for trial in trials:
@@ -127,9 +128,7 @@ def print_trials(trials: Sequence[Trial], picture: Path, *, json_output: bool) -
         shares = [sum(one.after.values()) / sum(one.before.values())]
         shares += [after / before for before, after in (one.parameters, one.macs, one.seconds)]
         table.add_row(f"{one.tolerance:g}", *(f"{share:.0%}" for share in shares), _number(_mean_dice(trial)))
-    console = Console()
-    console.print(table)
-    console.print(Text(f"Wrote {picture} and nothing else. Choose with --tolerance, --macs, ..."), soft_wrap=True)
+    Console().print(table)
 
 
 def plot_trade_off(trials: Sequence[Trial], path: Path) -> None:

@@ -45,15 +45,18 @@ def find_cases(folder: Path, model: TrainedModel) -> list[Case]:
         raise FileNotFoundError(
             f"{folder} holds no image in nnU-Net's naming, such as CASE_0000{ending} (the model reads {ending})."
         )
-    channels = determine_num_input_channels(
-        model.manager, model.manager.get_configuration(model.configuration), model.dataset_json
-    )
+    manager = model.manager
+    channels = determine_num_input_channels(manager, manager.get_configuration(model.configuration), model.dataset_json)
+    reader, channels_of = manager.image_reader_writer_class(), {}
     for name, files in found.items():
-        if len(files) != channels:
+        # A file may hold several channels (RGB), so one case of each number of files is read.
+        if len(files) not in channels_of:
+            channels_of[len(files)] = len(reader.read_images(tuple(files))[0])
+        if channels_of[len(files)] != channels:
             raise ValueError(
-                f"Case {name} has {len(files)} channels, the model takes {channels} "
-                f"({', '.join(map(str, model.dataset_json['channel_names'].values()))}); give CASE_0000{ending} to "
-                f"CASE_{channels - 1:04d}{ending} of every case."
+                f"Case {name} has {channels_of[len(files)]} channels in {len(files)} files, the model takes {channels} "
+                f"({', '.join(map(str, model.dataset_json['channel_names'].values()))}); name files as for training, "
+                f"CASE_0000{ending}, CASE_0001{ending}, ..."
             )
     return [Case(name, tuple(files)) for name, files in found.items()]
 
@@ -66,16 +69,23 @@ def preprocessed(model: TrainedModel, case: Case) -> np.ndarray:
     return preprocessor.run_case(list(case.files), None, manager, configuration, model.dataset_json)[0]
 
 
-def patches(model: TrainedModel, cases: Sequence[Case], wanted: int, seed: int = 0) -> list[torch.Tensor]:
+def patches(
+    model: TrainedModel, cases: Sequence[Case], wanted: int, seed: int = 0
+) -> tuple[list[torch.Tensor], list[Case]]:
     """Patches at places of nnU-Net's sliding window, as evenly from all cases as there are; seeded.
 
     Returns:
-        At most `wanted` patches of the plans' size, one a tensor: (1, channels, *patch).
+        At most `wanted` patches of the plans' size, one a tensor: (1, channels, *patch); and the cases they are of.
     """
     size = model.manager.get_configuration(model.configuration).patch_size
     draw = random.Random(seed)
-    left = []
+    left: list[torch.Tensor] = []
+    if wanted < len(cases):
+        cases = [cases[i * len(cases) // wanted] for i in range(wanted)]
     for index, case in enumerate(cases):
+        if len(left) == wanted:
+            cases = cases[:index]
+            break
         image = torch.from_numpy(np.asarray(preprocessed(model, case), dtype=np.float32))
         image = pad_nd_image(image, size, "constant", {"value": 0})
         windows = _windows(image.shape[1:], size)
@@ -83,7 +93,7 @@ def patches(model: TrainedModel, cases: Sequence[Case], wanted: int, seed: int =
         chosen = draw.sample(windows, min(share, len(windows)))
         # Cloned, so that the whole image does not stay in memory for a patch of it.
         left += [image[(slice(None), *window)][None].clone() for window in chosen]
-    return left
+    return left, list(cases)
 
 
 def enough_patches(positions: Mapping[str, int], widths: Mapping[str, int]) -> int:
@@ -104,7 +114,7 @@ def check_enough(patches: int, positions: Mapping[str, int], widths: Mapping[str
             raise ValueError(
                 f"Too few voxels for a stable fit: layer {name} has {widths[name]} channels and {n} positions in a "
                 f"patch, {n * patches} in the {patches} patches of these images; at least {least} are needed, which "
-                f"is {-(-least // n)} patches. Give more images."
+                f"is {-(-least // n)} patches. Give more images, or let more of them be used (--max-images)."
             )
 
 

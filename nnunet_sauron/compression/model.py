@@ -70,7 +70,7 @@ class TrainedModel:
                 f"{folder} has no fold_{missing[0] if missing else '*'}/{CHECKPOINT}; "
                 f"folds with one: {', '.join(there) or 'none'}."
             )
-        checkpoints = {fold: read_checkpoint(folder / f"fold_{fold}" / CHECKPOINT) for fold in folds or there}
+        checkpoints = {fold: _read(folder / f"fold_{fold}" / CHECKPOINT) for fold in folds or there}
         first, checkpoint = next(iter(checkpoints.items()))
         _, configuration, _ = trained_with(checkpoint, folder / f"fold_{first}" / CHECKPOINT)
         plans, dataset_json = (json.loads((folder / name).read_text()) for name in ("plans.json", "dataset.json"))
@@ -108,16 +108,19 @@ class TrainedModel:
             accept_pruned_weights(network).load_state_dict(self.checkpoints[fold]["network_weights"])
         except RuntimeError as error:
             raise ValueError(
-                f"{self.folder / f'fold_{fold}' / CHECKPOINT} is of another architecture than plans.json says: "
-                f"{str(error)[:300]}"
+                f"{self.folder / f'fold_{fold}' / CHECKPOINT} is of another architecture than plans.json says; a "
+                f"trainer that builds a network of its own ({self.checkpoints[fold]['trainer_name']}?) cannot be "
+                f"compressed. {str(error)[:300]}"
             ) from error
         return network.eval()
 
     def predictor(self, device: torch.device, weights: list[dict] | None = None) -> nnUNetPredictor:
-        """nnU-Net's own prediction with this model, or with other weights of it."""
+        """nnU-Net's own prediction with this model, or with other weights of it; without mirroring, for speed."""
         weights = weights or [checkpoint["network_weights"] for checkpoint in self.checkpoints.values()]
         first = next(iter(self.checkpoints))
-        predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False)
+        predictor = nnUNetPredictor(
+            use_mirroring=False, perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False
+        )
         predictor.manual_initialization(
             self.network(first),
             self.manager,
@@ -149,9 +152,8 @@ class TrainedModel:
             for fold, checkpoint in self.checkpoints.items():
                 folder = beside / f"fold_{fold}"
                 (folder / "validation").mkdir(parents=True)
-                kept = {key: value for key, value in checkpoint.items() if key not in NOT_TAKEN_ALONG}
                 changed = {"network_weights": weights[fold], "trainer_name": TRAINER, COMPRESSION: notes}
-                torch.save({**kept, **changed}, folder / CHECKPOINT)
+                torch.save({**checkpoint, **changed}, folder / CHECKPOINT)
                 # nnUNetv2_export_model_to_zip wants these two of every model.
                 of_training = self.folder / f"fold_{fold}" / "progress.png"
                 shutil.copyfile(of_training if of_training.is_file() else pictures[fold], folder / "progress.png")
@@ -159,3 +161,7 @@ class TrainedModel:
             os.replace(beside, target)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def _read(path: Path) -> dict:
+    return {key: value for key, value in read_checkpoint(path).items() if key not in NOT_TAKEN_ALONG}

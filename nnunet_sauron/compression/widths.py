@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from ..pruning import Ranking
 
-STEPS = 40  # halvings of the tolerance
-LATENCY_STEPS = 7  # each is measured
+LEAST_TOLERANCE = 1e-7
+STEPS = 40  # halvings of the tolerance's logarithm
+LATENCY_STEPS = 10  # each is measured
 
 
 def widths_at(tolerance: float, rankings: Mapping[str, Ranking], round_to: int = 1) -> dict[str, int]:
@@ -42,9 +44,9 @@ def tolerance_for(
             f"A target of {goal:g} cannot be met: with the fewest channels in every layer {least:.2g} of the cost are "
             f"left. Choose a larger target" + (" or a smaller --round-to." if round_to > 1 else ".")
         )
-    low, high = 0.0, 1.0
+    low, high = LEAST_TOLERANCE, 1.0
     for _ in range(steps):
-        middle = (low + high) / 2
+        middle = math.sqrt(low * high)  # useful tolerances lie decades apart
         low, high = (low, middle) if part_left(widths_at(middle, rankings, round_to)) <= goal else (middle, high)
     return high
 

@@ -20,6 +20,7 @@ from .removal import check_kept, remove_channels
 
 RIDGE = 1e-8  # of the kept channels' mean variance
 NOISE = 1e-9  # what is left of a channel's variance below this is rounding of maps in float32
+ROUNDING = 1e-12  # of a covariance, relative to the maps' squares
 VALUES_AT_ONCE = 1 << 22  # float64 copies of whole maps would need gigabytes
 
 
@@ -286,8 +287,10 @@ def _fitted(
     """W (removed, kept) and b (removed) of `x_r ~ W x_K + b`, float64; b is 0 without an intercept."""
     matrix = moments.covariance if intercept else moments.second
     of_kept = matrix[stay][:, stay]
-    size = of_kept.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    of_kept = of_kept + ridge * size * torch.eye(len(stay), dtype=torch.float64, device=stay.device)
+    # The second and third term are for maps that hardly vary: something positive to divide by, above their rounding.
+    level = moments.second.diagonal().mean()
+    diagonal = ridge * of_kept.diagonal().mean() + ROUNDING * level + torch.finfo(torch.float64).tiny
+    of_kept = of_kept + diagonal * torch.eye(len(stay), dtype=torch.float64, device=stay.device)
     fit = torch.linalg.solve(of_kept, matrix[stay][:, gone]).T
     offset = moments.mean[gone] - fit @ moments.mean[stay]
     return fit, offset if intercept else torch.zeros_like(offset)

@@ -61,11 +61,18 @@ class CompressedTrainer(ResizingTrainer):
                 'nnunet_sauron="start_from=MODEL_FOLDER" nnUNetv2_train ... -tr CompressedTrainer'
             )
         super().on_train_start()
+        if self._start_name and self.current_epoch == 0:
+            self.print_to_log_file(f"{type(self).__name__}: started from {self._start_name}")
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         if not self.was_initialized:
             self.initialize()
         checkpoint = read_checkpoint(filename_or_checkpoint)
+        if "optimizer_state" not in checkpoint:
+            raise ValueError(
+                f"{filename_or_checkpoint} was written by compress and is no training to continue. Move it away, or "
+                f"train without --c and with start_from naming another folder than the training's own."
+            )
         self.take_widths(self._widths(checkpoint, filename_or_checkpoint))
         super().load_checkpoint(filename_or_checkpoint)
 

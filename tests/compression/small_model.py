@@ -26,26 +26,35 @@ RESAMPLING = {
 }
 
 
-def write_model(folder: Path, dim: int = 2, folds=(0,), widths=(6, 8, 10), architecture: str = "plain") -> Path:
+def write_model(
+    folder: Path, dim: int = 2, folds=(0,), widths=(6, 8, 10), architecture="plain", channels=("MRI",),
+    reader="SimpleITKIO", ending=".nii.gz", **labels: int,
+) -> Path:  # fmt: skip
     """A folder for `nnUNetv2_predict_from_modelfolder -m`; every fold has weights of its own."""
     described = plans(widths, architecture, dim)
+    dataset = dataset_json() | {"channel_names": dict(enumerate(channels)), "file_ending": ending}
+    dataset["labels"].update(labels)
+    configuration = described["configurations"][CONFIGURATIONS[dim]]
+    configuration.update(RESAMPLING)
+    configuration["normalization_schemes"] *= len(channels)
+    configuration["use_mask_for_norm"] *= len(channels)
+    described["foreground_intensity_properties_per_channel"] = {str(i): {} for i in range(len(channels))}
+    described["image_reader_writer"] = reader
     described.pop("continue_training")
     described.update(transpose_forward=[0, 1, 2], transpose_backward=[0, 1, 2])
-    described["foreground_intensity_properties_per_channel"] = {"0": {}}
-    described["configurations"][CONFIGURATIONS[dim]].update(RESAMPLING)
     folder.mkdir(parents=True)
     (folder / "plans.json").write_text(json.dumps(described))
-    (folder / "dataset.json").write_text(json.dumps(dataset_json()))
+    (folder / "dataset.json").write_text(json.dumps(dataset))
     for seed, fold in enumerate(folds):
         torch.manual_seed(seed)
         manager = PlansManager(copy.deepcopy(described))
-        network, _ = network_of_plans(manager, CONFIGURATIONS[dim], dataset_json(), device="cpu")
+        network, _ = network_of_plans(manager, CONFIGURATIONS[dim], dataset, device="cpu")
         checkpoint = {
             "network_weights": network.state_dict(),
             "optimizer_state": {"state": {}, "param_groups": []},
             "trainer_name": "nnUNetTrainer",
             "init_args": {
-                "plans": described, "configuration": CONFIGURATIONS[dim], "fold": fold, "dataset_json": dataset_json()
+                "plans": described, "configuration": CONFIGURATIONS[dim], "fold": fold, "dataset_json": dataset
             },
             "inference_allowed_mirroring_axes": None,
             "current_epoch": 1000,

@@ -14,7 +14,7 @@ import torch
 from nnunet_sauron.analysis.timing import Timing
 from nnunet_sauron.cli import main
 from nnunet_sauron.compression.compress import Compressor
-from nnunet_sauron.compression.images import find_cases
+from nnunet_sauron.compression.images import find_cases, patches
 from nnunet_sauron.compression.model import TrainedModel
 from nnunet_sauron.pruning import CostModel, channel_layout, count_parameters
 
@@ -126,7 +126,7 @@ def test_provenance_stands_in_the_folder_and_in_every_checkpoint(folders):
     write_model(folders / "model")
     assert compress(folders, "--macs", "0.5") == 0
     notes = json.loads((folders / "small" / "compression.json").read_text())
-    assert notes["goal"] == {"macs": 0.5, "round_to": 1}
+    assert notes["goal"] == {"macs": 0.5} and notes["round_to"] == 1
     assert notes["source"] == str(folders / "model") and notes["source_trainer"] == "nnUNetTrainer"
     checkpoint = torch.load(folders / "small/fold_0/checkpoint_final.pth", weights_only=False)
     assert checkpoint["compression"]["folds"]["0"]["after"] == notes["folds"]["0"]["after"]
@@ -142,6 +142,23 @@ def test_a_dry_run_draws_the_trade_off_and_writes_no_model(folders, capsys):
     assert len(rows) == 6 and channels == sorted(channels, reverse=True) and channels[0] > channels[-1]
     new = {path.name for path in folders.iterdir()} - {"images", "labels", "model"}
     assert new == {"small_trade_off.png"}
+
+
+def test_a_dry_run_rounds_as_the_run_that_follows(folders, capsys, monkeypatch):
+    write_model(folders / "model")
+    monkeypatch.setattr("nnunet_sauron.compression.command.TOLERANCES", (0.2,))
+    assert compress(folders, "--dry-run", "--json", "--round-to", "2") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert compress(folders, "--tolerance", "0.2", "--json", "--round-to", "2") == 0
+    assert row["after"] == json.loads(capsys.readouterr().out)["folds"]["0"]["after"]
+
+
+def test_a_checkpoint_holds_each_weight_once(folders):
+    """nnU-Net's modules have several names; a file of three copies would not be a smaller model."""
+    write_model(folders / "model", widths=(32, 32, 32))
+    assert compress(folders, "--macs", "0.9") == 0
+    sizes = [(folders / name / "fold_0/checkpoint_final.pth").stat().st_size for name in ("model", "small")]
+    assert sizes[1] < sizes[0]
 
 
 def test_a_dry_run_compares_one_fold_with_itself(folders, capsys, monkeypatch):
@@ -243,6 +260,17 @@ class TestErrors:
         torch.save({"network_weights": {}}, path)
         self.refused(model, capsys, "--macs", "0.5", said="does not hold the plans it was trained with")
 
+    def test_a_place_that_is_not_there(self, model, capsys):
+        self.refused(model, capsys, "--dry-run", said="nowhere is no folder; make it first", output="nowhere/small")
+
+    def test_labels_of_a_model_with_an_ignore_label(self, folders, capsys):
+        write_model(folders / "model", ignore=3)
+        self.refused(folders, capsys, "--macs", "0.5", "--labels", str(folders / "labels"), said="has an ignore label")
+
+    @pytest.mark.parametrize("words", [("--round-to", "0"), ("--max-images", "0")])
+    def test_numbers_below_one(self, model, capsys, words):
+        self.refused(model, capsys, "--macs", "0.5", *words, said="must be at least 1; got 0")
+
     def test_writing_that_fails_leaves_nothing(self, model, capsys, monkeypatch):
         def fails(*_):
             raise OSError("disk full")
@@ -260,7 +288,8 @@ def test_help_does_not_import_nnunet():
 
 def test_compressing_leaves_the_model_as_it_was_for_the_next_tolerance(folders):
     model = TrainedModel.read(write_model(folders / "model"))
-    compressor = Compressor(model, "0", find_cases(folders / "images", model), torch.device("cpu"))
-    one, other, same = (compressor.compress(tolerance, 1, lambda _: None) for tolerance in (0.3, 0.05, 0.3))
+    compressor = Compressor(model, "0", torch.device("cpu"))
+    compressor.rank(patches(model, find_cases(folders / "images", model), compressor.wanted)[0])
+    one, other, same = (compressor.compress(tolerance) for tolerance in (0.3, 0.05, 0.3))
     assert one.after != other.after
     assert all(torch.equal(tensor, same.weights[name]) for name, tensor in one.weights.items())

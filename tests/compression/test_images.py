@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 
 from nnunet_sauron.compression.compress import split
@@ -34,7 +35,7 @@ def test_cases_are_found_by_nnunets_naming(model, tmp_path):
 
 
 def test_images_of_other_channels_are_refused(model, tmp_path):
-    with pytest.raises(ValueError, match=r"Case case_0 has 2 channels, the model takes 1 \(MRI\)"):
+    with pytest.raises(ValueError, match=r"Case case_0 has 2 channels in 2 files, the model takes 1 \(MRI\)"):
         find_cases(write_images(tmp_path / "images", 2, channels=2), model)
 
 
@@ -50,8 +51,8 @@ def test_patches_are_windows_of_what_nnunet_predicts_from(tmp_path, dim):
     model = TrainedModel.read(write_model(tmp_path / "model", dim))
     cases = find_cases(write_images(tmp_path / "images", 2, shape=(20, 24, 18)), model)
     images = [torch.from_numpy(np.asarray(preprocessed(model, case))) for case in cases]
-    cut = patches(model, cases, 6)
-    assert len(cut) == 6 and {tuple(p.shape) for p in cut} == {(1, 1, *[16] * dim)}
+    cut, used = patches(model, cases, 6)
+    assert used == cases and len(cut) == 6 and {tuple(p.shape) for p in cut} == {(1, 1, *[16] * dim)}
     predictor = model.predictor(torch.device("cpu"))
     for patch in cut:
         found = [
@@ -60,7 +61,7 @@ def test_patches_are_windows_of_what_nnunet_predicts_from(tmp_path, dim):
             for window in predictor._internal_get_sliding_window_slicers(image.shape[1:])
         ]
         assert any(found)
-    assert [p.sum() for p in patches(model, cases, 6)] == [p.sum() for p in cut]
+    assert [p.sum() for p in patches(model, cases, 6)[0]] == [p.sum() for p in cut]
 
 
 def test_windows_are_nnunets(tmp_path):
@@ -73,15 +74,31 @@ def test_windows_are_nnunets(tmp_path):
 def test_an_image_smaller_than_the_patch_is_padded(tmp_path):
     model = TrainedModel.read(write_model(tmp_path / "model", 3))
     cases = find_cases(write_images(tmp_path / "images", 1, shape=(6, 24, 10)), model)
-    cut = patches(model, cases, 4)
+    cut, _ = patches(model, cases, 4)
     assert cut[0].shape == (1, 1, 16, 16, 16) and (cut[0] == 0).any()
 
 
 def test_what_one_case_lacks_the_others_make_up_for(model, tmp_path):
     few = find_cases(write_images(tmp_path / "few", 1, shape=(2, 16, 16)), model)
     many = find_cases(write_images(tmp_path / "many", 1, shape=(30, 16, 16)), model)
-    assert len(patches(model, [*few, *many], 12)) == 12
-    assert len(patches(model, few, 12)) == 2
+    assert len(patches(model, [*few, *many], 12)[0]) == 12
+    assert len(patches(model, few, 12)[0]) == 2
+
+
+def test_fewer_patches_than_cases_are_of_cases_all_over_the_folder(model, tmp_path):
+    cases = find_cases(write_images(tmp_path / "images", 9, shape=(3, 20, 20)), model)
+    cut, used = patches(model, cases, 3)
+    assert len(cut) == 3 and [case.name for case in used] == ["case_0", "case_3", "case_6"]
+
+
+def test_channels_in_one_file_count_as_channels(tmp_path):
+    folder = write_model(tmp_path / "model", 2, channels=("R", "G", "B"), reader="NaturalImage2DIO", ending=".png")
+    images = tmp_path / "images"
+    images.mkdir()
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((20, 20, 3), np.uint8), True), str(images / "a_0000.png"))
+    model = TrainedModel.read(folder)
+    (case,) = find_cases(images, model)
+    assert patches(model, [case], 1)[0][0].shape == (1, 3, 16, 16)
 
 
 def test_patches_suffice_for_the_layer_with_the_fewest_positions_a_channel():

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nnunet_sauron.compression.widths import cost_left, tolerance_for, widths_at
+from nnunet_sauron.compression.widths import LATENCY_STEPS, cost_left, tolerance_for, widths_at
 from nnunet_sauron.pruning import Ranking
 
 RANKINGS = {
@@ -46,3 +46,12 @@ def test_a_goal_out_of_reach_is_refused_with_what_can_be_had():
     for goal in (0.0, 1.0, 1.5):
         with pytest.raises(ValueError, match="between 0 and 1"):
             tolerance_for(goal, left, RANKINGS)
+
+
+@pytest.mark.parametrize("goal", [0.95, 0.9, 0.8, 0.5])
+def test_the_few_steps_that_a_measured_goal_gets_come_near_it(goal):
+    """Useful tolerances lie decades apart: halving the tolerance itself would never see the small ones."""
+    smooth = {"layer": Ranking(tuple(range(100)), (*(10 ** (-k / 16) for k in range(100)), 0.0))}
+    left = cost_left(in_channels, {"layer": 100})
+    tolerance = tolerance_for(goal, left, smooth, steps=LATENCY_STEPS)
+    assert goal - 0.02 < left(widths_at(tolerance, smooth)) <= goal

@@ -191,6 +191,22 @@ def test_nothing_changes_when_what_is_asked_for_is_wrong():
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("bias", [0.0, 0.5])
+def test_a_layer_whose_maps_are_constant_merges_into_one_channel(bias):
+    network = build(dim=2).eval()
+    norm = network.encoder.stages[1][0].convs[0].norm
+    with torch.no_grad():
+        norm.weight.zero_()
+        norm.bias.fill_(bias)
+        expected = network(patch())
+    merge_channels(network, {"encoder.stages.1.0.convs.0": 1}, [patch(seed=2)])
+    with torch.no_grad():
+        difference = network(patch()) - expected
+    assert difference.isfinite().all()
+    if bias == 0:
+        assert difference.abs().max() < 1e-4
+
+
 def test_rank_units_sees_what_every_unit_looks_like_in_one_forward_of_each_input():
     network, forwards = build(), []
     network.encoder.register_forward_pre_hook(lambda *_: forwards.append(1))

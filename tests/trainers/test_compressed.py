@@ -103,3 +103,9 @@ def test_a_missing_model_is_refused_before_a_log_is_written(folder, monkeypatch)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         start(folder, monkeypatch, folder / "nowhere")
     assert not list(folder.rglob("training_log*"))
+
+
+def test_what_compress_wrote_is_no_training_to_continue(folder, model):
+    trainer = small_trainer(folder, type("T", (SmallCompressedTrainer,), {}))
+    with pytest.raises(ValueError, match="written by compress and is no training to continue"):
+        trainer.load_checkpoint(str(model / "fold_0" / "checkpoint_final.pth"))

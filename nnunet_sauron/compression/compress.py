@@ -16,7 +16,15 @@ from torch import nn
 from .. import __version__
 from ..analysis.evaluation import CaseScore, evaluate_folder
 from ..analysis.timing import time_networks
-from ..pruning import CostModel, Ranking, channel_layout, merge_channels, rank_units, resize
+from ..pruning import (
+    CostModel,
+    Ranking,
+    channel_layout,
+    feature_map_voxels,
+    merge_channels,
+    rank_units,
+    resize,
+)
 from .images import Case, check_enough, enough_patches
 from .model import TrainedModel
 from .widths import LATENCY_STEPS, cost_left, tolerance_for, widths_at
@@ -92,7 +100,7 @@ class Compressor:
         self.before = channel_layout(self.network).widths
         self._channels = next(self.network.parameters()).shape[1]
         self.cost = CostModel(self.network, self.patch_size, self._channels)
-        self._positions = _positions(self.network, (1, self._channels, *self.patch_size))
+        self._positions = feature_map_voxels(self.network, self.patch_size, self._channels)
         self.wanted = enough_patches(self._positions, self.before)
 
     def rank(self, cut: Sequence[torch.Tensor]) -> None:
@@ -148,27 +156,6 @@ class Compressor:
         shape = (1, self._channels, *self.patch_size)
         timed = time_networks(both, shape, repeats=REPEATS, warmup=2, device=self.device)
         return {name: timing.median for name, timing in timed.items()}
-
-
-@torch.no_grad()
-def _positions(network: nn.Module, shape: Sequence[int]) -> dict[str, int]:
-    """Voxels of each unit's smallest feature maps for one patch."""
-    places = {place: unit.name for unit in channel_layout(network).units for place in unit.feature_maps}
-    found: dict[str, int] = {}
-
-    def note(name: str):
-        def hook(module, inputs, output) -> None:
-            found[name] = min(found.get(name, math.inf), math.prod(output.shape[2:]))
-
-        return hook
-
-    hooks = [network.get_submodule(p).register_forward_hook(note(name)) for p, name in places.items()]
-    try:
-        network(torch.zeros(tuple(shape), device=next(network.parameters()).device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
 
 
 def split(cases: Sequence[Case], most: int) -> tuple[list[Case], list[Case]]:

@@ -83,9 +83,6 @@ def patches(
     if wanted < len(cases):
         cases = [cases[i * len(cases) // wanted] for i in range(wanted)]
     for index, case in enumerate(cases):
-        if len(left) == wanted:
-            cases = cases[:index]
-            break
         image = torch.from_numpy(np.asarray(preprocessed(model, case), dtype=np.float32))
         image = pad_nd_image(image, size, "constant", {"value": 0})
         windows = _windows(image.shape[1:], size)

@@ -1,7 +1,7 @@
 """Structured removal of channels: pure PyTorch, knows networks and optimisers, nothing of nnU-Net's trainer."""
 
 from .channels import ChannelLayout, ChannelUnit, channel_layout
-from .cost import CostModel, count_macs, count_parameters
+from .cost import CostModel, count_macs, count_parameters, feature_map_voxels
 from .loading import accept_pruned_weights, densify, resize, widths_of
 from .merging import Ranking, merge_channels, rank_units
 from .removal import remove_channels
@@ -16,6 +16,7 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "densify",
+    "feature_map_voxels",
     "merge_channels",
     "rank_units",
     "remove_channels",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from .channels import Segment, channel_layout
+from .channels import Segment, channel_layout, feature_map_modules
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -34,6 +36,24 @@ def count_macs(network: nn.Module, patch_size: Sequence[int], input_channels: in
     with counter:
         _forward_on_meta(network, patch_size, input_channels)
     return counter.get_total_flops() // 2
+
+
+def feature_map_voxels(network: nn.Module, patch_size: Sequence[int], input_channels: int) -> dict[str, int]:
+    """Voxels of each unit's feature maps for one patch, by the unit's name; of the smallest, where it has several.
+
+    Args:
+        network: A network that `channel_layout` knows, unwrapped; shapes only are run.
+        patch_size: Voxels per axis.
+        input_channels: Channels of the network's input.
+    """
+    found: dict[str, int] = {}
+
+    def note(name: str, module: nn.Module, inputs, output: torch.Tensor) -> None:
+        found[name] = min(found.get(name, sys.maxsize), math.prod(output.shape[2:]))
+
+    maps = feature_map_modules(network, channel_layout(network))
+    _forward_on_meta(network, patch_size, input_channels, {module: partial(note, name) for name, _, module in maps})
+    return found
 
 
 class CostModel:
@@ -90,23 +110,25 @@ def _positions(network: nn.Module, patch_size: Sequence[int], input_channels: in
         visited = inputs[0] if isinstance(module, _ConvTransposeNd) else output
         positions[module] = math.prod(visited.shape[2:])
 
-    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, _ConvNd)]
-    try:
-        _forward_on_meta(network, patch_size, input_channels)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    convolutions = [module for module in network.modules() if isinstance(module, _ConvNd)]
+    _forward_on_meta(network, patch_size, input_channels, dict.fromkeys(convolutions, count))
     return positions
 
 
-def _forward_on_meta(network: nn.Module, patch_size: Sequence[int], input_channels: int) -> None:
-    """One patch through the network, shapes only, in evaluation mode and without deep supervision."""
+def _forward_on_meta(
+    network: nn.Module,
+    patch_size: Sequence[int],
+    input_channels: int,
+    hooks: Mapping[nn.Module, Callable] | None = None,
+) -> None:
+    """One patch through the network, shapes only, in evaluation mode and without deep supervision; `hooks` see it."""
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     tensors = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     patch = torch.empty((1, input_channels, *patch_size), device="meta")
     decoder = getattr(network, "decoder", None)
     supervised = getattr(decoder, "deep_supervision", None)
     was_training = network.training
+    handles = [module.register_forward_hook(hook) for module, hook in (hooks or {}).items()]
     try:
         network.eval()
         if supervised is not None:
@@ -116,6 +138,8 @@ def _forward_on_meta(network: nn.Module, patch_size: Sequence[int], input_channe
             # name, the last time for the meta tensor itself: that is what the network would be left with.
             functional_call(network, tensors, (patch,), tie_weights=False)
     finally:
+        for handle in handles:
+            handle.remove()
         network.train(was_training)
         if supervised is not None:
             decoder.deep_supervision = supervised

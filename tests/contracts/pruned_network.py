@@ -14,6 +14,7 @@ from nnunet_sauron.pruning import (
     channel_layout,
     count_parameters,
     densify,
+    feature_map_voxels,
     merge_channels,
     remove_channels,
     resize,
@@ -199,6 +200,18 @@ class PrunedNetworkContract:
         remove_channels(dense, {name: range(w) for name, w in widths.items()})
         for name, tensor in dense.state_dict().items():
             torch.testing.assert_close(tensor, state[name], msg=name)
+
+    def test_feature_map_voxels_are_those_of_a_real_forward(self, dense, dim):
+        expected: dict[str, list[int]] = {}
+        for unit in channel_layout(dense).units:
+            for place in unit.feature_maps:
+                dense.get_submodule(place).register_forward_hook(
+                    lambda m, i, out, name=unit.name: expected.setdefault(name, []).append(out[0, 0].numel())
+                )
+        counted = feature_map_voxels(copy.deepcopy(dense), [16] * dim, 2)
+        expected.clear()  # hooks are copied with the network
+        dense(patch(dim))
+        assert counted == {name: min(voxels) for name, voxels in expected.items()}
 
     def test_multiples_of_kept_channels_merge_without_a_trace(self, dense, dim):
         keep = make_multiples(dense.eval())

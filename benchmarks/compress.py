@@ -1,9 +1,11 @@
-"""What `nnUNetv2_sauron compress` costs on real hippocampus MRI, 2D: alone, trained on, and the same widths anew.
+"""What `nnUNetv2_sauron compress` costs on real hippocampus MRI: alone, trained on, and the same widths anew.
 
-Starts from the stock model that benchmarks/hippocampus.py trained in its folder. Layers are fitted on test images
-without labels; Dice and HD95 are of the validation cases of fold 0. Steps that are done are skipped.
+For each model: stock nnU-Net is trained on fold 0, compressed to each target with layers fitted on test images without
+labels, trained on with CompressedTrainer, and the compressed widths are trained from scratch for as long as the stock
+model. Dice and HD95 are of the 40 validation cases. Steps that are done are skipped and an interrupted training goes
+on, so that the same command can be given again, also at the same time for other models.
 
-    python benchmarks/compress.py FOLDER [--macs 0.75 0.5 0.35] [--epochs 5 20] [--anew "num_epochs=64,..."]
+    python benchmarks/compress.py .../Task04_Hippocampus -o FOLDER [--models 2d 3d resenc] [--json FILE] [--png FILE]
 """
 
 from __future__ import annotations
@@ -12,94 +14,191 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from hippocampus import DATASET, PLANS, model_folder, references_of, run, set_environment
+from hippocampus import DATASET, references_of, run, set_environment
 
 ONE_PROCESS = ["-device", "cpu", "-npp", "1", "-nps", "1"]
 
 
+@dataclass(frozen=True)
+class Model:
+    """What is trained, small enough for two cores: nnU-Net plans batches for a GPU, such as 281 patches in 2D."""
+
+    title: str
+    configuration: str
+    source_plans: str
+    plans: str
+    scale: float
+    batch_size: int
+
+
+MODELS = {
+    "2d": Model("2D, 32 to 256 channels", "2d", "nnUNetPlans", "nnUNetStudyPlans", 1, 16),
+    "3d": Model("3D, 16 to 128 channels", "3d_fullres", "nnUNetPlans", "nnUNetStudyHalfPlans", 0.5, 2),
+    "resenc": Model("2D ResEncM, 32 to 256 channels", "2d", "nnUNetResEncUNetMPlans", "nnUNetStudyResEncPlans", 1, 8),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where benchmarks/hippocampus.py worked")
+    parser.add_argument("data", type=Path, help="Task04_Hippocampus of the Medical Segmentation Decathlon")
+    parser.add_argument("-o", type=Path, required=True, help="folder to work in")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--macs", type=float, nargs="+", default=[0.75, 0.5, 0.35, 0.25, 0.15], help="targets")
+    parser.add_argument("--train", type=int, default=48, help="epochs of the stock model and of the widths anew")
     parser.add_argument("--epochs", type=int, nargs="*", default=[5, 20], help="lengths of training on")
-    parser.add_argument("--iterations", type=int, default=12, help="training steps per epoch")
-    parser.add_argument("--anew", help="settings to train the same widths from scratch with, such as num_epochs=64")
+    parser.add_argument("--iterations", type=int, default=25, help="training steps per epoch")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--png", type=Path)
     arguments = parser.parse_args()
 
-    folder = arguments.folder.resolve()
+    folder = arguments.o.resolve()
     set_environment(folder)
-    stock = model_folder(folder, "StockTrainer")
-    length = f"num_iterations_per_epoch={arguments.iterations},num_val_iterations_per_epoch=4"
-    rows = {"stock": scored(stock / "fold_0" / "validation", folder)}
-    for macs in arguments.macs:
-        small = folder / "compressed" / f"macs_{macs:g}"
-        if not small.is_dir():
-            small.parent.mkdir(exist_ok=True)
-            images = folder / "raw" / DATASET / "imagesTs"
-            begun = time.perf_counter()
-            run(["nnUNetv2_sauron", "compress", "-m", str(stock), "-i", str(images), "-o", str(small),
-                 "--macs", str(macs)])  # fmt: skip
-            print(f"{time.perf_counter() - begun:.0f} s")
-        fold = json.loads((small / "compression.json").read_text())["folds"]["0"]
-        left = {name: fold[name][1] / fold[name][0] for name in ("parameters", "macs", "seconds")}
-        rows[f"{macs:g} alone"] = {**scored(predicted(small, folder), folder), **left}
-        for epochs in arguments.epochs:
-            settings = f"start_from={small},num_epochs={epochs},{length}"
-            results = folder / "compressed" / f"macs_{macs:g}_epochs_{epochs}"
-            rows[f"{macs:g} and {epochs} epochs"] = trained("CompressedTrainer", PLANS, settings, results, folder)
-        if arguments.anew:
-            plans = f"nnUNetCompressed{macs * 100:.0f}Plans"
-            if not (folder / "preprocessed" / DATASET / f"{plans}.json").is_file():
-                run(["nnUNetv2_sauron", "plan", "-d", "4", "-p", PLANS, "-c", "2d", "-o", plans,
-                     "--widths-from", str(small / "fold_0" / "checkpoint_final.pth")])  # fmt: skip
-            results = folder / "compressed" / f"macs_{macs:g}_anew"
-            rows[f"{macs:g} anew"] = trained("StockTrainer", plans, f"{length},{arguments.anew}", results, folder)
-
-    print(f"{'MACs left':20s}{'Dice':>8s}{'HD95 mm':>9s}")
-    for name, row in rows.items():
-        print(f"{name:20s}{row['dice']:8.4f}{row['hd95_mm']:9.3f}")
-    if arguments.json:
-        machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-        result = {"machine": machine, "date": time.strftime("%Y-%m-%d"), "length": length, "models": rows}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def trained(trainer: str, plans: str, settings: str, results: Path, folder: Path) -> dict[str, float]:
-    """Scores after a training with results of its own."""
-    validation = results / DATASET / f"{trainer}__{plans}__2d" / "fold_0" / "validation"
-    if not (validation / "summary.json").is_file():
-        command = ["nnUNetv2_train", "4", "2d", "0", "-tr", trainer, "-p", plans, "-device", "cpu", "--c"]
-        of_this = {"nnunet_sauron": settings, "nnUNet_results": str(results)}
-        run(command, nnUNet_n_proc_DA="0", OMP_WAIT_POLICY="PASSIVE", **of_this)
-    return scored(validation, folder)
-
-
-def predicted(model: Path, folder: Path) -> Path:
-    """Predictions of the validation cases of fold 0."""
-    images, output = folder / "compressed" / "validation_images", Path(f"{model}_predictions") / "validation"
-    if not images.is_dir():
-        images.mkdir()
-        for case in (model_folder(folder, "StockTrainer") / "fold_0" / "validation").glob("*.nii.gz"):
-            name = case.name.replace(".nii.gz", "_0000.nii.gz")
-            (images / name).symlink_to(folder / "raw" / DATASET / "imagesTr" / name)
-    if not output.is_dir():
-        run(["nnUNetv2_predict_from_modelfolder", "-m", str(model), "-i", str(images), "-o", str(output), "-f", "0",
-             *ONE_PROCESS], OMP_WAIT_POLICY="PASSIVE")  # fmt: skip
-    return output
-
-
-def scored(predictions: Path, folder: Path) -> dict[str, float]:
-    from nnunet_sauron.analysis.evaluation import evaluate_folder, mean_score
-
-    scores = evaluate_folder(predictions, references_of(predictions, folder), {"anterior": 1, "posterior": 2})
-    return {
-        "dice": mean_score(scores, lambda score: score.dice).value,
-        "hd95_mm": mean_score(scores, lambda score: score.hd95).value,
+    result = {
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "date": time.strftime("%Y-%m-%d"),
+        "train": arguments.train,
+        "iterations": arguments.iterations,
+        "models": {},
     }
+    for name in arguments.models:
+        prepare(arguments.data, folder, MODELS[name])
+        study = Study(folder, MODELS[name], arguments.iterations, arguments.train)
+        result["models"][name] = rows = study.rows(arguments.macs, arguments.epochs)
+        print(f"\n{MODELS[name].title:30s}{'MACs':>6s}{'params':>8s}{'time':>6s}{'Dice':>8s}{'HD95 mm':>9s}")
+        for row in rows:
+            left = "".join(f"{row[key]:{width}.2f}" for key, width in (("macs", 6), ("parameters", 8), ("seconds", 6)))
+            print(f"{row['what']:30s}{left}{row['dice']:8.4f}{row['hd95_mm']:9.3f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.png:
+        plot(result, arguments.png)
+
+
+def prepare(data: Path, folder: Path, model: Model) -> None:
+    preprocessed = folder / "preprocessed" / DATASET
+    if not (folder / "raw" / DATASET / "dataset.json").is_file():
+        run(["nnUNetv2_convert_MSD_dataset", "-i", str(data)])
+    if not (preprocessed / "nnUNetPlans_3d_fullres").is_dir():
+        run(["nnUNetv2_plan_and_preprocess", "-d", "4", "-c", "2d", "3d_fullres", "-np", "1"])
+    if not (preprocessed / f"{model.source_plans}.json").is_file():
+        run(["nnUNetv2_plan_experiment", "-d", "4", "-pl", "nnUNetPlannerResEncM"])
+    if not (preprocessed / f"{model.plans}.json").is_file():
+        run(["nnUNetv2_sauron", "plan", "-d", "4", "-p", model.source_plans, "-c", model.configuration,
+             "--scale", str(model.scale), "--batch-size", str(model.batch_size), "-o", model.plans])  # fmt: skip
+
+
+class Study:
+    """One model's rows of the table, each made by nnU-Net's and our own commands."""
+
+    def __init__(self, folder: Path, model: Model, iterations: int, epochs: int) -> None:
+        self.folder = folder
+        self.model = model
+        self.length = f"num_iterations_per_epoch={iterations},num_val_iterations_per_epoch=4,num_epochs="
+        self.epochs = epochs
+
+    def rows(self, targets: list[float], lengths: list[int]) -> list[dict]:
+        stock = self.trained("StockTrainer", self.model.plans, self.epochs, self.folder / "results")
+        rows = [self.row("stock", stock / "validation", {"macs": 1.0, "parameters": 1.0, "seconds": 1.0})]
+        for macs in targets:
+            small = self.folder / "compressed" / self.model.plans / f"macs_{macs:g}"
+            if not small.is_dir():
+                self.compress(stock.parent, small, macs)
+            fold = json.loads((small / "compression.json").read_text())["folds"]["0"]
+            left = {name: fold[name][1] / fold[name][0] for name in ("macs", "parameters", "seconds")}
+            left["compress"] = json.loads(Path(f"{small}_cost.json").read_text())
+            rows.append(self.row(f"{macs:g} alone", self.predicted(small, stock), left))
+            for epochs in lengths:
+                results = Path(f"{small}_epochs_{epochs}")
+                start = {"start_from": small}
+                after = self.trained("CompressedTrainer", self.model.plans, epochs, results, **start)
+                rows.append(self.row(f"{macs:g} and {epochs} epochs", after / "validation", left))
+            plans = self.model.plans.replace("Plans", f"Macs{macs * 100:.0f}Plans")
+            if not (self.folder / "preprocessed" / DATASET / f"{plans}.json").is_file():
+                run(["nnUNetv2_sauron", "plan", "-d", "4", "-p", self.model.plans, "-c", self.model.configuration,
+                     "-o", plans, "--widths-from", str(small / "fold_0" / "checkpoint_final.pth")])  # fmt: skip
+            anew = self.trained("StockTrainer", plans, self.epochs, self.folder / "results")
+            rows.append(self.row(f"{macs:g} anew", anew / "validation", left))
+        return rows
+
+    def compress(self, model: Path, small: Path, macs: float) -> None:
+        """Compress, and keep the wall-clock seconds and the process's peak memory beside what was written."""
+        small.parent.mkdir(parents=True, exist_ok=True)
+        images = self.folder / "raw" / DATASET / "imagesTs"
+        command = ["nnUNetv2_sauron", "compress", "-m", str(model), "-i", str(images), "-o", str(small)]
+        command += ["--macs", str(macs)]
+        print("$", *command, flush=True)
+        begun = time.perf_counter()
+        _, status, usage = os.wait4(subprocess.Popen(command).pid, 0)
+        if status != 0:
+            raise RuntimeError(f"{command[0]} ended with status {status}")
+        cost = {"seconds": round(time.perf_counter() - begun, 1), "peak_gb": round(usage.ru_maxrss / 1e6, 2)}
+        Path(f"{small}_cost.json").write_text(json.dumps(cost))
+
+    def trained(self, trainer: str, plans: str, epochs: int, results: Path, **settings: object) -> Path:
+        """The fold's folder after a training and its validation."""
+        fold = results / DATASET / f"{trainer}__{plans}__{self.model.configuration}" / "fold_0"
+        if not (fold / "validation" / "summary.json").is_file():
+            command = ["nnUNetv2_train", "4", self.model.configuration, "0", "-tr", trainer, "-p", plans]
+            words = [f"{self.length}{epochs}", *(f"{name}={value}" for name, value in settings.items())]
+            environment = {"nnunet_sauron": ",".join(words), "nnUNet_results": str(results)}
+            run([*command, "-device", "cpu", "--c"], nnUNet_n_proc_DA="0", OMP_WAIT_POLICY="PASSIVE", **environment)
+        return fold
+
+    def predicted(self, model: Path, stock: Path) -> Path:
+        """Predictions of the validation cases."""
+        images, output = self.folder / "validation_images", Path(f"{model}_predictions") / "validation"
+        if not images.is_dir():
+            images.mkdir()
+            for case in (stock / "validation").glob("*.nii.gz"):
+                name = case.name.replace(".nii.gz", "_0000.nii.gz")
+                (images / name).symlink_to(self.folder / "raw" / DATASET / "imagesTr" / name)
+        if not output.is_dir():
+            run(["nnUNetv2_predict_from_modelfolder", "-m", str(model), "-i", str(images), "-o", str(output), "-f", "0",
+                 *ONE_PROCESS], OMP_WAIT_POLICY="PASSIVE")  # fmt: skip
+        return output
+
+    def row(self, what: str, predictions: Path, left: dict) -> dict:
+        from nnunet_sauron.analysis.evaluation import evaluate_folder, mean_score
+
+        references = references_of(predictions, self.folder)
+        scores = evaluate_folder(predictions, references, {"anterior": 1, "posterior": 2})
+        dice = mean_score(scores, "dice").value
+        hd95 = mean_score(scores, "hd95")
+        return {"what": what, **left, "dice": dice, "hd95_mm": hd95.value, "hd95_undefined": hd95.undefined}
+
+
+def plot(result: dict, png: Path) -> None:
+    """Dice against the part of the MACs that is left, a panel a model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, len(result["models"]), figsize=(4.2 * len(result["models"]), 3.8), sharey=True, squeeze=False
+    )
+    for axis, (name, rows) in zip(axes[0], result["models"].items(), strict=True):
+        stock, *others = rows
+        axis.axhline(stock["dice"], color="black", linewidth=1)
+        axis.annotate("stock", (1, stock["dice"]), (0, 3), textcoords="offset points", ha="right", fontsize=8)
+        kinds = list(dict.fromkeys(row["what"].split(" ", 1)[1] for row in others))
+        styles = zip(kinds, ("o-", "s--", "D-.", "^:"), ("#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=False)
+        for kind, marker, colour in styles:
+            chosen = [row for row in others if row["what"].split(" ", 1)[1] == kind]
+            label = {"alone": "compress alone", "anew": "same widths from scratch"}.get(kind, f"{kind} of training on")
+            axis.plot([100 * row["macs"] for row in chosen], [row["dice"] for row in chosen], marker, color=colour,
+                      label=label.replace("and ", ""))  # fmt: skip
+        axis.set(title=MODELS[name].title, xlabel="multiply-accumulates left, %", xlim=(0, 105))
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("mean Dice, 40 validation cases")
+    axes[0][0].legend(fontsize=8, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(png, dpi=130)
 
 
 if __name__ == "__main__":

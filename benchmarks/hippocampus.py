@@ -102,8 +102,8 @@ def compare(folder: Path) -> dict[str, dict]:
         scores = evaluate_folder(validation, references_of(validation, folder), labels)
         rows[trainer] = {
             "cases": len(scores),
-            "dice": mean_score(scores, lambda score: score.dice).value,
-            "hd95_mm": mean_score(scores, lambda score: score.hd95).value,
+            "dice": mean_score(scores, "dice").value,
+            "hd95_mm": mean_score(scores, "hd95").value,
             "parameters": count_parameters(network),
             "macs": count_macs(network, patch, 1),
             "channels": sum(channel_layout(network).widths.values()),

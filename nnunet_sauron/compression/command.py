@@ -15,7 +15,7 @@ from ..analysis.evaluation import CaseScore, mean_score
 from .compress import Compressor, Goal, Segmenter, provenance, split
 from .display import Progress, Trial, plot_trade_off, plot_widths, print_compressed, print_trials
 from .images import find_cases, patches
-from .model import TrainedModel
+from .model import read_prunable, write_model
 
 TOLERANCES = (0.003, 0.01, 0.02, 0.03, 0.05, 0.08)
 
@@ -59,7 +59,7 @@ def compress(
         raise ValueError(f"--round-to must be at least 1; got {round_to}.")
     if not output.absolute().parent.is_dir():
         raise FileNotFoundError(f"{output.absolute().parent} is no folder; make it first, or give another -o.")
-    model = TrainedModel.read(folder, folds)
+    model = read_prunable(folder, folds)
     fitted_on, held_out = split(find_cases(images, model), max_images)
     on = torch.device(device)
     if goal is None:  # one fold shows it, and is compared with itself alone
@@ -93,7 +93,7 @@ def compress(
     notes["summary"] = _summary(scores, against["new"])
     with tempfile.TemporaryDirectory() as pictures:
         drawn = {fold: plot_widths(one, Path(pictures) / f"{fold}.png") for fold, one in found.items()}
-        model.write(output, {fold: one.weights for fold, one in found.items()}, notes, drawn)
+        write_model(model, output, {fold: one.weights for fold, one in found.items()}, notes, drawn)
     for fold, one in found.items():
         if goal.latency is not None and one.seconds[1] > goal.latency * one.seconds[0]:
             left = one.seconds[1] / one.seconds[0]
@@ -115,7 +115,7 @@ def _summary(scores: Sequence[CaseScore], against_labels: Sequence[CaseScore] | 
     """In the form of nnU-Net's validation/summary.json; it says what it was measured against."""
     measured = against_labels or scores
     return {
-        "foreground_mean": {"Dice": mean_score(measured, lambda score: score.dice).value},
+        "foreground_mean": {"Dice": mean_score(measured, "dice").value},
         "reference": "labels" if against_labels else "segmentations of the model that was compressed",
         "metric_per_case": [asdict(score) for score in measured],
     }

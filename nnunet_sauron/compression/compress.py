@@ -15,6 +15,7 @@ from torch import nn
 
 from .. import __version__
 from ..analysis.evaluation import CaseScore, evaluate_folder
+from ..analysis.models import TrainedModel
 from ..analysis.timing import time_networks
 from ..pruning import (
     CostModel,
@@ -26,7 +27,6 @@ from ..pruning import (
     resize,
 )
 from .images import Case, check_enough, enough_patches
-from .model import TrainedModel
 from .widths import LATENCY_STEPS, cost_left, tolerance_for, widths_at
 
 HELD_OUT = 0.25  # of the images: what the agreement is measured on
@@ -96,7 +96,7 @@ class Compressor:
     def __init__(self, model: TrainedModel, fold: str, device: torch.device, round_to: int = 1):
         self.device, self.round_to = device, round_to
         self.network = model.network(fold).to(device)
-        self.patch_size = model.manager.get_configuration(model.configuration).patch_size
+        self.patch_size = model.patch_size
         self.before = channel_layout(self.network).widths
         self._channels = next(self.network.parameters()).shape[1]
         self.cost = CostModel(self.network, self.patch_size, self._channels)
@@ -201,16 +201,16 @@ class Segmenter:
         """New segmentations against the old ones, case by case."""
         if not self.cases:
             return []
-        return evaluate_folder(self._predict(name, weights), self.old, self.model.labels)
+        return evaluate_folder(self._predict(name, weights), self.old, self.model.classes)
 
     def against_labels(self, name: str) -> list[CaseScore] | None:
         """The "old" or "new" segmentations against the references, if there are any."""
         if not self.references or not self.cases:
             return None
-        return evaluate_folder(self.root / name, self.references, self.model.labels)
+        return evaluate_folder(self.root / name, self.references, self.model.classes)
 
     def _references(self, labels: Path) -> Path:
-        if self.model.manager.get_label_manager(self.model.dataset_json).has_ignore_label:
+        if self.model.ignore_label is not None:
             raise ValueError("--labels: this model has an ignore label, whose voxels cannot be judged; leave it out.")
         folder = self.root / "references"
         folder.mkdir()

@@ -174,15 +174,12 @@ def described_fold(one: Compressed) -> dict:
 
 def per_class(scores: Scores, metric: str) -> dict[str, float]:
     """Mean of a metric over cases, by class; nan where no case has it."""
-    classes = scores[0].dice if scores else ()
-    return {
-        name: mean_score(scores, lambda score, name=name: {name: getattr(score, metric)[name]}).value
-        for name in classes
-    }
+    classes = scores[0].classes if scores else ()
+    return {name: mean_score(scores, metric, name).value for name in classes}
 
 
 def _mean_dice(trial: Trial) -> float:
-    return mean_score(trial.agreement, lambda score: score.dice).value if trial.agreement else math.nan
+    return mean_score(trial.agreement, "dice").value if trial.agreement else math.nan
 
 
 def _number(value: float) -> str:

@@ -13,7 +13,7 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
-from .model import TrainedModel
+from ..analysis.models import TrainedModel
 
 SAMPLES_PER_CHANNEL = 4  # positions for each channel of a layer, so that a fit is a fit and not a memory
 LEAST_SAMPLES_PER_CHANNEL = 2
@@ -77,7 +77,7 @@ def patches(
     Returns:
         At most `wanted` patches of the plans' size, one a tensor: (1, channels, *patch); and the cases they are of.
     """
-    size = model.manager.get_configuration(model.configuration).patch_size
+    size = model.patch_size
     draw = random.Random(seed)
     left: list[torch.Tensor] = []
     if wanted < len(cases):

@@ -87,9 +87,12 @@ def ratio(value: float | None, baseline: float | None) -> float | None:
 def _accuracy(folder: Path, trainer: str) -> dict:
     references = folder / "nnUNet_raw" / DATASET_NAME / "labelsTs"
     scores = evaluate_folder(folder / "predictions" / trainer, references, LABELS)
-    dice = mean_score(scores, lambda score: score.dice)
-    hd95 = mean_score(scores, lambda score: score.hd95)
-    cases = [{"case": score.case, "dice": _defined(score.dice), "hd95_mm": _defined(score.hd95)} for score in scores]
+    dice = mean_score(scores, "dice")
+    hd95 = mean_score(scores, "hd95")
+    cases = [
+        {"case": score.case, "dice": _defined(score.values("dice")), "hd95_mm": _defined(score.values("hd95"))}
+        for score in scores
+    ]
     return {
         "dice": None if math.isnan(dice.value) else dice.value,
         "hd95_mm": None if math.isnan(hd95.value) else hd95.value,

@@ -103,6 +103,11 @@ def channel_layout(network: nn.Module) -> ChannelLayout:
     return _Pass(network).run()
 
 
+def is_prunable(network: nn.Module) -> bool:
+    """Whether the network is of a class that `channel_layout` knows."""
+    return type(network).__name__ in KNOWN_NETWORKS + PRUNED_NETWORKS
+
+
 def check_prunable(network_class: str) -> None:
     """Raise ValueError, with the list of what can be pruned, unless a class of this (qualified) name is known."""
     if network_class.rpartition(".")[2] not in KNOWN_NETWORKS + PRUNED_NETWORKS:

@@ -41,41 +41,66 @@ def test_folder_scores_match_the_hand_computed_anisotropic_case(tmp_path):
     (score,) = evaluate_folder(tmp_path / "predictions", tmp_path / "references", LABELS)
 
     assert score.case == "case_1"
-    assert score.dice == pytest.approx({"organ": 0.0, "lesion": 2 * 25 / (25 + 50)})
-    assert score.hd95 == pytest.approx({"organ": math.sqrt(9 + 4 + 2.25), "lesion": 6.0})
+    assert score.values("dice") == pytest.approx({"organ": 0.0, "lesion": 2 * 25 / (25 + 50)})
+    assert score.values("hd95") == pytest.approx({"organ": math.sqrt(9 + 4 + 2.25), "lesion": 6.0})
+    # Plates of one slice are all surface: of 25 + 50 voxels the 25 + 25 of the common slice are near the other one.
+    assert score.values("surface_dice") == pytest.approx({"organ": 0.0, "lesion": 50 / 75})
+    assert score.values("reference_ml") == pytest.approx({"organ": 0.0015, "lesion": 25 * 0.0015})
+    assert score.values("volume_error") == pytest.approx({"organ": 0.0, "lesion": 1.0})
+    (tolerant,) = evaluate_folder(tmp_path / "predictions", tmp_path / "references", LABELS, tolerance_mm=6.0)
+    assert tolerant.values("surface_dice") == pytest.approx({"organ": 1.0, "lesion": 1.0})
+
+
+def test_regions_are_unions_and_ignored_voxels_are_not_judged(tmp_path):
+    prediction, reference = np.zeros((2, 4, 6, 8), dtype=np.uint8)
+    reference[1, 1, 1:5] = [1, 1, 2, 3]
+    prediction[1, 1, 1:5] = [1, 2, 2, 2]
+    prediction[2, 2, 2:6], reference[2, 2, 2:6] = 1, 9
+    save(tmp_path / "predictions" / "case_1.nii.gz", prediction)
+    save(tmp_path / "references" / "case_1.nii.gz", reference)
+    labels = {"background": 0, "organ": (1, 2), "lesion": [2]}
+    (score,) = evaluate_folder(tmp_path / "predictions", tmp_path / "references", labels, ignore_label=9)
+    assert score.values("dice") == pytest.approx({"organ": 2 * 3 / (3 + 4), "lesion": 2 * 1 / (1 + 3)})
+    (judged,) = evaluate_folder(tmp_path / "predictions", tmp_path / "references", labels)
+    assert judged.values("dice")["organ"] == pytest.approx(2 * 3 / (3 + 8))
 
 
 def test_hd95_passes_over_a_single_far_voxel():
     line = mask(*((4, 5, x) for x in range(40)), shape=(8, 10, 42))
     with_outlier = line.copy()
     with_outlier[0, 0, 41] = True
-    _, distance = score_class(with_outlier, line, SPACING)
-    assert distance == 0
+    assert score_class(with_outlier, line, SPACING).hd95 == 0
 
 
 def test_2d_masks_are_scored():
-    dice, distance = score_class(mask((1, 1), shape=(6, 6)), mask((1, 3), shape=(6, 6)), (1.0, 0.5))
-    assert (dice, distance) == (0.0, pytest.approx(1.0))
+    score = score_class(mask((1, 1), shape=(6, 6)), mask((1, 3), shape=(6, 6)), (1.0, 0.5))
+    assert (score.dice, score.hd95, score.predicted_ml) == (0.0, pytest.approx(1.0), pytest.approx(0.005))
 
 
 def test_empty_masks_are_undefined_and_counted():
     some, none = mask((1, 1, 1)), mask()
     scores = [
-        CaseScore("missed", *({"organ": value} for value in score_class(none, some, SPACING))),
-        CaseScore("invented", *({"organ": value} for value in score_class(some, none, SPACING))),
-        CaseScore("absent", *({"organ": value} for value in score_class(none, none, SPACING))),
-        CaseScore("found", *({"organ": value} for value in score_class(some, some, SPACING))),
+        CaseScore("missed", {"organ": score_class(none, some, SPACING)}),
+        CaseScore("invented", {"organ": score_class(some, none, SPACING)}),
+        CaseScore("absent", {"organ": score_class(none, none, SPACING)}),
+        CaseScore("found", {"organ": score_class(some, some, SPACING)}),
     ]
-    assert [score.dice["organ"] for score in scores] == pytest.approx([0, 0, math.nan, 1], nan_ok=True)
-    assert [score.hd95["organ"] for score in scores] == pytest.approx([math.nan, math.nan, math.nan, 0], nan_ok=True)
+    for metric, expected in (
+        ("dice", [0, 0, math.nan, 1]),
+        ("surface_dice", [0, 0, math.nan, 1]),
+        ("hd95", [math.nan, math.nan, math.nan, 0]),
+        ("volume_error", [-1, math.nan, math.nan, 0]),
+        ("absolute_volume_error", [1, math.nan, math.nan, 0]),
+    ):
+        assert [score.mean(metric) for score in scores] == pytest.approx(expected, nan_ok=True), metric
 
-    dice, hd95 = mean_score(scores, lambda score: score.dice), mean_score(scores, lambda score: score.hd95)
+    dice, hd95 = mean_score(scores, "dice"), mean_score(scores, "hd95")
     assert (dice.value, dice.defined, dice.undefined) == (pytest.approx(1 / 3), 3, 1)
     assert (hd95.value, hd95.defined, hd95.undefined) == (0, 1, 3)
 
 
 def test_mean_of_nothing_defined_is_nan():
-    mean = mean_score([CaseScore("absent", {"organ": math.nan}, {"organ": math.nan})], lambda score: score.hd95)
+    mean = mean_score([CaseScore("absent", {"organ": score_class(mask(), mask(), SPACING)})], "hd95")
     assert math.isnan(mean.value)
     assert (mean.defined, mean.undefined) == (0, 1)
 

@@ -5,6 +5,7 @@ import pytest
 import SimpleITK
 import torch
 
+from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.compression.compress import split
 from nnunet_sauron.compression.images import (
     Case,
@@ -15,7 +16,6 @@ from nnunet_sauron.compression.images import (
     patches,
     preprocessed,
 )
-from nnunet_sauron.compression.model import TrainedModel
 
 from .small_model import write_images, write_model
 

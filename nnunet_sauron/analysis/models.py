@@ -1,0 +1,142 @@
+"""A trained model's folder, as nnU-Net writes it: its networks and what they were trained with."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+from ..architecture import network_of_plans
+from ..pruning import accept_pruned_weights
+from ..pruning.channels import is_prunable
+from ..trainers.checkpoints import read_checkpoint, trained_with
+
+CHECKPOINT = "checkpoint_final.pth"
+# Of the training that is over; the optimiser's tensors may have other shapes than the weights.
+NOT_TAKEN_ALONG = ("optimizer_state", "grad_scaler_state")
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What `nnUNetv2_predict_from_modelfolder -m` takes.
+
+    Attributes:
+        folder: Where it lies.
+        plans, dataset_json: As they stand there.
+        configuration: The configuration's name.
+        checkpoints: By fold, "0", "1", ... or "all"; without the optimiser.
+        checkpoint_name: The file that they were read from.
+    """
+
+    folder: Path
+    plans: dict
+    dataset_json: dict
+    configuration: str
+    checkpoints: Mapping[str, dict]
+    checkpoint_name: str = CHECKPOINT
+
+    @classmethod
+    def read(cls, folder: Path, folds: list[str] | None = None, checkpoint_name: str = CHECKPOINT) -> TrainedModel:
+        """Read a model's folder.
+
+        Args:
+            folder: With plans.json, dataset.json and fold_*/`checkpoint_name`.
+            folds: Only these; None for all that are there.
+            checkpoint_name: Such as checkpoint_best.pth.
+
+        Raises:
+            FileNotFoundError: The folder, a file in it or a fold is missing.
+            ValueError: A checkpoint cannot be read.
+        """
+        for name in ("plans.json", "dataset.json"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"{folder} has no {name}; give the folder of a trained model, such as "
+                    f"nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__2d."
+                )
+        there = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint_name}"))
+        missing = [fold for fold in folds or there if fold not in there]
+        if missing or not there:
+            raise FileNotFoundError(
+                f"{folder} has no fold_{missing[0] if missing else '*'}/{checkpoint_name}; folds with one: "
+                f"{', '.join(there) or 'none'}. A training writes it at its end (nnUNetv2_train ... --c goes on)."
+            )
+        checkpoints = {fold: _read(folder / f"fold_{fold}" / checkpoint_name) for fold in folds or there}
+        first, checkpoint = next(iter(checkpoints.items()))
+        _, configuration, _ = trained_with(checkpoint, folder / f"fold_{first}" / checkpoint_name)
+        plans, dataset_json = (json.loads((folder / name).read_text()) for name in ("plans.json", "dataset.json"))
+        return cls(folder, plans, dataset_json, configuration, checkpoints, checkpoint_name)
+
+    @property
+    def manager(self) -> PlansManager:
+        """The plans, as nnU-Net handles them."""
+        return PlansManager(copy.deepcopy(self.plans))
+
+    @property
+    def patch_size(self) -> tuple[int, ...]:
+        """Voxels per axis of what the network sees."""
+        return tuple(self.manager.get_configuration(self.configuration).patch_size)
+
+    @property
+    def classes(self) -> dict[str, tuple[int, ...]]:
+        """Foreground classes or regions: names, and the values that belong to them in a segmentation."""
+        labels = self.manager.get_label_manager(self.dataset_json)
+        classes = {}
+        for name, values in self.dataset_json["labels"].items():
+            values = tuple(values) if isinstance(values, (list, tuple)) else (values,)
+            if values not in ((0,), (labels.ignore_label,)):
+                classes[name] = values
+        return classes
+
+    @property
+    def ignore_label(self) -> int | None:
+        """The value of voxels that nobody judged, if references have them."""
+        return self.manager.get_label_manager(self.dataset_json).ignore_label
+
+    def network(self, fold: str) -> nn.Module:
+        """A fold's network at its own widths, in evaluation mode, on the CPU; one that we can prune takes any weights.
+
+        Raises:
+            ValueError: The checkpoint is of another architecture than the plans.
+        """
+        network, _ = network_of_plans(self.manager, self.configuration, self.dataset_json, device="cpu")
+        if is_prunable(network):
+            accept_pruned_weights(network)
+        try:
+            network.load_state_dict(self.checkpoints[fold]["network_weights"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.folder / f'fold_{fold}' / self.checkpoint_name} is of another architecture than plans.json "
+                f"says; a trainer that builds a network of its own ({self.checkpoints[fold]['trainer_name']}?) cannot "
+                f"be read. {str(error)[:300]}"
+            ) from error
+        return network.eval()
+
+    def predictor(self, device: torch.device, weights: list[dict] | None = None) -> nnUNetPredictor:
+        """nnU-Net's own prediction with this model, or with other weights of it; without mirroring, for speed."""
+        weights = weights or [checkpoint["network_weights"] for checkpoint in self.checkpoints.values()]
+        first = next(iter(self.checkpoints))
+        predictor = nnUNetPredictor(
+            use_mirroring=False, perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False
+        )
+        predictor.manual_initialization(
+            self.network(first),
+            self.manager,
+            self.manager.get_configuration(self.configuration),
+            weights,
+            self.dataset_json,
+            self.checkpoints[first]["trainer_name"],
+            self.checkpoints[first].get("inference_allowed_mirroring_axes"),
+        )
+        return predictor
+
+
+def _read(path: Path) -> dict:
+    return {key: value for key, value in read_checkpoint(path).items() if key not in NOT_TAKEN_ALONG}

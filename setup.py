@@ -24,13 +24,18 @@ setup(
         "nnunetv2>=2.8.1",
         # Dice and Hausdorff distances: kept alive by a consortium, Apache-2.0, needs nothing but PyTorch and NumPy.
         "monai>=1.5",
+        # Bootstrap intervals with `rng`, signed rank tests: BSD, and nnU-Net needs SciPy in any case.
+        "scipy>=1.15",
         # Tables and progress bars in the terminal: MIT, widely used, small.
         "rich>=13",
     ],
     extras_require={
+        # The dip test, which only `nnUNetv2_sauron clusterability` needs: GPL, so it is for the user to choose.
+        "clusterability": ["diptest>=0.8"],
         "test": [
             "pytest>=8",
             "ruff>=0.9",
+            "diptest>=0.8",
             # The independent judge of which channels belong together, and nothing but a judge: MIT.
             "torch-pruning>=1.6",
         ],

@@ -70,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_compress(verbs)
 
+    _add_report(verbs)
+
     densify = verbs.add_parser("densify", help="write a pruned checkpoint at its plans' widths, with the same output")
     densify.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the pruned checkpoint, a .pth file")
     densify.add_argument("-o", dest="output", type=Path, metavar="OUT", required=True, help="the checkpoint to write")
@@ -128,6 +130,37 @@ def _add_compress(verbs: argparse._SubParsersAction) -> None:
     compress.add_argument("-device", default="cpu", choices=["cpu", "cuda"], help="where networks run; %(default)s")
     compress.add_argument("--json", action="store_true", help="print JSON instead of tables")
     compress.set_defaults(run=_compress)
+
+
+def _add_report(verbs: argparse._SubParsersAction) -> None:
+    folders = {"type": Path, "nargs": "+", "metavar": "MODEL_FOLDER"}
+    report = verbs.add_parser("report", help="compare trained models: cost, time, quality; as table, data and page")
+    report.add_argument("models", **folders, help="Trainer__Plans__configuration folders; the first is the baseline")
+    report.add_argument("-o", dest="output", type=Path, metavar="FOLDER", required=True, help="write the report here")
+    report.add_argument("--baseline", type=Path, metavar="MODEL_FOLDER", help="compare with this one of the models")
+    report.add_argument(
+        "--predictions", nargs="+", metavar="FOLDER", default=[],
+        help="segmentations to score for each model, in their order; the word validation for a model's own",
+    )  # fmt: skip
+    report.add_argument("--labels", type=Path, metavar="FOLDER", help="references; default those of the validation")
+    report.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="of surface Dice, %(default)s mm")
+    report.add_argument(
+        "--timing", type=float, default=60.0, metavar="SECONDS", help="time networks about so long; %(default)s; 0: not"
+    )
+    report.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="NAME", help="%(default)s")
+    report.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    report.set_defaults(run=_report)
+
+    benchmark = verbs.add_parser("benchmark", help="time the networks of trained models, taking turns")
+    benchmark.add_argument("-m", dest="models", required=True, **folders, help="trained models")
+    benchmark.add_argument("-f", dest="folds", metavar="FOLD", nargs="+", help="only these; default the first of each")
+    benchmark.add_argument("--patch-size", nargs="+", metavar="VOXELS", help="default each model's own")
+    benchmark.add_argument("--batch-size", type=int, default=1, metavar="N", help="patches at once; %(default)s")
+    benchmark.add_argument("--threads", type=int, metavar="N", help="CPU threads; default PyTorch's")
+    benchmark.add_argument("--repeats", type=int, default=30, metavar="N", help="forward passes; %(default)s")
+    benchmark.add_argument("-device", default="cpu", choices=["cpu", "cuda"], help="where networks run; %(default)s")
+    benchmark.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    benchmark.set_defaults(run=_benchmark)
 
 
 def _path(options: argparse.Namespace) -> int:
@@ -227,6 +260,39 @@ def _compress(options: argparse.Namespace) -> int:
         device=options.device,
         json_output=options.json,
     )
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from .analysis.report_command import report
+
+    report(
+        options.models,
+        options.output,
+        baseline=options.baseline,
+        predictions=[None if word == "validation" else Path(word) for word in options.predictions],
+        labels=options.labels,
+        tolerance_mm=options.tolerance,
+        timing_seconds=options.timing,
+        checkpoint=options.checkpoint,
+        json_output=options.json,
+    )
+    return 0
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from .analysis.benchmark import benchmark, print_benchmark
+
+    timings = benchmark(
+        options.models,
+        folds=options.folds,
+        patch_size=options.patch_size and _whole_numbers(options.patch_size, "--patch-size"),
+        batch_size=options.batch_size,
+        threads=options.threads,
+        repeats=options.repeats,
+        device=options.device,
+    )
+    print_benchmark(timings, json_output=options.json)
     return 0
 
 

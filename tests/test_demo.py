@@ -23,22 +23,8 @@ from nnunet_sauron.demo.steps import (
 )
 
 COMPARISON = {
-    side: {
-        "dice": 0.8,
-        "hd95_mm": None,
-        "parameters": 1000,
-        "macs": 2000,
-        "channels": 30,
-        "milliseconds_per_patch": 2.0,
-        "seconds_per_case": 1.0,
-    }
-    for side in ("stock", "sauron")
-} | {
-    "ratios": dict.fromkeys(
-        ("dice", "hd95_mm", "parameters", "macs", "channels", "milliseconds_per_patch", "seconds_per_case")
-    ),
-    "test_cases": 5,
-    "notes": ["[measured] so"],
+    "seconds_per_case": {"StockTrainer": 1.25, "SauronTrainer": None},
+    "report_html": "report.html",
     "pruning_png": "pruning.png",
 }
 
@@ -55,6 +41,12 @@ This is the configuration: Epoch 7 of nothing, Pseudo
 @pytest.fixture
 def no_nnunet_needed(monkeypatch):
     monkeypatch.setattr(steps, "_require_nnunet", lambda: None)
+
+
+def write_comparison(folder: Path) -> None:
+    (folder / "demo.json").write_text(json.dumps(COMPARISON))
+    (folder / "report").mkdir()
+    (folder / "report" / "report.txt").write_text("the report")
 
 
 def fake_steps(monkeypatch, *runs) -> None:
@@ -132,13 +124,11 @@ def test_plain_output_has_a_line_for_step_and_validation(capsys):
     assert "\x1b" not in output
 
 
-def test_table_shows_every_number_and_undefined_ones_as_such(capsys):
-    print_comparison(Console(force_terminal=False, width=200), COMPARISON)
+def test_the_report_and_where_it_is_are_printed(capsys):
+    print_comparison(Console(force_terminal=False, width=200), COMPARISON, "Dice [of] both")
     output = capsys.readouterr().out
-    for text in ("Dice", "HD95, mm", "parameters", "MACs", "channels left", "per patch, ms", "seconds per case"):
+    for text in ("Dice [of] both", "StockTrainer 1.25", "report.html", "pruning.png"):
         assert text in output
-    assert "nan" in output
-    assert "- [measured] so" in output
 
 
 # Going on after an interruption
@@ -157,7 +147,7 @@ def test_finished_steps_are_not_done_again(tmp_path, monkeypatch, capsys, no_nnu
 
     def finish(follow):
         done.append("b")
-        (tmp_path / "demo" / "demo.json").write_text(json.dumps(COMPARISON))
+        write_comparison(tmp_path / "demo")
 
     fake_steps(monkeypatch, lambda follow: done.append("a again"), finish)
     run_demo(tmp_path / "demo")
@@ -287,7 +277,7 @@ def test_interruption_ends_the_command_and_its_workers(tmp_path):
 
 def test_json_is_all_there_is_on_standard_output(tmp_path, monkeypatch, capsys, no_nnunet_needed):
     folder = tmp_path / "demo"
-    fake_steps(monkeypatch, lambda follow: (folder / "demo.json").write_text(json.dumps(COMPARISON)))
+    fake_steps(monkeypatch, lambda follow: write_comparison(folder))
     run_demo(folder, json_output=True)
     captured = capsys.readouterr()
     assert json.loads(captured.out) == COMPARISON
@@ -303,12 +293,3 @@ def test_seconds_per_case_are_those_between_files(tmp_path):
         path.touch()
         os.utime(path, (written, written))
     assert seconds_per_case(tmp_path) == pytest.approx(3.0)
-
-
-def test_ratio_of_undefined_or_to_nothing_is_none():
-    from nnunet_sauron.demo.comparison import ratio
-
-    assert ratio(1.0, 4.0) == 0.25
-    assert ratio(None, 4.0) is None
-    assert ratio(1.0, None) is None
-    assert ratio(1.0, 0.0) is None

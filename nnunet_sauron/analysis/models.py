@@ -19,6 +19,7 @@ from ..pruning.channels import is_prunable
 from ..trainers.checkpoints import read_checkpoint, trained_with
 
 CHECKPOINT = "checkpoint_final.pth"
+COMPRESSION = "compression"  # key of a checkpoint that `compress` wrote: where its weights come from
 # Of the training that is over; the optimiser's tensors may have other shapes than the weights.
 NOT_TAKEN_ALONG = ("optimizer_state", "grad_scaler_state")
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+LEAST_REPEATS = 3
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -39,11 +41,12 @@ class Timing:
 
 def time_networks(
     networks: Mapping[str, nn.Module],
-    input_shape: Sequence[int],
+    input_shape: Sequence[int] | Mapping[str, Sequence[int]],
     *,
     repeats: int = 30,
     warmup: int = 5,
     device: str | torch.device = "cpu",
+    seconds: float | None = None,
 ) -> dict[str, Timing]:
     """Time forward passes of several networks in one process, taking turns.
 
@@ -53,10 +56,11 @@ def time_networks(
 
     Args:
         networks: Networks by name; they are moved to `device`.
-        input_shape: Shape of the input with batch and channels, as in (1, 1, 64, 64).
+        input_shape: Shape of the input with batch and channels, as in (1, 1, 64, 64); or one for each name.
         repeats: Measured forward passes of each network.
         warmup: Forward passes of each network before that.
         device: Where to run.
+        seconds: End after the round in which so much time has passed, with `LEAST_REPEATS` measured at least.
 
     Returns:
         One `Timing` a network, in the order given.
@@ -69,23 +73,30 @@ def time_networks(
     if repeats < 1 or warmup < 0:
         raise ValueError(f"repeats is {repeats} and warmup is {warmup}; expected at least 1 and at least 0.")
     device = torch.device(device)
-    patch = torch.randn(tuple(input_shape), generator=torch.Generator().manual_seed(0)).to(device)
+    shapes = input_shape if isinstance(input_shape, Mapping) else dict.fromkeys(networks, input_shape)
+    generator = torch.Generator().manual_seed(0)
+    patches = {name: torch.randn(tuple(shapes[name]), generator=generator).to(device) for name in networks}
     modes = {name: network.training for name, network in networks.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    measured: dict[str, list[float]] = {name: [] for name in networks}
+    begun = time.perf_counter()
     try:
         for network in networks.values():
             network.to(device).eval()
         order = list(networks)
         for turn in range(warmup + repeats):
             for name in order:
-                elapsed = _time_once(networks[name], patch, device)
+                elapsed = _time_once(networks[name], patches[name], device)
                 if turn >= warmup:
-                    seconds[name].append(elapsed)
+                    measured[name].append(elapsed)
             order.reverse()
+            late = seconds is not None and time.perf_counter() - begun > seconds
+            if late and len(measured[order[0]]) >= LEAST_REPEATS:
+                break
+            warmup = min(warmup, turn + 1) if late else warmup
     finally:
         for name, network in networks.items():
             network.train(modes[name])
-    return {name: _summarise(values, device) for name, values in seconds.items()}
+    return {name: _summarise(values, device) for name, values in measured.items()}
 
 
 def _time_once(network: nn.Module, patch: torch.Tensor, device: torch.device) -> float:

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import torch
 
-from ..analysis.models import CHECKPOINT, TrainedModel
+from ..analysis.models import CHECKPOINT, COMPRESSION, TrainedModel
 from ..pruning.channels import check_prunable
 
 TRAINER = "CompressedTrainer"
-COMPRESSION = "compression"  # key of a checkpoint: where its weights come from
 
 
 def read_prunable(folder: Path, folds: list[str] | None = None) -> TrainedModel:

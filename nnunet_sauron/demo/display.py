@@ -1,8 +1,7 @@
-"""What the demo shows: a line a step, a live bar on a terminal, and the comparison as a table."""
+"""What the demo shows: a line a step, a live bar on a terminal, and the report."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from .commands import TrainingProgress
 
@@ -75,33 +73,22 @@ class Display:
         self._console.print(escape(f"{head}: {time.monotonic() - start:.0f} s"))
 
 
-def print_comparison(console: Console, comparison: Mapping) -> None:
-    """Print what `comparison.compare` measured, as a table.
+def print_comparison(console: Console, comparison: Mapping, table: str) -> None:
+    """Print the report, and what a case cost.
 
     Args:
         console: Where to print.
         comparison: The content of `demo.json`.
+        table: The content of `report.txt`.
     """
-    stock, sauron = comparison["stock"], comparison["sauron"]
-    table = Table(title=f"Stock nnU-Net and SauronTrainer, {comparison['test_cases']} test cases", title_justify="left")
-    table.add_column("")
-    for heading in ("stock nnU-Net", "SauronTrainer", "ratio"):
-        table.add_column(heading, justify="right")
-    for title, key, show in (
-        ("Dice", "dice", "{:.3f}".format),
-        ("HD95, mm", "hd95_mm", "{:.2f}".format),
-        ("parameters", "parameters", "{:,}".format),
-        ("MACs per patch", "macs", "{:,}".format),
-        ("channels left", "channels", "{:,}".format),
-        ("network time per patch, ms", "milliseconds_per_patch", "{:.2f}".format),
-        ("seconds per case", "seconds_per_case", "{:.2f}".format),
-    ):
-        values = [math.nan if side[key] is None else side[key] for side in (stock, sauron)]
-        ratio = comparison["ratios"][key]
-        table.add_row(title, *(show(value) for value in values), "-" if ratio is None else f"{ratio:.2f}")
-    console.print(table)
-    for note in comparison["notes"]:
-        console.print(f"- {note}", markup=False)
+    console.print(table, markup=False)
+    seconds = comparison["seconds_per_case"].items()
+    known = ", ".join(f"{trainer} {value:.2f}" for trainer, value in seconds if value is not None)
+    console.print(
+        f"Seconds per test case, from reading to writing, without mirroring: {known or 'not known'}", markup=False
+    )
+    console.print(f"Look at the report: {comparison['report_html']}", markup=False)
+    console.print(f"Channels over the epochs: {comparison['pruning_png']}", markup=False)
 
 
 def _training_note(training: TrainingProgress, epochs: int) -> str:

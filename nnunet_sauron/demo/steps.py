@@ -35,6 +35,7 @@ LENGTH = f"num_epochs={EPOCHS},num_iterations_per_epoch=12,num_val_iterations_pe
 # 0.05 would hold most cuts where losses scatter so much.
 SAURON = "tau_max=0.5,kappa=4,rho=2,max_loss_increase=0.2,cut_from=0.15,cut_until=0.7"
 SETTINGS = {"StockTrainer": LENGTH, "SauronTrainer": f"{LENGTH},{SAURON}"}
+TRAINERS = tuple(SETTINGS)  # the first is what the other is compared with
 
 # The checkpoint that `nnUNetv2_train --c` takes is the first of these.
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
@@ -95,9 +96,8 @@ def run_demo(folder: Path | None = None, json_output: bool = False) -> None:
     if json_output:
         print(json.dumps(comparison, indent=2))
     else:
-        print_comparison(console, comparison)
+        print_comparison(console, comparison, (path / "report" / "report.txt").read_text())
     console.print(f"The same as JSON: {path / 'demo.json'}", markup=False)
-    console.print(f"Channels over the epochs: {comparison['pruning_png']}", markup=False)
 
 
 def demo_steps(folder: Path) -> list[Step]:
@@ -120,7 +120,7 @@ def demo_steps(folder: Path) -> list[Step]:
         Step("train_sauron", "train SauronTrainer", train("SauronTrainer"), EPOCHS),
         Step("predict_stock", "predict the test cases with stock nnU-Net", predict("StockTrainer")),
         Step("predict_sauron", "predict the test cases with SauronTrainer", predict("SauronTrainer")),
-        Step("compare", "evaluate and time both", lambda follow: _compare(folder, follow)),
+        Step("compare", "report on both", lambda follow: _compare(folder, follow)),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -34,7 +35,7 @@ def count_macs(network: nn.Module, patch_size: Sequence[int], input_channels: in
     """
     counter = FlopCounterMode(display=False)
     with counter:
-        _forward_on_meta(network, patch_size, input_channels)
+        forward_on_meta(network, patch_size, input_channels)
     return counter.get_total_flops() // 2
 
 
@@ -52,7 +53,7 @@ def feature_map_voxels(network: nn.Module, patch_size: Sequence[int], input_chan
         found[name] = min(found.get(name, sys.maxsize), math.prod(output.shape[2:]))
 
     maps = feature_map_modules(network, channel_layout(network))
-    _forward_on_meta(network, patch_size, input_channels, {module: partial(note, name) for name, _, module in maps})
+    forward_on_meta(network, patch_size, input_channels, {module: partial(note, name) for name, _, module in maps})
     return found
 
 
@@ -111,17 +112,26 @@ def _positions(network: nn.Module, patch_size: Sequence[int], input_channels: in
         positions[module] = math.prod(visited.shape[2:])
 
     convolutions = [module for module in network.modules() if isinstance(module, _ConvNd)]
-    _forward_on_meta(network, patch_size, input_channels, dict.fromkeys(convolutions, count))
+    forward_on_meta(network, patch_size, input_channels, dict.fromkeys(convolutions, count))
     return positions
 
 
-def _forward_on_meta(
+def forward_on_meta(
     network: nn.Module,
     patch_size: Sequence[int],
     input_channels: int,
     hooks: Mapping[nn.Module, Callable] | None = None,
+    during: AbstractContextManager | None = None,
 ) -> None:
-    """One patch through the network, shapes only, in evaluation mode and without deep supervision; `hooks` see it."""
+    """One patch through the network, shapes only, in evaluation mode and without deep supervision.
+
+    Args:
+        network: A network of nnU-Net, unwrapped; its weights are neither read nor moved.
+        patch_size: Voxels per axis.
+        input_channels: Channels of the network's input.
+        hooks: Forward hooks by module.
+        during: Entered around the forward alone.
+    """
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     tensors = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     patch = torch.empty((1, input_channels, *patch_size), device="meta")
@@ -133,7 +143,7 @@ def _forward_on_meta(
         network.eval()
         if supervised is not None:
             decoder.deep_supervision = False
-        with torch.no_grad():
+        with torch.no_grad(), during or nullcontext():
             # tie_weights: nnU-Net holds its modules under several names, and with it each would be swapped once per
             # name, the last time for the meta tensor itself: that is what the network would be left with.
             functional_call(network, tensors, (patch,), tie_weights=False)

@@ -30,10 +30,10 @@ def plot_pruning(
     with plt.style.context(["default", {"font.size": 9, "axes.titlesize": 11}], after_reset=True):
         figure = plt.figure(figsize=(13, 4.4 + 0.17 * len(names)), layout="constrained")
         grid = figure.add_gridspec(2, 2, width_ratios=[3, 2])
-        _channels(figure, figure.add_subplot(grid[:, 0]), history, dense_widths)
+        draw_channels(figure, figure.add_subplot(grid[:, 0]), history, dense_widths)
         if "tau" in history[-1]["state"]:
             right = grid[:, 1].subgridspec(3, 1)
-            _thresholds(figure.add_subplot(right[2]), history, names)
+            draw_thresholds(figure.add_subplot(right[2]), history, names)
         else:
             right = grid[:, 1].subgridspec(2, 1)
         _cost(figure.add_subplot(right[0]), history, dense_cost)
@@ -42,7 +42,8 @@ def plot_pruning(
         plt.close(figure)
 
 
-def _channels(figure, axes, history: list[dict], dense: dict[str, int]) -> None:
+def draw_channels(figure, axes, history: list[dict], dense: dict[str, int]) -> None:
+    """Channels left of every unit (rows) over the epochs (columns), as an image."""
     left = np.array([[epoch["widths"][name] / width for epoch in history] for name, width in dense.items()])
     image = axes.imshow(
         left, aspect="auto", interpolation="nearest", vmin=0, vmax=1, cmap="viridis",
@@ -81,7 +82,8 @@ def _epoch_time(axes, series: dict[str, list]) -> None:
     _finish(axes)
 
 
-def _thresholds(axes, history: list[dict], names: list[str]) -> None:
+def draw_thresholds(axes, history: list[dict], names: list[str]) -> None:
+    """Sauron's threshold of every unit over the epochs."""
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(names)))
     for name, colour in zip(names, colours, strict=True):
         axes.plot([epoch["state"]["tau"][name] for epoch in history], color=colour, linewidth=1)

@@ -1,0 +1,98 @@
+"""The verb `benchmark`: how long trained models' networks take, measured taking turns in one process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+
+from .models import TrainedModel
+from .report import short_names
+from .timing import Timing, time_networks
+
+
+def benchmark(
+    folders: Sequence[Path],
+    *,
+    folds: list[str] | None = None,
+    patch_size: Sequence[int] | None = None,
+    batch_size: int = 1,
+    threads: int | None = None,
+    repeats: int = 30,
+    device: str = "cpu",
+) -> dict[str, Timing]:
+    """Time the networks of trained models.
+
+    Args:
+        folders: The models'.
+        folds: Of each model; None for its first one.
+        patch_size: Voxels per axis; None for each model's own.
+        batch_size: Patches in one forward pass.
+        threads: CPU threads; None for PyTorch's choice.
+        repeats: Measured forward passes of each.
+        device: "cpu" or "cuda".
+
+    Returns:
+        A timing for each model and fold, in the order given.
+
+    Raises:
+        FileNotFoundError: A folder is no trained model.
+        ValueError: A number is below 1, there is no such device, or a network cannot take such a patch.
+    """
+    for name, value in (("--batch-size", batch_size), ("--threads", threads), ("--repeats", repeats)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("PyTorch finds no CUDA device here; use -device cpu.")
+    networks, shapes = {}, {}
+    for name, folder in zip(short_names(folders), folders, strict=True):
+        model = TrainedModel.read(folder, folds)
+        manager = model.manager
+        channels = determine_num_input_channels(
+            manager, manager.get_configuration(model.configuration), model.dataset_json
+        )
+        size = tuple(patch_size or model.patch_size)
+        for fold in folds or [next(iter(model.checkpoints))]:
+            network, shape = model.network(fold), (batch_size, channels, *size)
+            _check(network, shape, f"{name}, whose patches are {' x '.join(map(str, model.patch_size))},")
+            networks[f"{name} fold {fold}"], shapes[f"{name} fold {fold}"] = network, shape
+    before = torch.get_num_threads()
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return time_networks(networks, shapes, repeats=repeats, device=device)
+    finally:
+        torch.set_num_threads(before)
+
+
+def print_benchmark(timings: dict[str, Timing], *, json_output: bool) -> None:
+    """A row for each network; the ratio is to the first one's."""
+    if json_output:
+        print(json.dumps({name: asdict(timing) for name, timing in timings.items()}, indent=2))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    first = next(iter(timings.values()))
+    table = Table("network", "median, ms", "middle half, ms", "ratio")
+    for name, one in timings.items():
+        spread = f"{1000 * one.lower_quartile:.3g} to {1000 * one.upper_quartile:.3g}"
+        table.add_row(escape(name), f"{1000 * one.median:.3g}", spread, f"{one.median / first.median:.2f}")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"{first.repeats} forward passes each, taking turns, on {first.device}, {first.threads} CPU threads")
+
+
+def _check(network: torch.nn.Module, shape: tuple[int, ...], what: str) -> None:
+    """Skips and upsampled maps must meet: a size that the strides do not divide fails in the middle of the network."""
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, *shape[1:]))
+    except RuntimeError as error:
+        size = " x ".join(map(str, shape[2:]))
+        raise ValueError(f"{what} cannot take a patch of {size}: {str(error)[:200]}") from error

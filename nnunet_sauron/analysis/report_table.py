@@ -1,0 +1,185 @@
+"""The report as rows of text, the same for the terminal and for the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .paired import PairedDifference
+from .report import ModelReport, Report
+from .report_data import dense_numbers, fold_numbers, mean_numbers
+
+
+@dataclass(frozen=True)
+class Row:
+    """A number of `mean_numbers`, what it is called, and how it is written."""
+
+    key: str
+    title: str
+    show: Callable[[float], str]
+
+
+def _si(unit: str = "", factor: float = 1.0) -> Callable[[float], str]:
+    def show(value: float) -> str:
+        value *= factor
+        for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+            if value >= size:
+                return f"{value / size:.3g} {prefix}{unit}"
+        return f"{value:.3g} {unit}".rstrip()
+
+    return show
+
+
+COST = (
+    Row("channels", "channels", lambda v: f"{v:.0f}"),
+    Row("parameters", "parameters", _si()),
+    Row("macs", "MACs of a patch", _si()),
+    Row("flops", "FLOPs of a patch", _si()),
+    Row("weights_bytes", "weights on disk", _si("B")),
+    Row("peak_memory_bytes", "peak memory of a patch", _si("B")),
+    Row("seconds_cpu", "CPU time of a patch, ms", lambda v: f"{1000 * v:.3g}"),
+    Row("seconds_cpu_iqr", "its interquartile range, ms", lambda v: f"{1000 * v:.3g}"),
+    Row("seconds_cuda", "GPU time of a patch, ms", lambda v: f"{1000 * v:.3g}"),
+    Row("seconds_cuda_iqr", "its interquartile range, ms", lambda v: f"{1000 * v:.3g}"),
+    Row("epoch_time_ratio", "last epochs' time over the first's", lambda v: f"{v:.2f}"),
+)
+QUALITY = (
+    Row("dice", "Dice", lambda v: f"{v:.3f}"),
+    Row("hd95", "HD95, mm", lambda v: f"{v:.2f}"),
+    Row("surface_dice", "surface Dice", lambda v: f"{v:.3f}"),
+    Row("absolute_volume_error", "volume error, absolute", lambda v: f"{v:.1%}"),
+    Row("volume_error", "volume error, signed", lambda v: f"{v:+.1%}"),
+)
+RATIOS = {"parameters", "macs", "flops", "weights_bytes", "peak_memory_bytes", "seconds_cpu", "seconds_cuda"}
+EMPTY = (
+    Row("cases", "cases", lambda v: f"{v:.0f}"),
+    Row("empty_prediction", "classes missed: empty prediction", lambda v: f"{v:.0f}"),
+    Row("empty_reference", "classes invented: empty reference", lambda v: f"{v:.0f}"),
+    Row("both_empty", "classes absent: both empty", lambda v: f"{v:.0f}"),
+)
+COMPARISONS = {
+    "dice": ("Dice", lambda v: f"{v:+.3f}"),
+    "hd95": ("HD95, mm", lambda v: f"{v:+.2f}"),
+    "surface_dice": ("surface Dice", lambda v: f"{v:+.3f}"),
+    "absolute_volume_error": ("volume error, points", lambda v: f"{100 * v:+.1f}"),
+}
+
+
+def rows(report: Report, wanted: tuple[Row, ...]) -> list[tuple[str, list[str]]]:
+    """A title and a cell for each model: the mean over its folds, and for a cost its ratio to the baseline's."""
+    numbers = {model.name: mean_numbers(model) for model in report.models}
+    found = []
+    for row in wanted:
+        values = [numbers[model.name].get(row.key, math.nan) for model in report.models]
+        if not all(map(math.isnan, values)):
+            baseline = numbers[report.baseline].get(row.key, math.nan)
+            cells = [
+                _cell(row, value, baseline if model.name != report.baseline else math.nan)
+                for model, value in zip(report.models, values, strict=True)
+            ]
+            found.append((row.title, cells))
+    return found
+
+
+def class_rows(report: Report) -> list[tuple[str, list[str]]]:
+    """Quality by class."""
+    names = list(
+        dict.fromkeys(
+            name
+            for model in report.models for scores in model.scores.values() for score in scores for name in score.classes
+        )
+    )  # fmt: skip
+    by_class = [Row(f"{row.key}: {name}", f"{row.title}, {name}", row.show) for row in QUALITY[:4] for name in names]
+    return rows(report, tuple(by_class))
+
+
+def fold_rows(model: ModelReport) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The folds' names, and a title and a cell for each fold; what its plans describe comes first."""
+    numbers = [dense_numbers(model)]
+    numbers += [fold_numbers(model, fold) for fold in dict.fromkeys([*model.folds, *model.scores])]
+    titles = ["plans", *(f"fold {fold}" if fold in model.folds else fold for fold in [*model.folds, *model.scores])]
+    found = []
+    for row in (*COST, *QUALITY, *EMPTY):
+        cells = [_cell(row, one.get(row.key, math.nan), math.nan) for one in numbers]
+        if any(cell != NOTHING for cell in cells):
+            found.append((row.title, cells))
+    return list(dict.fromkeys(titles)), found
+
+
+def comparison_rows(model: ModelReport) -> list[tuple[str, str, str, str]]:
+    """Metric, mean difference with its interval, p, and cases."""
+    found = []
+    for metric, (title, show) in COMPARISONS.items():
+        if metric in model.differences:
+            one = model.differences[metric]
+            cases = f"{one.cases}" + (f" ({one.left_out} undefined)" if one.left_out else "")
+            found.append((title, difference(one, show), p_value(one.p), cases))
+    return found
+
+
+def difference(one: PairedDifference, show: Callable[[float], str]) -> str:
+    """A mean difference and its confidence interval."""
+    if math.isnan(one.mean):
+        return NOTHING
+    return show(one.mean) + ("" if math.isnan(one.low) else f" [{show(one.low)}, {show(one.high)}]")
+
+
+def p_value(p: float) -> str:
+    """A p-value to read."""
+    return NOTHING if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+NOTHING = "-"
+
+
+def _cell(row: Row, value: float, baseline: float) -> str:
+    if math.isnan(value):
+        return NOTHING
+    ratio = f" ({value / baseline:.2f}x)" if row.key in RATIOS and baseline and not math.isnan(baseline) else ""
+    return row.show(value) + ratio
+
+
+def notes(report: Report) -> list[str]:
+    """What the numbers mean, with their sources."""
+    timing = [f"Times: median of forward passes that took turns in one process, {report.threads} CPU threads."]
+    if not any(fold.timing for model in report.models for fold in model.folds.values()):
+        timing = []
+    return [
+        "MACs, FLOPs, memory and times are of one patch of the plans' size, batch 1, float32. FLOPs are PyTorch's flop "
+        "counter's, of convolutions and transposed convolutions; MACs are half of them. Peak memory is weights, input "
+        "and live tensors, without what a convolution allocates for itself.",
+        *timing,
+        f"Dice, HD95 (the larger direction's 95th percentile) and surface Dice (tolerance {report.tolerance_mm:g} mm) "
+        "are MONAI's; means over cases and classes, then over folds. Where prediction or reference is empty there is "
+        "no distance, and where both are there is no Dice: such pairs of a case and a class are counted and not averaged.",
+        "Volume error: (predicted - reference) / reference.",
+        f"Differences: per case, mean over classes, against {report.baseline}; 95 % bootstrap interval (BCa, 9999 "
+        "draws over cases) and Wilcoxon's signed rank test, two-sided, not corrected for the number of comparisons.",
+    ]
+
+
+def print_report(report: Report, console: Console) -> None:
+    """The report as tables of text."""
+    headings = (escape(model.name).replace("__", "\n") for model in report.models)
+    table = Table("mean over folds", *headings)
+    for group in (COST, QUALITY, EMPTY):
+        for title, cells in rows(report, group):
+            table.add_row(title, *cells)
+        table.add_section()
+    console.print(table)
+    for model in report.models:
+        if model.differences:
+            table = Table("", "mean [95 % interval]", "p (Wilcoxon)", "cases")
+            console.print(f"{model.name} minus {report.baseline}", markup=False, highlight=False)
+            for cells in comparison_rows(model):
+                table.add_row(*cells)
+            console.print(table)
+    for note in notes(report):
+        console.print(f"- {note}", markup=False, highlight=False)
+    for problem in report.problems:
+        console.print(f"! {problem}", markup=False, highlight=False, style="bold")

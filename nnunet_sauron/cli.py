@@ -72,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_report(verbs)
 
+    _add_pictures(verbs)
+
     densify = verbs.add_parser("densify", help="write a pruned checkpoint at its plans' widths, with the same output")
     densify.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the pruned checkpoint, a .pth file")
     densify.add_argument("-o", dest="output", type=Path, metavar="OUT", required=True, help="the checkpoint to write")
@@ -161,6 +163,32 @@ def _add_report(verbs: argparse._SubParsersAction) -> None:
     benchmark.add_argument("-device", default="cpu", choices=["cpu", "cuda"], help="where networks run; %(default)s")
     benchmark.add_argument("--json", action="store_true", help="print JSON instead of a table")
     benchmark.set_defaults(run=_benchmark)
+
+
+def _add_pictures(verbs: argparse._SubParsersAction) -> None:
+    maps = verbs.add_parser("feature_maps", help="show all feature maps of a layer for a slice of an image")
+    maps.add_argument("-m", dest="model", type=Path, metavar="MODEL_FOLDER", required=True, help="a trained model")
+    maps.add_argument("-f", dest="fold", metavar="FOLD", default="0", help="its fold; %(default)s")
+    maps.add_argument("-i", dest="image", type=Path, metavar="IMAGE", help="a case's file, such as CASE_0000.nii.gz")
+    maps.add_argument("--labels", type=Path, metavar="REFERENCE", help="the case's reference segmentation")
+    maps.add_argument("--layer", metavar="NAME", help="default the second-to-last block")
+    maps.add_argument("--slice", type=int, metavar="N", help="default the one with most foreground")
+    maps.add_argument("-o", dest="output", type=Path, metavar="FOLDER", default=Path("feature_maps"),
+                      help="write here; %(default)s")  # fmt: skip
+    maps.add_argument("--nifti", action="store_true", help="also write whole volumes, for a viewer")
+    maps.add_argument("--list", action="store_true", help="list the layers and stop")
+    maps.add_argument("-device", default="cpu", choices=["cpu", "cuda"], help="where the network runs; %(default)s")
+    maps.set_defaults(run=_feature_maps)
+
+    clusters = verbs.add_parser("clusterability", help="say whether feature maps clustered while models trained")
+    clusters.add_argument("-m", dest="models", type=Path, nargs="+", metavar="MODEL_FOLDER", required=True,
+                          help="models trained with the setting snapshot_every")  # fmt: skip
+    clusters.add_argument("-f", dest="fold", metavar="FOLD", help="only this one; default all with snapshots")
+    clusters.add_argument("--layer", metavar="NAME", help="the layer of the t-SNE; default the widest")
+    clusters.add_argument("-o", dest="output", type=Path, metavar="FOLDER", default=Path("clusterability"),
+                          help="write the pictures here; %(default)s")  # fmt: skip
+    clusters.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    clusters.set_defaults(run=_clusterability)
 
 
 def _path(options: argparse.Namespace) -> int:
@@ -293,6 +321,51 @@ def _benchmark(options: argparse.Namespace) -> int:
         device=options.device,
     )
     print_benchmark(timings, json_output=options.json)
+    return 0
+
+
+def _feature_maps(options: argparse.Namespace) -> int:
+    from .analysis.feature_maps import case_files, feature_maps, layer_names
+    from .analysis.feature_maps_plot import check_output, write
+    from .analysis.models import TrainedModel
+    from .compression.display import Progress
+
+    if not options.list:
+        if options.image is None:
+            raise ValueError("-i IMAGE is missing: a file of the case to show, such as imagesTs/CASE_0000.nii.gz.")
+        check_output(options.output)
+    model = TrainedModel.read(options.model, [options.fold])
+    if options.list:
+        for layer in layer_names(model, options.fold):
+            size = " x ".join(str(length) for length in layer.voxels)
+            print(f"{layer.name:40s}{layer.channels:5d} maps of {size}")
+        return 0
+    progress = Progress()
+    files = case_files(model, options.image)
+    found = feature_maps(
+        model, options.fold, files, options.layer, options.slice, options.labels, options.device, progress.bar
+    )
+    if found.note:
+        print(found.note)
+    for path in write(found, options.output, options.nifti, progress.bar):
+        print(f"Wrote {path}")
+    return 0
+
+
+def _clusterability(options: argparse.Namespace) -> int:
+    import json
+
+    from .analysis.clusterability import clusterability
+    from .analysis.clusterability_plot import draw, print_table
+
+    found = clusterability(options.models, options.fold, progress=lambda line: print(line, file=sys.stderr))
+    pictures = draw(found, options.output, options.layer)
+    if options.json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        print_table(found)
+    for path in pictures:
+        print(f"Wrote {path}", file=sys.stderr)
     return 0
 
 

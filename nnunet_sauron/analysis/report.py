@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -151,48 +151,52 @@ def make_report(
         raise ValueError(f"Tolerance ({tolerance_mm:g} mm) and timing ({timing_seconds:g} s) must be 0 or more.")
 
     problems: list[str] = []
-    names = short_names(folders)
+    models: list[ModelReport] = []
     networks: dict[tuple[str, str], nn.Module] = {}
     shapes: dict[tuple[str, str], tuple[int, ...]] = {}
-    models: list[ModelReport] = []
-    for index, folder in enumerate(folders):
+    for name, folder, of_folder in zip(
+        short_names(folders), folders, predictions or [None] * len(folders), strict=True
+    ):
         say(f"reading {folder}")
         try:
             trained = TrainedModel.read(folder, checkpoint_name=checkpoint)
-            model, of_folds, channels = _measure(names[index], trained)
+            model, of_folds, channels = _measure(name, trained)
         except (ValueError, OSError, RuntimeError, KeyError) as error:
             problems.append(f"{folder} is not in the report: {error}")
             continue
-        for fold, network in of_folds.items():
-            networks[model.name, fold] = network
-            shapes[model.name, fold] = (1, channels, *model.patch_size)
-        say(f"scoring {model.name}")
-        folder_of_predictions = predictions[index] if predictions else None
-        scores = _scores(trained, folder_of_predictions, labels, tolerance_mm, problems)
-        models.append(ModelReport(**{**vars(model), "scores": scores}))
+        for fold, one in model.folds.items():
+            if not one.history and _log(trained.checkpoints[fold]).get(SERIES):
+                problems.append(
+                    f"{name}, fold {fold}: this version cannot read its pruning history, so channels over the epochs "
+                    f"are not drawn. It was made by another version: pip install -U nnunet-sauron."
+                )
+        networks.update({(name, fold): network for fold, network in of_folds.items()})
+        shapes.update({(name, fold): (1, channels, *model.patch_size) for fold in of_folds})
+        say(f"scoring {name}")
+        models.append(replace(model, scores=_scores(trained, of_folder, labels, tolerance_mm, problems)))
     if not models:
         raise FileNotFoundError(" ".join(problems))
 
-    if timing_seconds:
-        devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-        for device in devices:
-            say(f"timing {len(networks)} networks on {device}, taking turns, about {timing_seconds:.0f} s")
-            timed = time_networks(networks, shapes, seconds=timing_seconds / len(devices), device=device)
-            for model in models:
-                for fold, one in model.folds.items():
-                    one.timing[device] = timed[model.name, fold]
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])] if timing_seconds else []
+    for device in devices:
+        say(f"timing {len(networks)} networks on {device}, taking turns, about {timing_seconds:.0f} s")
+        timed = time_networks(networks, shapes, seconds=timing_seconds / len(devices), device=device)
+        for model in models:
+            for fold, one in model.folds.items():
+                one.timing[device] = timed[model.name, fold]
 
-    first = names[list(folders).index(baseline)] if baseline in list(folders) else models[0].name
-    if first not in [model.name for model in models]:
+    wanted = [model for model in models if baseline is None or model.folder.resolve() == baseline.resolve()]
+    if not wanted:
         problems.append(f"The baseline {baseline} could not be read; {models[0].name} takes its place.")
-        first = models[0].name
-    reference = next(model for model in models if model.name == first)
+    reference = (wanted or models)[0]
     for model in models:
         if model is not reference:
             model.differences.update(_differences(model, reference))
             if not model.differences and model.scores and reference.scores:
-                problems.append(f"{model.name} and {first} have no scored case in common; compare the same folds.")
-    return Report(models, first, problems, tolerance_mm, torch.get_num_threads())
+                problems.append(
+                    f"{model.name} and {reference.name} have no scored case in common; compare the same folds."
+                )
+    return Report(models, reference.name, problems, tolerance_mm, torch.get_num_threads())
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
@@ -218,7 +222,7 @@ def _measure(name: str, trained: TrainedModel) -> tuple[ModelReport, dict[str, n
             widths=_widths(network),
             timing={},
             epoch_seconds=_epoch_seconds(log := _log(trained.checkpoints[fold])),
-            history=log.get(SERIES, []),
+            history=_history(log),
         )
         for fold, network in networks.items()
     }
@@ -244,6 +248,13 @@ def _widths(network: nn.Module) -> dict[str, int]:
 def _log(checkpoint: dict) -> dict[str, list]:
     """What its training logged; nothing after `compress`, which keeps the log of the network it was given."""
     return {} if COMPRESSION in checkpoint else checkpoint.get("logging", {})
+
+
+def _history(log: Mapping[str, list]) -> list[dict]:
+    """The pruning history; none where it is not in the form that this version writes."""
+    history = log.get(SERIES, [])
+    known = all(isinstance(epoch, Mapping) and {"widths", "state"} <= epoch.keys() for epoch in history)
+    return history if known else []
 
 
 def _epoch_seconds(logging: Mapping[str, list]) -> list[float]:

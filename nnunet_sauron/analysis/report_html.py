@@ -10,7 +10,7 @@ from .. import __version__
 from ..trainers.checkpoints import write_atomically
 from .report import Report
 from .report_plots import pictures
-from .report_table import COST, EMPTY, QUALITY, class_rows, comparison_rows, fold_rows, notes, rows
+from .report_table import COST, EMPTY, QUALITY, class_rows, comparison_rows, fold_rows, notes, rows, width_rows
 
 # Okabe and Ito's colour-blind-safe palette; on white its light colours are darkened, on black its dark ones lightened.
 STYLE = """
@@ -84,6 +84,10 @@ def page(report: Report) -> str:
             str(length) for length in model.patch_size
         )
         parts.append(_table(f"{caption})", ["", *folds], [[title, *cells] for title, cells in found]))
+        folds, found = width_rows(model)
+        if found:
+            table = _table("Channels of each layer", ["", *folds], [[title, *cells] for title, cells in found])
+            parts.append(f"<details><summary>Channels of each layer</summary>{table}</details>")
     items = "".join(f"<li>{escape(note)}</li>" for note in notes(report))
     parts.append(f"<h2>What the numbers mean</h2><ul>{items}</ul>")
     return (

@@ -111,6 +111,14 @@ def fold_rows(model: ModelReport) -> tuple[list[str], list[tuple[str, list[str]]
     return list(dict.fromkeys(titles)), found
 
 
+def width_rows(model: ModelReport) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The folds' names, and each layer's channels in the plans and in every fold; nothing if they are not known."""
+    folds = {f"fold {fold}": one.widths for fold, one in model.folds.items() if one.widths}
+    columns = [model.dense_widths, *folds.values()]
+    names = [name for name in model.dense_widths if all(name in widths for widths in columns)] if folds else []
+    return ["plans", *folds], [(name, [str(widths[name]) for widths in columns]) for name in names]
+
+
 def comparison_rows(model: ModelReport) -> list[tuple[str, str, str, str]]:
     """Metric, mean difference with its interval, p, and cases."""
     found = []
@@ -156,7 +164,8 @@ def notes(report: Report) -> list[str]:
         *timing,
         f"Dice, HD95 (the larger direction's 95th percentile) and surface Dice (tolerance {report.tolerance_mm:g} mm) "
         "are MONAI's; means over cases and classes, then over folds. Where prediction or reference is empty there is "
-        "no distance, and where both are there is no Dice: such pairs of a case and a class are counted and not averaged.",
+        "no distance, and where both are there is no Dice: such pairs of a case and a class are counted and not "
+        "averaged.",
         "Volume error: (predicted - reference) / reference.",
         f"Differences: per case, mean over classes, against {report.baseline}; 95 % bootstrap interval (BCa, 9999 "
         "draws over cases) and Wilcoxon's signed rank test, two-sided, not corrected for the number of comparisons.",
@@ -172,6 +181,13 @@ def print_report(report: Report, console: Console) -> None:
             table.add_row(title, *cells)
         table.add_section()
     console.print(table)
+    for model in report.models:
+        if len(model.folds) > 1:
+            heads, found = fold_rows(model)
+            table = Table(escape(model.name), *heads)
+            for title, cells in found:
+                table.add_row(title, *cells)
+            console.print(table)
     for model in report.models:
         if model.differences:
             table = Table("", "mean [95 % interval]", "p (Wilcoxon)", "cases")

@@ -206,6 +206,17 @@ def test_a_compressed_model_does_not_show_the_log_of_its_source(folders):
     assert sauron.folds["1"].epoch_seconds == pytest.approx([10, 8, 4])
 
 
+def test_a_history_of_another_version_is_said_and_the_rest_reported(folders):
+    path = folders / SAURON / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    checkpoint["logging"]["pruning"] = [{"channels": {}}]
+    torch.save(checkpoint, path)
+    found = made(folders)
+    assert "pip install -U nnunet-sauron" in found.problems[0]
+    assert mean_numbers(found.models[1])["cases"] == 2 * CASES
+    assert page(found)
+
+
 def test_nothing_to_report_is_an_error(tmp_path, capsys):
     assert main(["report", str(tmp_path), "-o", str(tmp_path / "out")]) == 2
     assert "has no plans.json" in capsys.readouterr().err

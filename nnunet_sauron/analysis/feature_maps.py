@@ -1,0 +1,291 @@
+"""All feature maps of one layer for one slice of an image, beside the image, the reference and the prediction.
+
+After Figure 2 of Valverde, Shatillo, Tohka, "Sauron U-Net" (arXiv 2209.13590), which shows the maps of the
+second-to-last block. Everything here is on the preprocessed image's grid, the one that the network sees: axes in the
+plans' order (`transpose_forward`), cropped to what is not zero, resampled to the plans' spacing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from ..pruning.channels import channel_layout, feature_map_modules
+from ..pruning.cost import forward_on_meta
+from .feature_maps_grid import Grid
+from .feature_maps_windows import Bar, Layer, Windows, silent
+from .models import TrainedModel
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMaps:
+    """One layer's maps of one slice, and what to show beside them; all on the same grid.
+
+    Attributes:
+        model: Dataset, trainer, plans, configuration and fold.
+        case: The case's name.
+        layer: The layer.
+        maps: (channels, rows, columns), float32: the slice of each map. A map of a lower resolution than the image has
+            its voxels repeated.
+        image: (input channels, slices, rows, columns), float32, as the network sees it.
+        prediction: (slices, rows, columns), int16: nnU-Net's own, of this fold, without mirroring.
+        reference: Likewise; None if there is none.
+        slice_index: Of the maps, from 0; along the axis that nnU-Net's 2D slices run.
+        grid: Spacing, and where all this lies in the original image.
+        classes: Values in prediction and reference, and their names.
+        input_channels: Names of the image's channels.
+        note: What to know about the choice of the slice, if anything.
+        windows: Where whole maps can be had from.
+    """
+
+    model: str
+    case: str
+    layer: Layer
+    maps: np.ndarray
+    image: np.ndarray
+    prediction: np.ndarray
+    reference: np.ndarray | None
+    slice_index: int
+    grid: Grid
+    classes: dict[int, str]
+    input_channels: tuple[str, ...]
+    note: str | None
+    windows: Windows = field(repr=False)
+
+
+def layer_names(model: TrainedModel, fold: str) -> list[Layer]:
+    """The layers that can be shown, in the order in which the network runs them.
+
+    Besides the names of the channel units, these are the later blocks of a residual stage, which share their channels
+    with its first one.
+
+    Raises:
+        ValueError: The network is of a class that cannot be pruned, or the fold was not read.
+    """
+    return _layers(model, _network(model, fold))
+
+
+def default_layer(layers: Sequence[Layer]) -> Layer:
+    """The second-to-last block of all `layer_names`, as in the paper; transposed convolutions are no blocks.
+
+    In a decoder of two convolutions a stage this is the first one at full resolution; with a single one, as in
+    nnU-Net's residual networks, it is the one of the stage before, at a lower resolution.
+    """
+    return [layer for layer in layers if not layer.transposed][-2]
+
+
+def case_files(model: TrainedModel, image: Path) -> list[Path]:
+    """All channels of a case, in order, given one of its files in nnU-Net's naming.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: It is not named CASE_0000 and the model's file ending.
+    """
+    ending = re.escape(model.dataset_json["file_ending"])
+    named = re.fullmatch(rf"(.+)_\d{{4}}{ending}", image.name)
+    if not named:
+        ending = model.dataset_json["file_ending"]
+        raise ValueError(
+            f"{image} is not in nnU-Net's naming: CASE_0000{ending}, where 0000 is the channel ({_names(model)}); "
+            f"rename it, and give other channels beside it as CASE_0001{ending}, ..."
+        )
+    if not image.is_file():
+        raise FileNotFoundError(f"There is no image {image}.")
+    of_case = re.compile(rf"{re.escape(named[1])}_\d{{4}}{ending}")
+    return sorted(path for path in image.parent.iterdir() if of_case.fullmatch(path.name))
+
+
+def feature_maps(
+    model: TrainedModel,
+    fold: str,
+    image_files: Sequence[Path],
+    layer: str | None = None,
+    slice_index: int | None = None,
+    reference: Path | None = None,
+    device: str = "cpu",
+    bar: Bar = silent,
+) -> FeatureMaps:
+    """Segment an image, choose a slice, and gather a layer's maps of it from nnU-Net's sliding window.
+
+    Overlapping windows are blended with nnU-Net's own weights; a map of a lower resolution is first brought to the
+    patch's by repeating voxels, so that no value is shown that the layer did not have. Only the chosen slice is kept,
+    which bounds memory; `write_nifti` gathers whole volumes.
+
+    Args:
+        model: A trained model.
+        fold: One of its folds.
+        image_files: All channels of one case, in order, as `case_files` finds them.
+        layer: One of `layer_names`; None for `default_layer`.
+        slice_index: On the preprocessed image's first axis; None for the slice with most foreground in the reference,
+            or else in the prediction, or else the middle one.
+        reference: The case's segmentation, if there is one.
+        device: "cpu" or "cuda".
+        bar: Shows progress.
+
+    Raises:
+        ValueError: The model, the layer, the slice, the images or the reference do not do; the message says why.
+        FileNotFoundError: An image or the reference is missing.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"PyTorch finds no GPU for -device {device}; leave it out.")
+    network = _network(model, fold)
+    chosen = _choose_layer(layer, _layers(model, network))
+    with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints hints that are of no use here
+        image, labels, grid = _preprocess(model, *_read(model, image_files, reference))
+        _check_slice(slice_index, image.shape[1])
+        one_fold = replace(model, checkpoints={fold: model.checkpoints[fold]})
+        predictor = one_fold.predictor(torch.device(device))
+    windows = Windows(image, chosen, network, predictor)
+    with bar("segmenting", len(windows.slicers)) as step:
+        predictor.network.register_forward_pre_hook(lambda *_: step(""))
+        logits = predictor.predict_logits_from_preprocessed_data(image)
+    prediction = np.asarray(predictor.label_manager.convert_logits_to_segmentation(logits)).astype(np.int16)
+    note = None
+    if slice_index is None:
+        slice_index, note = _choose_slice(labels, prediction, model.ignore_label)
+    return FeatureMaps(
+        model=f"{model.plans.get('dataset_name', '')} {model.folder.resolve().name}, fold {fold}".strip(),
+        case=Path(image_files[0]).name.removesuffix(model.dataset_json["file_ending"])[:-5],
+        layer=chosen,
+        maps=windows.slice(slice_index, bar),
+        image=image.numpy(),
+        prediction=prediction,
+        reference=labels,
+        slice_index=slice_index,
+        grid=grid,
+        classes=_class_names(model),
+        input_channels=tuple(str(name) for name in model.dataset_json["channel_names"].values()),
+        note=note,
+        windows=windows,
+    )
+
+
+def _network(model: TrainedModel, fold: str) -> nn.Module:
+    if fold not in model.checkpoints:
+        raise ValueError(f"Fold {fold} of {model.folder} was not read; folds are {', '.join(model.checkpoints)}.")
+    if model.manager.get_configuration(model.configuration).previous_stage_name is not None:
+        raise ValueError(
+            f"{model.folder} is the second stage of a cascade, which reads segmentations beside images; give a model "
+            f"of 2d, 3d_lowres or 3d_fullres."
+        )
+    return model.network(fold)
+
+
+def _layers(model: TrainedModel, network: nn.Module) -> list[Layer]:
+    found: list[Layer] = []
+
+    def note(name: str, module: nn.Module, inputs, output: torch.Tensor) -> None:
+        voxels = tuple(output.shape[2:])
+        strides = tuple(side // length for side, length in zip(model.patch_size, voxels, strict=True))
+        found.append(Layer(name, output.shape[1], voxels, strides, isinstance(module, _ConvTransposeNd)))
+
+    maps = feature_map_modules(network, channel_layout(network))
+    hooks = {module: partial(note, name) for _, name, module in maps}
+    forward_on_meta(network, model.patch_size, _input_channels(model), hooks)
+    return found
+
+
+def _input_channels(model: TrainedModel) -> int:
+    manager = model.manager
+    return determine_num_input_channels(manager, manager.get_configuration(model.configuration), model.dataset_json)
+
+
+def _names(model: TrainedModel) -> str:
+    return ", ".join(str(name) for name in model.dataset_json["channel_names"].values())
+
+
+def _choose_layer(wanted: str | None, layers: Sequence[Layer]) -> Layer:
+    if wanted is None:
+        return default_layer(layers)
+    by_name = {layer.name: layer for layer in layers}
+    if wanted not in by_name:
+        close = difflib.get_close_matches(wanted, by_name, n=3) or list(by_name)[-3:]
+        raise ValueError(f"The network has no layer {wanted}; close to it: {', '.join(close)}. --list shows all.")
+    return by_name[wanted]
+
+
+def _read(
+    model: TrainedModel, image_files: Sequence[Path], reference: Path | None
+) -> tuple[np.ndarray, dict, np.ndarray | None]:
+    """A case as nnU-Net reads it: image (channels, z, y, x), its properties, reference (1, z, y, x) or None."""
+    for path in (*image_files, *([reference] if reference else [])):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no file {path}.")
+    reader = model.manager.image_reader_writer_class()
+    names, said = [str(path) for path in image_files], io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            image, properties = reader.read_images(names)
+    except RuntimeError as error:
+        # nnU-Net prints what is wrong with files that do not go together.
+        raise ValueError(f"{', '.join(names)} cannot be read as one case: {error} {said.getvalue()}") from error
+    if len(image) != _input_channels(model):
+        raise ValueError(
+            f"The case has {len(image)} channels in {', '.join(names)}; the model takes {_input_channels(model)} "
+            f"({_names(model)}). Put them beside each other as CASE_0000, CASE_0001, ..."
+        )
+    labels = reader.read_seg(str(reference))[0] if reference else None
+    if labels is not None and labels.shape[1:] != image.shape[1:]:
+        raise ValueError(
+            f"The reference {reference} has {labels.shape[1:]} voxels, the image {image_files[0]} {image.shape[1:]} "
+            f"(z, y, x); give the segmentation that belongs to the image."
+        )
+    return image, properties, labels
+
+
+def _preprocess(
+    model: TrainedModel, original: np.ndarray, properties: dict, labels: np.ndarray | None
+) -> tuple[torch.Tensor, np.ndarray | None, Grid]:
+    """What nnU-Net makes of a case before it predicts: image, reference and their grid."""
+    manager = model.manager
+    configuration = manager.get_configuration(model.configuration)
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    how = manager, configuration, model.dataset_json
+    image, _, properties = preprocessor.run_case_npy(original, None, properties, *how)
+    if labels is not None:
+        # By itself: a reference may change the mask that an image is normalised in, but must not change the maps.
+        labels = preprocessor.run_case_npy(original, labels, dict(properties), *how)[1][0].astype(np.int16)
+        labels[labels < 0] = 0  # nnU-Net marks what lies outside the image's mask
+    grid = Grid.of(properties, manager.transpose_forward, image.shape[1:])
+    return torch.from_numpy(np.asarray(image, dtype=np.float32)), labels, grid
+
+
+def _check_slice(wanted: int | None, slices: int) -> None:
+    if wanted is not None and not 0 <= wanted < slices:
+        raise ValueError(f"--slice is {wanted}; the preprocessed image has {slices} slices, 0 to {slices - 1}.")
+
+
+def _choose_slice(
+    reference: np.ndarray | None, prediction: np.ndarray, ignore_label: int | None
+) -> tuple[int, str | None]:
+    """The slice with most foreground, and what to know about the choice."""
+    empty: list[str] = []
+    for name, labels in (("reference", reference), ("prediction", prediction)):
+        if labels is None:
+            continue
+        foreground = ((labels > 0) & (labels != ignore_label)).sum(axis=(1, 2))
+        if foreground.any():
+            note = f"There is no foreground in the reference: this is the slice with most of it in the {name}."
+            return int(foreground.argmax()), note if empty else None
+        empty.append(name)
+    return len(prediction) // 2, f"There is no foreground in {' and '.join(empty)}: this is the middle slice."
+
+
+def _class_names(model: TrainedModel) -> dict[int, str]:
+    names = {} if model.ignore_label is None else {model.ignore_label: "ignore"}
+    # Of regions within each other the innermost gives a value its name.
+    for name, values in sorted(model.classes.items(), key=lambda item: -len(item[1])):
+        names.update(dict.fromkeys(values, name))
+    return names

@@ -163,10 +163,10 @@ class Study:
         return output
 
     def row(self, what: str, predictions: Path, left: dict) -> dict:
-        from nnunet_sauron.analysis.evaluation import evaluate_folder, mean_score
+        from nnunet_sauron.analysis.evaluation import Segmentations, evaluate_folder, mean_score
 
         references = references_of(predictions, self.folder)
-        scores = evaluate_folder(predictions, references, {"anterior": 1, "posterior": 2})
+        scores = evaluate_folder(predictions, references, Segmentations({"anterior": 1, "posterior": 2}))
         dice = mean_score(scores, "dice").value
         hd95 = mean_score(scores, "hd95")
         return {"what": what, **left, "dice": dice, "hd95_mm": hd95.value, "hd95_undefined": hd95.undefined}

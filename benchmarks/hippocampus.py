@@ -87,7 +87,7 @@ def compare(folder: Path) -> dict[str, dict]:
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    from nnunet_sauron.analysis.evaluation import evaluate_folder, mean_score
+    from nnunet_sauron.analysis.evaluation import Segmentations, evaluate_folder, mean_score
     from nnunet_sauron.analysis.timing import time_networks
     from nnunet_sauron.pruning import channel_layout, count_macs, count_parameters
 
@@ -99,7 +99,7 @@ def compare(folder: Path) -> dict[str, dict]:
         networks[trainer] = network = predictor.network
         patch = tuple(predictor.configuration_manager.patch_size)
         validation = model_folder(folder, trainer) / "fold_0" / "validation"
-        scores = evaluate_folder(validation, references_of(validation, folder), labels)
+        scores = evaluate_folder(validation, references_of(validation, folder), Segmentations(labels))
         rows[trainer] = {
             "cases": len(scores),
             "dice": mean_score(scores, "dice").value,

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
+from ..pruning.cost import forward_on_meta
 from .models import TrainedModel
 from .report import short_names
 from .timing import Timing, time_networks
@@ -37,7 +37,7 @@ def benchmark(
         device: "cpu" or "cuda".
 
     Returns:
-        A timing for each model and fold, in the order given.
+        A timing for each model and fold, in the order given; its name tells batch and patch.
 
     Raises:
         FileNotFoundError: A folder is no trained model.
@@ -51,15 +51,12 @@ def benchmark(
     networks, shapes = {}, {}
     for name, folder in zip(short_names(folders), folders, strict=True):
         model = TrainedModel.read(folder, folds)
-        manager = model.manager
-        channels = determine_num_input_channels(
-            manager, manager.get_configuration(model.configuration), model.dataset_json
-        )
         size = tuple(patch_size or model.patch_size)
         for fold in folds or [next(iter(model.checkpoints))]:
-            network, shape = model.network(fold), (batch_size, channels, *size)
-            _check(network, shape, f"{name}, whose patches are {' x '.join(map(str, model.patch_size))},")
-            networks[f"{name} fold {fold}"], shapes[f"{name} fold {fold}"] = network, shape
+            network, channels = model.network(fold), model.input_channels
+            _check(network, channels, size, model)
+            key = f"{name} fold {fold}, {batch_size} x {' x '.join(map(str, size))}"
+            networks[key], shapes[key] = network, (batch_size, channels, *size)
     before = torch.get_num_threads()
     try:
         if threads is not None:
@@ -72,27 +69,35 @@ def benchmark(
 def print_benchmark(timings: dict[str, Timing], *, json_output: bool) -> None:
     """A row for each network; the ratio is to the first one's."""
     if json_output:
-        print(json.dumps({name: asdict(timing) for name, timing in timings.items()}, indent=2))
+        named = {name: asdict(timing) for name, timing in timings.items()}
+        print(json.dumps({"machine": machine(), "networks": named}, indent=2))
         return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     first = next(iter(timings.values()))
-    table = Table("network", "median, ms", "middle half, ms", "ratio")
+    table = Table("", "median, ms", "middle half, ms", "ratio")
+    table.columns[0].overflow = "fold"
     for name, one in timings.items():
         spread = f"{1000 * one.lower_quartile:.3g} to {1000 * one.upper_quartile:.3g}"
-        table.add_row(escape(name), f"{1000 * one.median:.3g}", spread, f"{one.median / first.median:.2f}")
+        table.add_row(
+            escape(name).replace("__", "\n"), f"{1000 * one.median:.3g}", spread, f"{one.median / first.median:.2f}"
+        )
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"{first.repeats} forward passes each, taking turns, on {first.device}, {first.threads} CPU threads")
+    console.print(
+        f"{first.repeats} forward passes each, after a warm-up, taking turns, on {first.device}, {first.threads} CPU threads"
+    )
 
 
-def _check(network: torch.nn.Module, shape: tuple[int, ...], what: str) -> None:
+def _check(network: torch.nn.Module, channels: int, size: Sequence[int], model: TrainedModel) -> None:
     """Skips and upsampled maps must meet: a size that the strides do not divide fails in the middle of the network."""
     try:
-        with torch.inference_mode():
-            network(torch.zeros(1, *shape[1:]))
-    except RuntimeError as error:
-        size = " x ".join(map(str, shape[2:]))
-        raise ValueError(f"{what} cannot take a patch of {size}: {str(error)[:200]}") from error
+        forward_on_meta(network, size, channels)
+    except (RuntimeError, ValueError) as error:
+        given, planned = (" x ".join(map(str, one)) for one in (size, model.patch_size))
+        raise ValueError(
+            f"{model.folder.name}, whose patches are {planned}, cannot take one of {given}; give as many numbers, each "
+            f"a multiple of what its strides divide by. {str(error)[:200]}"
+        ) from error

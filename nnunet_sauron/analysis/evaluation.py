@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import SimpleITK
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-# What nnU-Net writes beside the segmentations.
-NOT_IMAGES = {".json", ".pkl", ".npz", ".csv", ".txt"}
 TOLERANCE_MM = 1.0
 
 
@@ -27,7 +26,7 @@ class ClassScore:
         hd95: 95th percentile Hausdorff distance in mm, the larger of the two directions; nan where either is empty.
         surface_dice: Part of both surfaces that lies within the tolerance of the other one, in [0, 1]; nan where both
             are empty, 0 where only one is.
-        predicted_ml, reference_ml: Volumes, in millilitres (square centimetres of a 2D image, as if 1 cm thick).
+        predicted_ml, reference_ml: Volumes, in millilitres; square centimetres of a 2D image.
     """
 
     dice: float
@@ -78,31 +77,54 @@ class Mean:
     undefined: int
 
 
+@dataclass(frozen=True)
+class Segmentations:
+    """How a data set's segmentations are stored and what is in them.
+
+    Attributes:
+        classes: Names and values, as in nnU-Net's `dataset.json`; several values are a region. The value 0 is
+            background and not scored.
+        ignore_label: Voxels of this value in the reference are judged nowhere.
+        ending: Of the files.
+        reader: nnU-Net's, which the plans name; it tells the spacing in mm (1 where a format, such as PNG, has none).
+    """
+
+    classes: Mapping[str, int | Sequence[int]]
+    ignore_label: int | None = None
+    ending: str = ".nii.gz"
+    reader: BaseReaderWriter = field(default_factory=SimpleITKIO)
+
+    def files(self, folder: Path) -> list[Path]:
+        """The segmentations in a folder, sorted, without what nnU-Net writes beside them."""
+        return sorted(path for path in Path(folder).glob(f"*{self.ending}") if path.name[0] != ".")
+
+
 def evaluate_folder(
     predictions: Path,
     references: Path,
-    labels: Mapping[str, int | Sequence[int]],
+    kind: Segmentations,
     *,
     tolerance_mm: float = TOLERANCE_MM,
-    ignore_label: int | None = None,
     cases: Sequence[str] | None = None,
+    on_error: Callable[[str], None] | None = None,
+    after_case: Callable[[str], None] = lambda name: None,
 ) -> list[CaseScore]:
     """Score every reference segmentation against the prediction of the same file name.
 
     Args:
         predictions: Folder of predicted segmentations, as `nnUNetv2_predict` writes it.
-        references: Folder of reference segmentations; other files than images are passed over.
-        labels: Class names and their values, as in nnU-Net's `dataset.json`; several values are a region. The value 0
-            is background and not scored.
+        references: Folder of reference segmentations.
+        kind: How both are stored.
         tolerance_mm: Of the surface Dice.
-        ignore_label: Voxels of this value in the reference are judged nowhere.
         cases: Only these file names; None for every reference.
+        on_error: Given what is wrong with a case, which is then left out; without it, that is raised.
+        after_case: Called with each case's file name.
 
     Returns:
         One score a reference, sorted by case.
 
     Raises:
-        FileNotFoundError: If there is no reference, or one has no prediction.
+        FileNotFoundError: If a folder or all references are missing, or one of them or its prediction is.
         ValueError: If a prediction's size or spacing is not its reference's, or the tolerance is negative.
 
     Source: MONAI's `compute_dice`, `compute_hausdorff_distance` and `compute_surface_dice`, with the image's spacing.
@@ -110,26 +132,30 @@ def evaluate_folder(
     predictions, references = Path(predictions), Path(references)
     if tolerance_mm < 0:
         raise ValueError(f"The surface Dice's tolerance is a distance in mm, 0 or more; got {tolerance_mm:g}.")
-    files = [references / name for name in cases] if cases is not None else segmentation_files(references)
-    if not files:
-        raise FileNotFoundError(f"{references} holds no reference segmentation; give a folder such as labelsTs.")
-    for what, missing in (
-        ("reference", [path.name for path in files if not path.is_file()]),
-        ("prediction", [path.name for path in files if not (predictions / path.name).is_file()]),
-    ):
-        if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} of {len(files)} cases have no {what} of the same name in "
-                f"{references if what == 'reference' else predictions}, the first is {missing[0]}; predict these cases "
-                f"too, or evaluate against a folder without them."
-            )
-    labels = {name: (value,) if isinstance(value, int) else tuple(value) for name, value in labels.items()}
-    return [_evaluate_case(predictions / path.name, path, labels, tolerance_mm, ignore_label) for path in files]
-
-
-def segmentation_files(folder: Path) -> list[Path]:
-    """The segmentations in a folder, sorted, without what nnU-Net writes beside them."""
-    return sorted(path for path in Path(folder).glob("*.*") if path.suffix not in NOT_IMAGES and path.name[0] != ".")
+    for what, folder in (("predictions", predictions), ("references", references)):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"There is no folder of {what} {folder}.")
+    names = [path.name for path in kind.files(references)] if cases is None else sorted(cases)
+    if not names:
+        raise FileNotFoundError(
+            f"{references} holds no reference segmentation (*{kind.ending}); give a folder such as labelsTs."
+        )
+    missing = [name for name in names if not (predictions / name).is_file()]
+    if missing and on_error is None:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(names)} references have no prediction of the same name in {predictions}, the "
+            f"first is {missing[0]}; predict these cases too, or evaluate against a folder without them."
+        )
+    scores = []
+    for name in names:
+        try:
+            scores.append(_evaluate_case(predictions / name, references / name, kind, tolerance_mm))
+        except (ValueError, OSError, RuntimeError) as error:
+            if on_error is None:
+                raise
+            on_error(str(error))
+        after_case(name)
+    return scores
 
 
 def mean_score(scores: Sequence[CaseScore], metric: str, name: str | None = None) -> Mean:
@@ -156,14 +182,19 @@ def score_class(
         spacing: Voxel size in mm, one value an axis of the arrays.
         tolerance_mm: Of the surface Dice.
     """
+    # An axis of a single voxel has no neighbours: with it, every voxel would be surface.
+    axes = [axis for axis, length in enumerate(reference.shape) if length > 1] or [0]
+    shape, spacing = [reference.shape[axis] for axis in axes], [float(spacing[axis]) for axis in axes]
+    prediction, reference = prediction.reshape(shape), reference.reshape(shape)
     millilitres = math.prod(spacing) / (1000 if len(spacing) == 3 else 100)
     sums = {"predicted_ml": prediction, "reference_ml": reference}
     volumes = {name: float(mask.sum() * millilitres) for name, mask in sums.items()}
     if not prediction.any() or not reference.any():
         overlap = 0.0 if prediction.any() or reference.any() else math.nan
         return ClassScore(dice=overlap, hd95=math.nan, surface_dice=overlap, **volumes)
+    box = bounding_box(prediction | reference)
     # MONAI takes (batch, class, *space).
-    masks = [torch.from_numpy(np.ascontiguousarray(mask))[None, None].float() for mask in (prediction, reference)]
+    masks = [torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None].float() for mask in (prediction, reference)]
     options = {"include_background": True, "spacing": list(spacing)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.5 and 1.6 warn of a call of their own
@@ -173,33 +204,44 @@ def score_class(
     return ClassScore(dice=float(dice), hd95=float(hd95), surface_dice=float(surface_dice), **volumes)
 
 
-def _evaluate_case(
-    prediction_file: Path,
-    reference_file: Path,
-    labels: Mapping[str, tuple[int, ...]],
-    tolerance_mm: float,
-    ignore_label: int | None,
-) -> CaseScore:
-    prediction, reference = (SimpleITK.ReadImage(str(path)) for path in (prediction_file, reference_file))
-    if prediction.GetSize() != reference.GetSize() or not np.allclose(
-        prediction.GetSpacing(), reference.GetSpacing(), rtol=1e-3
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """Of a mask with at least one voxel, with a voxel of margin where there is room."""
+    box = []
+    for axis in range(mask.ndim):
+        filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        box.append(slice(max(0, filled[0] - 1), filled[-1] + 2))
+    return tuple(box)
+
+
+def _evaluate_case(prediction_file: Path, reference_file: Path, kind: Segmentations, tolerance_mm: float) -> CaseScore:
+    for what, path in (("prediction", prediction_file), ("reference", reference_file)):
+        if not path.is_file():
+            raise FileNotFoundError(f"Case {path.name} has no {what} in {path.parent}.")
+    (prediction, spacing), (reference, reference_spacing) = (
+        (array[0], properties["spacing"])
+        for array, properties in (kind.reader.read_seg(str(path)) for path in (prediction_file, reference_file))
+    )
+    in_plane = [axis for axis, length in enumerate(reference.shape) if length > 1]
+    if prediction.shape != reference.shape or not np.allclose(
+        np.take(spacing, in_plane), np.take(reference_spacing, in_plane), rtol=1e-3
     ):
         raise ValueError(
-            f"{prediction_file} has size {prediction.GetSize()} and spacing {prediction.GetSpacing()} mm, its "
-            f"reference {reference_file} {reference.GetSize()} and {reference.GetSpacing()} mm; they must describe the "
-            "same voxels, so predict from the image that belongs to the reference."
+            f"{prediction_file} has shape {prediction.shape} and spacing {tuple(map(float, spacing))} mm, its "
+            f"reference {reference_file} {reference.shape} and {tuple(map(float, reference_spacing))} mm; they must "
+            "describe the same voxels, so predict from the image that belongs to the reference."
         )
-    spacing = reference.GetSpacing()[::-1]  # SimpleITK counts axes x, y, z; its arrays are z, y, x
-    prediction, reference = SimpleITK.GetArrayFromImage(prediction), SimpleITK.GetArrayFromImage(reference)
-    judged = True if ignore_label is None else reference != ignore_label
-    scores = {
-        name: score_class(
-            np.isin(prediction, values) & judged, np.isin(reference, values) & judged, spacing, tolerance_mm
-        )
-        for name, values in labels.items()
-        if values != (0,)
-    }
-    return CaseScore(reference_file.name.split(".")[0], scores)
+    classes = {name: (value,) if isinstance(value, int) else tuple(value) for name, value in kind.classes.items()}
+    something = (prediction != 0) | (reference != 0)
+    if something.any():  # the rest of a large image would only cost time, class by class
+        box = bounding_box(something)
+        prediction, reference = prediction[box], reference[box]
+    judged = True if kind.ignore_label is None else reference != kind.ignore_label
+    scores = {}
+    for name, values in classes.items():
+        if values != (0,):
+            masks = (np.isin(image, values) & judged for image in (prediction, reference))
+            scores[name] = score_class(*masks, reference_spacing, tolerance_mm)
+    return CaseScore(reference_file.name.removesuffix(kind.ending), scores)
 
 
 def _mean(values: Sequence[float]) -> float:

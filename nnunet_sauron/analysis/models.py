@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
@@ -17,6 +18,7 @@ from ..architecture import network_of_plans
 from ..pruning import accept_pruned_weights
 from ..pruning.channels import is_prunable
 from ..trainers.checkpoints import read_checkpoint, trained_with
+from .evaluation import Segmentations
 
 CHECKPOINT = "checkpoint_final.pth"
 COMPRESSION = "compression"  # key of a checkpoint that `compress` wrote: where its weights come from
@@ -44,18 +46,26 @@ class TrainedModel:
     checkpoint_name: str = CHECKPOINT
 
     @classmethod
-    def read(cls, folder: Path, folds: list[str] | None = None, checkpoint_name: str = CHECKPOINT) -> TrainedModel:
+    def read(
+        cls,
+        folder: Path,
+        folds: list[str] | None = None,
+        checkpoint_name: str = CHECKPOINT,
+        on_error: Callable[[str], None] | None = None,
+    ) -> TrainedModel:
         """Read a model's folder.
 
         Args:
             folder: With plans.json, dataset.json and fold_*/`checkpoint_name`.
             folds: Only these; None for all that are there.
             checkpoint_name: Such as checkpoint_best.pth.
+            on_error: Given what is wrong with a fold, which is then left out; without it, that is raised.
 
         Raises:
             FileNotFoundError: The folder, a file in it or a fold is missing.
             ValueError: A checkpoint cannot be read.
         """
+        folder = folder.resolve()
         for name in ("plans.json", "dataset.json"):
             if not (folder / name).is_file():
                 raise FileNotFoundError(
@@ -69,10 +79,21 @@ class TrainedModel:
                 f"{folder} has no fold_{missing[0] if missing else '*'}/{checkpoint_name}; folds with one: "
                 f"{', '.join(there) or 'none'}. A training writes it at its end (nnUNetv2_train ... --c goes on)."
             )
-        checkpoints = {fold: _read(folder / f"fold_{fold}" / checkpoint_name) for fold in folds or there}
+        checkpoints = {}
+        for fold in folds or there:
+            try:
+                checkpoints[fold] = _read(folder / f"fold_{fold}" / checkpoint_name)
+            except ValueError as error:
+                if on_error is None or len(folds or there) == 1:
+                    raise
+                on_error(str(error))
+        if not checkpoints:
+            raise ValueError(f"No fold of {folder} can be read.")
         first, checkpoint = next(iter(checkpoints.items()))
         _, configuration, _ = trained_with(checkpoint, folder / f"fold_{first}" / checkpoint_name)
-        plans, dataset_json = (json.loads((folder / name).read_text()) for name in ("plans.json", "dataset.json"))
+        plans, dataset_json = (
+            json.loads((folder / name).read_text(encoding="utf-8")) for name in ("plans.json", "dataset.json")
+        )
         return cls(folder, plans, dataset_json, configuration, checkpoints, checkpoint_name)
 
     @property
@@ -101,6 +122,18 @@ class TrainedModel:
         """The value of voxels that nobody judged, if references have them."""
         return self.manager.get_label_manager(self.dataset_json).ignore_label
 
+    @property
+    def segmentations(self) -> Segmentations:
+        """How its segmentations are stored, for `evaluate_folder`."""
+        reader = self.manager.image_reader_writer_class()
+        return Segmentations(self.classes, self.ignore_label, self.dataset_json["file_ending"], reader)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the network's input."""
+        manager = self.manager
+        return determine_num_input_channels(manager, manager.get_configuration(self.configuration), self.dataset_json)
+
     def network(self, fold: str) -> nn.Module:
         """A fold's network at its own widths, in evaluation mode, on the CPU; one that we can prune takes any weights.
 
@@ -119,6 +152,19 @@ class TrainedModel:
                 f"be read. {str(error)[:300]}"
             ) from error
         return network.eval()
+
+    def network_of_trainer(self, fold: str) -> nn.Module:
+        """A fold's network as its trainer builds it, where that is not what the plans say; such as nnUNetTrainerBN.
+
+        Raises:
+            ValueError: nnU-Net cannot build it either.
+        """
+        predictor = nnUNetPredictor(perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False)
+        try:
+            predictor.initialize_from_trained_model_folder(str(self.folder), (fold,), self.checkpoint_name)
+        except Exception as error:  # whatever somebody else's trainer raises
+            raise ValueError(f"nnU-Net cannot build the network of fold {fold}: {error}") from error
+        return predictor.network.eval()
 
     def predictor(self, device: torch.device, weights: list[dict] | None = None) -> nnUNetPredictor:
         """nnU-Net's own prediction with this model, or with other weights of it; without mirroring, for speed."""

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import nn
 
 from ..architecture import network_of_plans
 from ..pruning import channel_layout
-from ..pruning.channels import is_prunable
 from ..trainers.pruning import SERIES
 from .cost import NetworkCost, network_cost
-from .evaluation import TOLERANCE_MM, CaseScore, evaluate_folder, segmentation_files
+from .evaluation import TOLERANCE_MM, CaseScore
 from .models import CHECKPOINT, COMPRESSION, TrainedModel
 from .paired import PairedDifference, paired_difference
+from .progress import Progress
+from .report_scores import score_model
 from .timing import Timing, time_networks
 
 SECONDS_OF_TIMING = 60.0  # for all networks of a report together
-PREDICTIONS = "predictions"  # stands for a fold where scores are of a folder of predictions
 # Attributes of ClassScore that are compared with the baseline's, case by case.
 COMPARED = ("dice", "hd95", "surface_dice", "absolute_volume_error")
 
@@ -52,8 +50,7 @@ class FoldReport:
         """Median length of the last tenth of the epochs over the first one's; None for fewer than two epochs."""
         if len(self.epoch_seconds) < 2 or not self.epoch_seconds[0]:
             return None
-        last = sorted(self.epoch_seconds[-max(1, len(self.epoch_seconds) // 10) :])
-        return last[len(last) // 2] / self.epoch_seconds[0]
+        return statistics.median(self.epoch_seconds[-max(1, len(self.epoch_seconds) // 10) :]) / self.epoch_seconds[0]
 
 
 @dataclass(frozen=True)
@@ -62,10 +59,11 @@ class ModelReport:
 
     Attributes:
         name: Short, and no other model's of the report.
-        folder, trainer, configuration, plans: Where it lies and what it was trained with.
+        folder, trainer, dataset, configuration, plans: Where it lies and what it was trained with.
+        classes: Foreground classes or regions, and the values that belong to them in a segmentation.
         patch_size: Voxels per axis.
-        dense_widths, dense_cost: What its plans describe.
-        folds: By fold.
+        dense_widths, dense_cost: What its plans describe; empty or None where that cannot be told.
+        folds: By fold; none whose network could not be built.
         scores: Of the validation cases by fold, or of a folder under "predictions"; what could not be scored is absent.
         differences: Against the baseline, case by case, for the attributes of `ClassScore` in `COMPARED` (means over
             classes); empty for the baseline, and without cases in common.
@@ -74,11 +72,13 @@ class ModelReport:
     name: str
     folder: Path
     trainer: str
+    dataset: str
+    classes: dict[str, tuple[int, ...]]
     configuration: str
     plans: str
     patch_size: tuple[int, ...]
     dense_widths: dict[str, int]
-    dense_cost: NetworkCost
+    dense_cost: NetworkCost | None
     folds: dict[str, FoldReport]
     scores: dict[str, list[CaseScore]]
     differences: dict[str, PairedDifference] = field(default_factory=dict)
@@ -121,7 +121,7 @@ def make_report(
     tolerance_mm: float = TOLERANCE_MM,
     timing_seconds: float = SECONDS_OF_TIMING,
     checkpoint: str = CHECKPOINT,
-    say: Callable[[str], None] = lambda text: None,
+    progress: Progress | None = None,
 ) -> Report:
     """Read models' folders, count, time, score and compare; nothing is trained and no folder is changed.
 
@@ -134,7 +134,7 @@ def make_report(
         tolerance_mm: Of the surface Dice.
         timing_seconds: About how long networks are timed, all together; 0 times none.
         checkpoint: File name of the checkpoints to read.
-        say: Told what is being done.
+        progress: Shows what is being done; None: nothing is shown.
 
     Raises:
         FileNotFoundError: No model can be read.
@@ -150,41 +150,28 @@ def make_report(
     if tolerance_mm < 0 or timing_seconds < 0:
         raise ValueError(f"Tolerance ({tolerance_mm:g} mm) and timing ({timing_seconds:g} s) must be 0 or more.")
 
+    progress = progress or Progress(quiet=True)
     problems: list[str] = []
     models: list[ModelReport] = []
     networks: dict[tuple[str, str], nn.Module] = {}
-    shapes: dict[tuple[str, str], tuple[int, ...]] = {}
     for name, folder, of_folder in zip(
         short_names(folders), folders, predictions or [None] * len(folders), strict=True
     ):
-        say(f"reading {folder}")
+        progress.say(f"reading {folder}")
         try:
-            trained = TrainedModel.read(folder, checkpoint_name=checkpoint)
-            model, of_folds, channels = _measure(name, trained)
-        except (ValueError, OSError, RuntimeError, KeyError) as error:
-            problems.append(f"{folder} is not in the report: {error}")
+            trained = TrainedModel.read(folder, None, checkpoint, problems.append)
+        except Exception as error:  # whatever is in that folder, the other models are reported
+            problems.append(f"{folder} is not in the report: {_words(error)}")
             continue
-        for fold, one in model.folds.items():
-            if not one.history and _log(trained.checkpoints[fold]).get(SERIES):
-                problems.append(
-                    f"{name}, fold {fold}: this version cannot read its pruning history, so channels over the epochs "
-                    f"are not drawn. It was made by another version: pip install -U nnunet-sauron."
-                )
+        model, of_folds = _measure(name, trained, problems)
         networks.update({(name, fold): network for fold, network in of_folds.items()})
-        shapes.update({(name, fold): (1, channels, *model.patch_size) for fold in of_folds})
-        say(f"scoring {name}")
-        models.append(replace(model, scores=_scores(trained, of_folder, labels, tolerance_mm, problems)))
+        scores = score_model(name, trained, of_folder, labels, tolerance_mm, problems, progress)
+        models.append(replace(model, scores=scores))
     if not models:
         raise FileNotFoundError(" ".join(problems))
 
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])] if timing_seconds else []
-    for device in devices:
-        say(f"timing {len(networks)} networks on {device}, taking turns, about {timing_seconds:.0f} s")
-        timed = time_networks(networks, shapes, seconds=timing_seconds / len(devices), device=device)
-        for model in models:
-            for fold, one in model.folds.items():
-                one.timing[device] = timed[model.name, fold]
-
+    if timing_seconds and networks:
+        _time(models, networks, timing_seconds, problems, progress)
     wanted = [model for model in models if baseline is None or model.folder.resolve() == baseline.resolve()]
     if not wanted:
         problems.append(f"The baseline {baseline} could not be read; {models[0].name} takes its place.")
@@ -192,10 +179,7 @@ def make_report(
     for model in models:
         if model is not reference:
             model.differences.update(_differences(model, reference))
-            if not model.differences and model.scores and reference.scores:
-                problems.append(
-                    f"{model.name} and {reference.name} have no scored case in common; compare the same folds."
-                )
+            problems += _unequal(model, reference)
     return Report(models, reference.name, problems, tolerance_mm, torch.get_num_threads())
 
 
@@ -209,40 +193,117 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     raise ValueError(f"A model was given twice: {', '.join(str(folder) for folder in folders)}.")
 
 
-def _measure(name: str, trained: TrainedModel) -> tuple[ModelReport, dict[str, nn.Module], int]:
-    manager = trained.manager
-    channels = determine_num_input_channels(
-        manager, manager.get_configuration(trained.configuration), trained.dataset_json
-    )
-    dense, _ = network_of_plans(manager, trained.configuration, trained.dataset_json, device="cpu")
-    networks = {fold: trained.network(fold) for fold in trained.checkpoints}
-    folds = {
-        fold: FoldReport(
-            cost=network_cost(network, trained.patch_size, channels),
-            widths=_widths(network),
-            timing={},
-            epoch_seconds=_epoch_seconds(log := _log(trained.checkpoints[fold])),
-            history=_history(log),
+def common_values(model: ModelReport, baseline: ModelReport, metric: str) -> dict[str, tuple[float, float]]:
+    """A case's mean of a metric in both models, over the classes where both have one; nan where no class has.
+
+    So a class that one of the two missed is left out of both: a distance must not get better by what is not there.
+    """
+    found = {}
+    for case in sorted(model.cases.keys() & baseline.cases.keys()):
+        pairs = [
+            (getattr(of_class, metric), getattr(baseline.cases[case].classes[name], metric))
+            for name, of_class in model.cases[case].classes.items()
+            if model.classes[name] == baseline.classes.get(name)
+        ]
+        defined = [pair for pair in pairs if not any(map(math.isnan, pair))]
+        found[case] = tuple(statistics.fmean(values) for values in zip(*defined, strict=True)) or (math.nan, math.nan)
+    return found
+
+
+def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[ModelReport, dict[str, nn.Module]]:
+    """All but scores and times; and the networks."""
+    channels = trained.input_channels
+    dense_widths, dense_cost = {}, None
+    networks: dict[str, nn.Module] = {}
+    folds: dict[str, FoldReport] = {}
+    try:
+        dense, _ = network_of_plans(trained.manager, trained.configuration, trained.dataset_json, device="cpu")
+        dense_widths, dense_cost = _widths(dense), network_cost(dense, trained.patch_size, channels)
+    except Exception as error:  # a network class of somebody else's
+        known = trained.plans["configurations"][trained.configuration].get("architecture", {})
+        problems.append(
+            f"{name}: the network of its plans, {known.get('network_class_name', 'an inherited one')}, cannot be "
+            f"built, so what they describe is not known: {_words(error)}"
         )
-        for fold, network in networks.items()
-    }
+    for fold, checkpoint in trained.checkpoints.items():
+        try:
+            networks[fold] = network = _network(trained, fold)
+            log = _log(checkpoint)
+            history = _history(log)
+            if log.get(SERIES) and not history:
+                problems.append(
+                    f"{name}, fold {fold}: this version cannot read its pruning history, so channels over the epochs "
+                    f"are not drawn. It was made by another version: pip install -U nnunet-sauron."
+                )
+            cost = network_cost(network, trained.patch_size, channels)
+            folds[fold] = FoldReport(cost, _widths(network), {}, _epoch_seconds(log), history)
+        except Exception as error:  # its segmentations can be scored all the same
+            problems.append(f"{name}, fold {fold}: its network is not in the report: {_words(error)}")
     model = ModelReport(
         name=name,
         folder=trained.folder,
         trainer=next(iter(trained.checkpoints.values()))["trainer_name"],
+        dataset=trained.plans["dataset_name"],
+        classes=trained.classes,
         configuration=trained.configuration,
         plans=trained.plans["plans_name"],
         patch_size=trained.patch_size,
-        dense_widths=_widths(dense),
-        dense_cost=network_cost(dense, trained.patch_size, channels),
+        dense_widths=dense_widths,
+        dense_cost=dense_cost,
         folds=folds,
         scores={},
     )
-    return model, networks, channels
+    without = [path.name for path in sorted(trained.folder.glob("fold_*")) if path.name[5:] not in trained.checkpoints]
+    if without:
+        problems.append(
+            f"{name} has no readable {trained.checkpoint_name} in {', '.join(without)}; a training writes it at its "
+            f"end, and nnUNetv2_train {model.dataset} {model.configuration} FOLD -tr {model.trainer} -p {model.plans} "
+            f"--c goes on."
+        )
+    return model, networks
+
+
+def _network(trained: TrainedModel, fold: str) -> nn.Module:
+    try:
+        return trained.network(fold)
+    except Exception:  # it is not the plans' network, or they name a class that is not installed
+        return trained.network_of_trainer(fold)
+
+
+def _time(
+    models: list[ModelReport],
+    networks: dict[tuple[str, str], nn.Module],
+    seconds: float,
+    problems: list[str],
+    progress: Progress,
+) -> None:
+    """Add times to all folds. Networks of the same shapes (all folds of an unpruned model) are timed once."""
+    patches = {model.name: model.patch_size for model in models}
+    alike: dict[tuple, list[tuple[str, str]]] = {}
+    for (name, fold), network in networks.items():
+        shapes = tuple(tuple(parameter.shape) for parameter in network.parameters())
+        alike.setdefault((type(network), patches[name], shapes), []).append((name, fold))
+    first = {keys[0]: networks[keys[0]] for keys in alike.values()}
+    inputs = {key: (1, next(network.parameters()).shape[1], *patches[key[0]]) for key, network in first.items()}
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device in devices:
+        share = seconds / len(devices)
+        progress.say(f"timing {len(first)} networks on {device}, taking turns, for {share:.0f} s or four rounds")
+        try:
+            timed = time_networks(first, inputs, seconds=share, device=device)
+        except RuntimeError as error:  # such as too little memory on the GPU
+            problems.append(f"Networks could not be timed on {device}: {_words(error)}")
+            continue
+        for keys in alike.values():
+            for name, fold in keys:
+                next(model for model in models if model.name == name).folds[fold].timing[device] = timed[keys[0]]
 
 
 def _widths(network: nn.Module) -> dict[str, int]:
-    return channel_layout(network).widths if is_prunable(network) else {}
+    try:
+        return channel_layout(network).widths
+    except ValueError:  # not a network whose channels can be followed
+        return {}
 
 
 def _log(checkpoint: dict) -> dict[str, list]:
@@ -262,64 +323,36 @@ def _epoch_seconds(logging: Mapping[str, list]) -> list[float]:
     return [end - start for start, end in zip(starts, ends, strict=False)]
 
 
-def _scores(
-    trained: TrainedModel, predictions: Path | None, labels: Path | None, tolerance_mm: float, problems: list[str]
-) -> dict[str, list[CaseScore]]:
-    """Of each fold's validation, or of one folder of predictions; what is missing is added to the problems."""
-    validations = {fold: trained.folder / f"fold_{fold}" / "validation" for fold in trained.checkpoints}
-    scores = {}
-    for fold, folder in ({PREDICTIONS: predictions} if predictions else validations).items():
-        try:
-            if not predictions:
-                _check_validation(trained, fold, folder)
-            references = labels or _references(trained, folder)
-            cases = [path.name for path in segmentation_files(folder)]
-            scores[fold] = evaluate_folder(
-                folder, references, trained.classes, tolerance_mm=tolerance_mm, ignore_label=trained.ignore_label,
-                cases=cases,
-            )  # fmt: skip
-            without = len(segmentation_files(references)) - len(cases)
-            if predictions and without:
-                problems.append(f"{without} references in {references} have no segmentation in {folder}.")
-        except (ValueError, OSError, RuntimeError) as error:
-            problems.append(f"{trained.folder.name}, fold {fold}, has no quality in the report: {error}")
-    return scores
-
-
-def _check_validation(trained: TrainedModel, fold: str, folder: Path) -> None:
-    if not (folder / "summary.json").is_file():
-        trainer, plans, configuration = [*trained.folder.name.split("__"), "", ""][:3]
-        raise FileNotFoundError(
-            f"{folder} has no summary.json: the validation did not end. Run: nnUNetv2_train DATASET "
-            f"{configuration or trained.configuration} {fold} -tr {trainer} -p {plans or trained.plans['plans_name']} "
-            f"--val"
-        )
-    if not segmentation_files(folder):
-        raise FileNotFoundError(
-            f"{folder} holds no segmentations. Make some with nnUNetv2_predict_from_modelfolder -m {trained.folder} "
-            f"-i IMAGES -o OUT and give --predictions OUT --labels LABELS."
-        )
-
-
-def _references(trained: TrainedModel, validation: Path) -> Path:
-    """The folder of references that nnU-Net validated with."""
-    cases = json.loads((validation / "summary.json").read_text()).get("metric_per_case", [])
-    named = {Path(case["reference_file"]).parent for case in cases if "reference_file" in case}
-    named |= {Path(nnUNet_preprocessed or "") / trained.plans["dataset_name"] / "gt_segmentations"}
-    for folder in named:
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(
-        f"the references are not where nnU-Net had them ({', '.join(str(folder) for folder in sorted(named))}); give "
-        f"--labels FOLDER, such as nnUNet_raw{os.sep}{trained.plans['dataset_name']}{os.sep}labelsTr."
-    )
-
-
 def _differences(model: ModelReport, baseline: ModelReport) -> dict[str, PairedDifference]:
-    common = sorted(model.cases.keys() & baseline.cases.keys())
-    if not common:
+    if model.dataset != baseline.dataset:
         return {}
+    found = {metric: common_values(model, baseline, metric) for metric in COMPARED}
     return {
-        metric: paired_difference(*([one.cases[case].mean(metric) for case in common] for one in (model, baseline)))
-        for metric in COMPARED
+        metric: paired_difference(*zip(*values.values(), strict=True)) for metric, values in found.items() if values
     }
+
+
+def _unequal(model: ModelReport, baseline: ModelReport) -> list[str]:
+    """What makes two models' means no fair comparison."""
+    both = f"{model.name} and {baseline.name}"
+    found = []
+    if model.dataset != baseline.dataset:
+        found.append(f"{both} are of different data sets, {model.dataset} and {baseline.dataset}: no case is compared.")
+    elif model.scores and baseline.scores and model.cases.keys() != baseline.cases.keys():
+        common = len(model.cases.keys() & baseline.cases.keys())
+        found.append(
+            f"{both}: the means are over different cases, {len(model.cases)} and {len(baseline.cases)}; the "
+            f"differences are over the {common} in common."
+        )
+    other = [name for name, values in model.classes.items() if values != baseline.classes.get(name)]
+    if other and model.dataset == baseline.dataset:
+        found.append(f"{both}: {', '.join(other)} are not the same classes, and not in the differences.")
+    if (model.configuration, model.patch_size) != (baseline.configuration, baseline.patch_size):
+        found.append(
+            f"{both}: their patches differ, so what one patch costs is not what an image costs; no ratios are given."
+        )
+    return found
+
+
+def _words(error: BaseException) -> str:
+    return f"{error}" if isinstance(error, (ValueError, OSError, RuntimeError)) else f"{type(error).__name__}: {error}"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from ..trainers.checkpoints import write_atomically
+from .progress import Progress
 from .report import make_report
 from .report_data import as_json, write_data
 from .report_html import write_html
@@ -18,7 +18,7 @@ from .report_table import print_report
 
 
 def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, **options) -> list[Path]:
-    """Compare trained models and write report.html, report.txt, report.json, report.csv and cases.csv into a folder.
+    """Compare trained models and write report.json, report.csv, cases.csv, report.txt and report.html into a folder.
 
     Args:
         folders: The models'.
@@ -31,17 +31,16 @@ def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, 
 
     Raises:
         FileNotFoundError, ValueError: As `make_report`; nothing is written then.
+        OSError: The folder cannot be written, which is found out before anything is measured.
     """
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"{output} is a file; give the name of a folder with -o.")
-    made = make_report(folders, say=lambda text: print(text, file=sys.stderr), **options)
+    _check_writable(output)
+    made = make_report(folders, progress=Progress(), **options)
     output.mkdir(parents=True, exist_ok=True)
-    page = output / "report.html"
-    write_html(made, page)
     text = io.StringIO()
     print_report(made, Console(file=text, width=120))
+    written = [*write_data(made, output), output / "report.txt", output / "report.html"]
     write_atomically(output / "report.txt", lambda path: Path(path).write_text(text.getvalue(), encoding="utf-8"))
-    written = [page, output / "report.txt", *write_data(made, output)]
+    write_html(made, output / "report.html")
     if json_output:
         print(json.dumps(as_json(made), indent=1))
     else:
@@ -50,3 +49,18 @@ def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, 
         for path in written:
             console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
     return written
+
+
+def _check_writable(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file; give the name of a folder with -o.")
+    existed = output.exists()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / ".nnunet_sauron"
+        probe.touch()
+        probe.unlink()
+        if not existed:
+            output.rmdir()
+    except OSError as error:
+        raise OSError(f"{output} cannot be written ({error}); choose another folder with -o.") from error

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from .. import __version__
 from ..trainers.checkpoints import write_atomically
-from .evaluation import CaseScore, mean_score
+from .evaluation import ClassScore
 from .report import ModelReport, Report
+from .timing import machine
 
 METRICS = ("dice", "hd95", "surface_dice", "absolute_volume_error", "volume_error")
+COUNTS = ("cases", "empty_prediction", "empty_reference", "both_empty")
 MEAN = "mean"  # stands for a fold
+ALL = "all"  # nnU-Net's name for the fold that trains on everything
 
 
 def fold_numbers(model: ModelReport, fold: str) -> dict[str, float]:
@@ -30,14 +30,16 @@ def fold_numbers(model: ModelReport, fold: str) -> dict[str, float]:
     Returns:
         channels; parameters; macs and flops of one patch; weights_bytes; peak_memory_bytes; seconds_cpu, seconds_cuda
         and their interquartile ranges (`_iqr`); epoch_time_ratio; `METRICS` as means over cases and classes (hd95 in
-        mm, volume errors as fractions) and for each class (`dice: NAME`, ...); cases; and how many pairs of a case and
-        a class have an empty_prediction, an empty_reference, or both_empty.
+        mm, volume errors as fractions) and for each class (`dice: NAME`, ...); cases; how many pairs of a case and a
+        class have an empty_prediction, an empty_reference, or both_empty (again also for each class); and channels of
+        each stage (`channels: encoder.stages.0`, ...).
     """
     numbers: dict[str, float] = {}
     if fold in model.folds:
         one = model.folds[fold]
         if one.widths:
             numbers["channels"] = sum(one.widths.values())
+            numbers.update({f"channels: {stage}": width for stage, width in stage_channels(one.widths).items()})
         numbers.update(_cost(one.cost))
         for device, timing in one.timing.items():
             numbers[f"seconds_{device}"] = timing.median
@@ -46,28 +48,44 @@ def fold_numbers(model: ModelReport, fold: str) -> dict[str, float]:
             numbers["epoch_time_ratio"] = one.epoch_time_ratio
     scores = model.scores.get(fold, [])
     if scores:
+        of_class = {name: [score.classes[name] for score in scores] for name in model.classes}
         numbers["cases"] = len(scores)
-        numbers.update(_empty(scores))
-        numbers.update({metric: mean_score(scores, metric).value for metric in METRICS})
-        for name in scores[0].classes:
-            numbers.update({f"{metric}: {name}": mean_score(scores, metric, name).value for metric in METRICS})
+        numbers.update(_means([one for found in of_class.values() for one in found]))
+        for name, found in of_class.items():
+            numbers.update({f"{key}: {name}": value for key, value in _means(found).items()})
     return numbers
 
 
 def mean_numbers(model: ModelReport) -> dict[str, float]:
-    """The mean over folds of each number that is known of any; counts of cases are added up."""
+    """The mean over folds of each number that is known of any; counts of cases are added up.
+
+    Fold "all" is left out beside others: it was validated on what it was trained with.
+    """
     folds = [fold_numbers(model, fold) for fold in _folds(model)]
+    if len(folds) > 1 and ALL in model.folds:
+        folds.pop(_folds(model).index(ALL))
     means = {}
     for key in dict.fromkeys(key for numbers in folds for key in numbers):
         values = [numbers[key] for numbers in folds if not math.isnan(numbers.get(key, math.nan))]
-        combine = sum if key in ("cases", *_empty([])) else statistics.fmean
+        combine = sum if key.split(":")[0] in COUNTS else statistics.fmean
         means[key] = combine(values) if values else math.nan
     return means
 
 
+def stage_channels(widths: Mapping[str, int]) -> dict[str, int]:
+    """Channels of a network's stages, added up over their layers; a transposed convolution belongs to its stage."""
+    stages: dict[str, int] = {}
+    for name, width in widths.items():
+        part, kind, number, *_ = [*name.replace("transpconvs", "stages").split("."), "", ""]
+        stage = f"{part}.{kind}.{number}" if kind == "stages" else part
+        stages[stage] = stages.get(stage, 0) + width
+    return stages
+
+
 def dense_numbers(model: ModelReport) -> dict[str, float]:
     """What the network of the model's plans costs."""
-    return {"channels": sum(model.dense_widths.values()), **_cost(model.dense_cost)}
+    channels = {"channels": sum(model.dense_widths.values())} if model.dense_widths else {}
+    return channels if model.dense_cost is None else {**channels, **_cost(model.dense_cost)}
 
 
 def summary_frame(report: Report) -> pd.DataFrame:
@@ -97,11 +115,7 @@ def as_json(report: Report) -> dict:
     return _plain({
         "made_by": f"nnunet-sauron {__version__}",
         "date": date.today().isoformat(),
-        "machine": {
-            "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-            "threads": report.threads, "torch": torch.__version__,
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
+        "machine": {**machine(), "threads": report.threads},
         "baseline": report.baseline,
         "surface_dice_tolerance_mm": report.tolerance_mm,
         "problems": report.problems,
@@ -133,7 +147,7 @@ def write_data(report: Report, folder: Path) -> list[Path]:
         "cases.csv": case_frame(report).to_csv(index=False),
     }
     for name, text in texts.items():
-        write_atomically(folder / name, lambda path, text=text: Path(path).write_text(text))
+        write_atomically(folder / name, lambda path, text=text: Path(path).write_text(text, encoding="utf-8"))
     return [folder / name for name in texts]
 
 
@@ -148,9 +162,15 @@ def _cost(cost) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _empty(scores: list[CaseScore]) -> dict[str, int]:
-    pairs = [(one.predicted_ml > 0, one.reference_ml > 0) for score in scores for one in score.classes.values()]
+def _means(scores: Sequence[ClassScore]) -> dict[str, float]:
+    """Means where they are defined, and counts of empty masks."""
+    pairs = [(one.predicted_ml > 0, one.reference_ml > 0) for one in scores]
+    means = {}
+    for metric in METRICS:
+        values = [value for value in (getattr(one, metric) for one in scores) if not math.isnan(value)]
+        means[metric] = statistics.fmean(values) if values else math.nan
     return {
+        **means,
         "empty_prediction": pairs.count((False, True)),
         "empty_reference": pairs.count((True, False)),
         "both_empty": pairs.count((False, False)),
@@ -165,6 +185,8 @@ def _details(model: ModelReport, fold: str) -> dict:
         "widths": one.widths,
         "timing": {device: asdict(timing) for device, timing in one.timing.items()},
         "epoch_seconds": one.epoch_seconds,
+        "widths_by_epoch": [epoch["widths"] for epoch in one.history],
+        "tau_by_epoch": [epoch["state"]["tau"] for epoch in one.history if "tau" in epoch["state"]],
     }
 
 

@@ -10,19 +10,27 @@ from .. import __version__
 from ..trainers.checkpoints import write_atomically
 from .report import Report
 from .report_plots import pictures
-from .report_table import COST, EMPTY, QUALITY, class_rows, comparison_rows, fold_rows, notes, rows, width_rows
+from .report_table import (
+    COST,
+    EMPTY,
+    QUALITY,
+    class_rows,
+    comparison_rows,
+    fold_rows,
+    notes,
+    rows,
+    stage_rows,
+    width_rows,
+)
 
 # Okabe and Ito's colour-blind-safe palette; on white its light colours are darkened, on black its dark ones lightened.
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1a1a1a; --faint: #c4c4c4; --band: #f3f4f6;
   --series-0: #111111; --series-1: #0072b2; --series-2: #c85000; --series-3: #007d5c; --series-4: #b0568c;
-  --series-5: #a87000; --series-6: #2b83b8; --series-7: #777777; }
+  --series-5: #a87000; --series-6: #6a4fb3; --series-7: #777777; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14161a; --ink: #e8e8e8; --faint: #4a4f57; --band: #1f2329;
   --series-0: #ffffff; --series-1: #56b4e9; --series-2: #ff8c42; --series-3: #2fc79b; --series-4: #e79bc4;
-  --series-5: #f0c040; --series-6: #7fc8f0; --series-7: #aaaaaa; } }
-@media print { :root { --paper: #ffffff; --ink: #000000; --faint: #c4c4c4; --band: #ffffff;
-  --series-0: #111111; --series-1: #0072b2; --series-2: #c85000; --series-3: #007d5c; --series-4: #b0568c;
-  --series-5: #a87000; --series-6: #2b83b8; --series-7: #777777; } figure { break-inside: avoid; } }
+  --series-5: #f0c040; --series-6: #b9a3ff; --series-7: #aaaaaa; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 72rem; padding: 1rem; background: var(--paper); color: var(--ink);
   font: 15px/1.45 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -38,9 +46,15 @@ figure { margin: 1.5rem 0; } figcaption { margin-bottom: 0.4rem; }
 svg { width: 100%; max-width: var(--width); height: auto; display: block; } svg text { font-family: inherit; }
 .problems { background: var(--band); border-left: 4px solid var(--series-2); padding: 0.5rem 1rem; }
 .problems li, li { overflow-wrap: anywhere; }
-thead th { white-space: normal; max-width: 16rem; } tbody th { font-weight: normal; }
+thead th { white-space: normal; max-width: 16rem; overflow-wrap: anywhere; } tbody th { font-weight: normal; }
 @media (max-width: 40rem) { body { padding: 0.6rem; } th:first-child, td:first-child { min-width: 8rem; }
   svg { min-width: min(40rem, var(--width)); } }
+@media print { :root { --paper: #ffffff; --ink: #000000; --faint: #c4c4c4; --band: #ffffff;
+  --series-0: #111111; --series-1: #0072b2; --series-2: #c85000; --series-3: #007d5c; --series-4: #b0568c;
+  --series-5: #a87000; --series-6: #6a4fb3; --series-7: #777777; } figure { break-inside: avoid; }
+  .wide { overflow-x: visible; } table { font-size: 9pt; }
+  th, td { white-space: normal; padding-right: 0.4rem; }
+  th:first-child, td:first-child { position: static; min-width: 0; } }
 """
 
 
@@ -63,6 +77,7 @@ def page(report: Report) -> str:
         ("Cost", rows(report, COST)),
         ("Quality", rows(report, QUALITY) + rows(report, EMPTY)),
         ("Quality by class", class_rows(report)),
+        ("Channels of each stage", stage_rows(report)),
     ):
         if found:
             parts.append(_table(caption, ["", *heads], [[title, *cells] for title, cells in found]))
@@ -72,11 +87,9 @@ def page(report: Report) -> str:
             heading = ["", "mean [95 % interval]", "p (Wilcoxon)", "cases"]
             parts.append(_table(caption, heading, [list(row) for row in comparison_rows(model)]))
     parts.append("<h2>Pictures</h2>")
-    parts += [
-        f"<figure><figcaption><strong>{escape(one.title)}.</strong> {escape(one.caption)}</figcaption>"
-        f'<div class="wide">{one.svg}</div></figure>'
-        for one in pictures(report)
-    ]
+    for one in pictures(report):
+        caption = f"<strong>{escape(one.title)}.</strong> {escape(one.caption)}"
+        parts.append(f'<figure><figcaption>{caption}</figcaption><div class="wide">{one.svg}</div></figure>')
     parts.append("<h2>Every fold</h2>")
     for model in report.models:
         folds, found = fold_rows(model)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 
 import matplotlib
 import numpy as np
@@ -14,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..trainers.pruning_plot import draw_channels, draw_thresholds
-from .report import ModelReport, Report
+from .report import ModelReport, Report, common_values
 from .report_data import fold_numbers, mean_numbers
 
 # Colours that nobody draws with stand for the page's own, see `_svg`.
@@ -49,10 +51,10 @@ def pictures(report: Report) -> Iterator[Picture]:
     """All drawings for which there are data."""
     yield from _trade_off(report)
     yield from _cases(report)
-    yield from _stages(report)
+    yield from _layers(report)
     yield from _epoch_time(report)
-    for model in report.models:
-        yield from _history(model)
+    for number, model in enumerate(report.models):
+        yield from _history(model, number)
 
 
 def pareto_front(points: list[tuple[float, float]]) -> list[int]:
@@ -84,6 +86,7 @@ def _trade_off(report: Report) -> Iterator[Picture]:
     known = [key for key in axes_of if any(key in one and _is_number(one.get("dice")) for one in means.values())]
     if not known:
         return
+    same_patch = len({(model.configuration, model.patch_size) for model in report.models}) == 1
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.6 * len(known), 3.9), layout="constrained")
         panels = figure.subplots(1, len(known), sharey=True, squeeze=False)[0]
@@ -96,7 +99,8 @@ def _trade_off(report: Report) -> Iterator[Picture]:
             }
             points = list(shown.values())
             front = [points[i] for i in pareto_front(points)]
-            axes.plot(*zip(*front, strict=True), color=FAINT, linewidth=1.5, zorder=1, label="trade-off front")
+            if len(front) > 1 and (key == "parameters" or same_patch):
+                axes.plot(*zip(*front, strict=True), color=FAINT, linewidth=1.5, zorder=1, label="trade-off front")
             for i, point in shown.items():
                 model = report.models[i]
                 folds = [fold_numbers(model, fold) for fold in model.folds]
@@ -111,8 +115,8 @@ def _trade_off(report: Report) -> Iterator[Picture]:
         yield Picture(
             "Dice against cost",
             "Large marks: means over folds; small ones: folds. The line joins the models that no other one beats in "
-            "both.",
-            _svg(figure, "trade_off"),
+            "both; for costs of a patch only where all patches are alike.",
+            _svg(figure, "trade_off", "Dice against cost"),
         )
 
 
@@ -126,10 +130,10 @@ def _cases(report: Report) -> Iterator[Picture]:
         axes = figure.subplots()
         lowest = 1.0
         for i, model in others:
-            common = sorted(model.cases.keys() & baseline.cases.keys())
-            pairs = np.array([(baseline.cases[c].mean("dice"), model.cases[c].mean("dice")) for c in common])
+            pairs = np.array(list(common_values(model, baseline, "dice").values()))[:, ::-1]
             axes.scatter(*pairs.T, s=22, color=_colour(i), marker=_marker(i), alpha=0.8, label=_label(model))
-            lowest = min(lowest, np.nanmin(pairs, initial=1.0))
+            if not np.isnan(pairs).all():
+                lowest = min(lowest, np.nanmin(pairs))
         low = max(0.0, math.floor(10 * lowest) / 10 - 0.02)
         axes.plot([low, 1], [low, 1], color=INK, linewidth=1)
         axes.set(xlim=(low, 1.01), ylim=(low, 1.01), xlabel=f"Dice, {_label(baseline)}", ylabel="Dice")
@@ -138,14 +142,14 @@ def _cases(report: Report) -> Iterator[Picture]:
         yield Picture(
             "Dice of each case against the baseline's",
             "A mark a case, mean over classes; above the line the model is better than the baseline.",
-            _svg(figure, "cases"),
+            _svg(figure, "cases", "Dice of each case against the baseline's"),
         )
 
 
-def _stages(report: Report) -> Iterator[Picture]:
+def _layers(report: Report) -> Iterator[Picture]:
     shown = [
         (i, model, one) for i, model in enumerate(report.models)
-        for one in [next(iter(model.folds.values()))] if one.widths and one.widths.keys() == model.dense_widths.keys()
+        for one in list(model.folds.values())[:1] if one.widths and one.widths.keys() == model.dense_widths.keys()
     ]  # fmt: skip
     if not shown:
         return
@@ -167,16 +171,16 @@ def _stages(report: Report) -> Iterator[Picture]:
         for axes in grid[len(shown) :]:
             axes.remove()
         yield Picture(
-            "Channels of each layer, stage by stage",
+            "Channels of each layer",
             "Wide bars: what the plans describe; narrow bars: the network now (the first fold's).",
-            _svg(figure, "stages"),
+            _svg(figure, "layers", "Channels of each layer, in the plans and now"),
         )
 
 
 def _epoch_time(report: Report) -> Iterator[Picture]:
     shown = [
         (i, model, one.epoch_seconds) for i, model in enumerate(report.models)
-        for one in [next(iter(model.folds.values()))] if len(one.epoch_seconds) > 1
+        for one in list(model.folds.values())[:1] if len(one.epoch_seconds) > 1
     ]  # fmt: skip
     if not shown:
         return
@@ -194,37 +198,37 @@ def _epoch_time(report: Report) -> Iterator[Picture]:
             "Epoch time",
             "Each epoch's time over the first one's (the first fold's training); what else the machine did then is in "
             "it.",
-            _svg(figure, "epoch_time"),
+            _svg(figure, "epoch_time", "Epoch time over the first epoch's"),
         )
 
 
-def _history(model: ModelReport) -> Iterator[Picture]:
-    history = next(iter(model.folds.values())).history
+def _history(model: ModelReport, number: int) -> Iterator[Picture]:
+    history = next((fold.history for fold in model.folds.values()), [])
     if not history or history[0]["widths"].keys() != model.dense_widths.keys():
         return
-    names = list(model.dense_widths)
+    names, title = list(model.dense_widths), model.name.replace("__", " ")
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(8.6, 1.8 + 0.17 * len(names)), layout="constrained")
         draw_channels(figure, figure.subplots(), history, model.dense_widths)
         yield Picture(
-            f"Channels over the epochs: {_label(model)}",
+            f"Channels over the epochs: {title}",
             "A row a layer (the first fold's training); right: channels at the end, of those in the plans.",
-            _svg(figure, f"channels {model.name}"),
+            _svg(figure, f"channels_{number}", f"Channels over the epochs of {model.name}"),
         )
-        if "tau" in history[-1]["state"]:
+        if all("tau" in epoch["state"] for epoch in history):
             figure = Figure(figsize=(7.2, 3.2), layout="constrained")
             axes = figure.subplots()
             axes.set_facecolor("#f4f4f4")  # in every theme: on black the first layers' colours would not be seen
             draw_thresholds(axes, history, names)
             yield Picture(
-                f"Thresholds over the epochs: {_label(model)}",
+                f"Thresholds over the epochs: {title}",
                 "Below its layer's threshold a channel is redundant; each layer's adjusts itself.",
-                _svg(figure, f"tau {model.name}"),
+                _svg(figure, f"tau_{number}", f"Thresholds over the epochs of {model.name}"),
             )
 
 
-def _svg(figure: Figure, name: str) -> str:
-    """The figure with the page's colours; `name` keeps the ids of a page's drawings apart."""
+def _svg(figure: Figure, name: str, title: str) -> str:
+    """The figure with the page's colours; `name` keeps the ids of a page's drawings apart, `title` is read aloud."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
@@ -233,10 +237,9 @@ def _svg(figure: Figure, name: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     width = figure.get_size_inches()[0] * 96
-    svg = svg.replace("<svg", f'<svg style="--width: {width:.0f}px" role="img" aria-label="{name}"', 1)
-    prefix = re.sub(r"\W", "_", name)
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", svg)
+    svg = svg.replace("<svg", f'<svg style="--width: {width:.0f}px" role="img" aria-label="{escape(title)}"', 1)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\1{name}-", svg)
     for colour, variable in ((INK, "--ink"), (FAINT, "--faint"), *((c, f"--series-{i}") for i, c in enumerate(SERIES))):
         svg = svg.replace(colour, f"var({variable})")
     return svg
@@ -247,7 +250,8 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
 
 
 def _label(model: ModelReport) -> str:
-    return model.name.replace("__", " ")
+    """A model's name in lines short enough for a legend or a panel's title."""
+    return "\n".join(textwrap.wrap(model.name.replace("__", " ").replace("/", "/ "), 34))
 
 
 def _colour(model: int) -> str:
@@ -255,7 +259,8 @@ def _colour(model: int) -> str:
 
 
 def _marker(model: int) -> str:
-    return MARKERS[model % len(MARKERS)]
+    # Another mark for each colour that comes again.
+    return MARKERS[(model + model // len(SERIES)) % len(MARKERS)]
 
 
 def _is_number(value: float | None) -> bool:

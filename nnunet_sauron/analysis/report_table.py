@@ -12,7 +12,7 @@ from rich.table import Table
 
 from .paired import PairedDifference
 from .report import ModelReport, Report
-from .report_data import dense_numbers, fold_numbers, mean_numbers
+from .report_data import dense_numbers, fold_numbers, mean_numbers, stage_channels
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,19 @@ class Row:
     show: Callable[[float], str]
 
 
-def _si(unit: str = "", factor: float = 1.0) -> Callable[[float], str]:
+def _si(unit: str = "") -> Callable[[float], str]:
     def show(value: float) -> str:
-        value *= factor
-        for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        value = float(f"{value:.3g}")  # before the prefix is chosen: 999.6 million are 1 billion
+        for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
             if value >= size:
                 return f"{value / size:.3g} {prefix}{unit}"
         return f"{value:.3g} {unit}".rstrip()
 
     return show
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 COST = (
@@ -42,10 +46,10 @@ COST = (
     Row("flops", "FLOPs of a patch", _si()),
     Row("weights_bytes", "weights on disk", _si("B")),
     Row("peak_memory_bytes", "peak memory of a patch", _si("B")),
-    Row("seconds_cpu", "CPU time of a patch, ms", lambda v: f"{1000 * v:.3g}"),
-    Row("seconds_cpu_iqr", "its interquartile range, ms", lambda v: f"{1000 * v:.3g}"),
-    Row("seconds_cuda", "GPU time of a patch, ms", lambda v: f"{1000 * v:.3g}"),
-    Row("seconds_cuda_iqr", "its interquartile range, ms", lambda v: f"{1000 * v:.3g}"),
+    Row("seconds_cpu", "CPU time of a patch", _time),
+    Row("seconds_cpu_iqr", "its interquartile range", _time),
+    Row("seconds_cuda", "GPU time of a patch", _time),
+    Row("seconds_cuda_iqr", "its interquartile range", _time),
     Row("epoch_time_ratio", "last epochs' time over the first's", lambda v: f"{v:.2f}"),
 )
 QUALITY = (
@@ -55,7 +59,8 @@ QUALITY = (
     Row("absolute_volume_error", "volume error, absolute", lambda v: f"{v:.1%}"),
     Row("volume_error", "volume error, signed", lambda v: f"{v:+.1%}"),
 )
-RATIOS = {"parameters", "macs", "flops", "weights_bytes", "peak_memory_bytes", "seconds_cpu", "seconds_cuda"}
+RATIOS = ("parameters", "weights_bytes")
+RATIOS_PER_PATCH = ("macs", "flops", "peak_memory_bytes", "seconds_cpu", "seconds_cuda")
 EMPTY = (
     Row("cases", "cases", lambda v: f"{v:.0f}"),
     Row("empty_prediction", "classes missed: empty prediction", lambda v: f"{v:.0f}"),
@@ -73,29 +78,47 @@ COMPARISONS = {
 def rows(report: Report, wanted: tuple[Row, ...]) -> list[tuple[str, list[str]]]:
     """A title and a cell for each model: the mean over its folds, and for a cost its ratio to the baseline's."""
     numbers = {model.name: mean_numbers(model) for model in report.models}
+    baseline = report.model(report.baseline)
     found = []
     for row in wanted:
-        values = [numbers[model.name].get(row.key, math.nan) for model in report.models]
-        if not all(map(math.isnan, values)):
-            baseline = numbers[report.baseline].get(row.key, math.nan)
-            cells = [
-                _cell(row, value, baseline if model.name != report.baseline else math.nan)
-                for model, value in zip(report.models, values, strict=True)
-            ]
+        cells = []
+        for model in report.models:
+            value, of_baseline = (numbers[one.name].get(row.key, math.nan) for one in (model, baseline))
+            cells.append(_cell(row, value, of_baseline if _has_ratio(row, model, baseline) else math.nan))
+        if any(cell != NOTHING for cell in cells):
             found.append((row.title, cells))
     return found
 
 
+def _has_ratio(row: Row, model: ModelReport, baseline: ModelReport) -> bool:
+    if model is baseline:
+        return False
+    same_patch = (model.configuration, model.patch_size) == (baseline.configuration, baseline.patch_size)
+    return row.key in RATIOS or (row.key in RATIOS_PER_PATCH and same_patch)
+
+
 def class_rows(report: Report) -> list[tuple[str, list[str]]]:
     """Quality by class."""
-    names = list(
-        dict.fromkeys(
-            name
-            for model in report.models for scores in model.scores.values() for score in scores for name in score.classes
-        )
-    )  # fmt: skip
-    by_class = [Row(f"{row.key}: {name}", f"{row.title}, {name}", row.show) for row in QUALITY[:4] for name in names]
+    names = dict.fromkeys(name for model in report.models for name in model.classes)
+    by_class = [
+        Row(f"{row.key}: {name}", f"{name}: {row.title}", row.show)
+        for name in names for row in (*QUALITY[:4], EMPTY[1], EMPTY[2])
+    ]  # fmt: skip
     return rows(report, tuple(by_class))
+
+
+def stage_rows(report: Report) -> list[tuple[str, list[str]]]:
+    """Channels of each stage now, and of those in the plans."""
+    stages = {model.name: stage_channels(model.dense_widths) for model in report.models}
+    found = []
+    for stage in dict.fromkeys(stage for known in stages.values() for stage in known):
+        cells = []
+        for model in report.models:
+            value = mean_numbers(model).get(f"channels: {stage}", math.nan)
+            dense = stages[model.name].get(stage)
+            cells.append(NOTHING if math.isnan(value) else f"{value:.0f} of {dense}" if dense else f"{value:.0f}")
+        found.append((stage, cells))
+    return found
 
 
 def fold_rows(model: ModelReport) -> tuple[list[str], list[tuple[str, list[str]]]]:
@@ -148,15 +171,17 @@ NOTHING = "-"
 def _cell(row: Row, value: float, baseline: float) -> str:
     if math.isnan(value):
         return NOTHING
-    ratio = f" ({value / baseline:.2f}x)" if row.key in RATIOS and baseline and not math.isnan(baseline) else ""
+    ratio = f" ({value / baseline:.2f}x)" if baseline and not math.isnan(baseline) else ""
     return row.show(value) + ratio
 
 
 def notes(report: Report) -> list[str]:
     """What the numbers mean, with their sources."""
-    timing = [f"Times: median of forward passes that took turns in one process, {report.threads} CPU threads."]
-    if not any(fold.timing for model in report.models for fold in model.folds.values()):
-        timing = []
+    timed = [one for model in report.models for fold in model.folds.values() for one in fold.timing.values()]
+    timing = [
+        f"Times: median of {timed[0].repeats} forward passes after a warm-up; the networks took turns in one process, "
+        f"{report.threads} CPU threads."
+    ] if timed else []  # fmt: skip
     return [
         "MACs, FLOPs, memory and times are of one patch of the plans' size, batch 1, float32. FLOPs are PyTorch's flop "
         "counter's, of convolutions and transposed convolutions; MACs are half of them. Peak memory is weights, input "
@@ -167,20 +192,26 @@ def notes(report: Report) -> list[str]:
         "no distance, and where both are there is no Dice: such pairs of a case and a class are counted and not "
         "averaged.",
         "Volume error: (predicted - reference) / reference.",
-        f"Differences: per case, mean over classes, against {report.baseline}; 95 % bootstrap interval (BCa, 9999 "
-        "draws over cases) and Wilcoxon's signed rank test, two-sided, not corrected for the number of comparisons.",
+        f"Differences: per case, against {report.baseline}, mean over the classes where both have a value; 95 % "
+        "bootstrap interval (BCa, 9999 draws over cases) and Wilcoxon's signed rank test, two-sided, not corrected for "
+        "the number of comparisons.",
     ]
 
 
 def print_report(report: Report, console: Console) -> None:
     """The report as tables of text."""
-    headings = (escape(model.name).replace("__", "\n") for model in report.models)
-    table = Table("mean over folds", *headings)
+    table = _rich_table("mean over folds", report)
     for group in (COST, QUALITY, EMPTY):
         for title, cells in rows(report, group):
             table.add_row(title, *cells)
         table.add_section()
     console.print(table)
+    for title, found in (("by class, mean over folds", class_rows(report)), ("channels", stage_rows(report))):
+        if found:
+            table = _rich_table(title, report)
+            for row, cells in found:
+                table.add_row(row, *cells)
+            console.print(table)
     for model in report.models:
         if len(model.folds) > 1:
             heads, found = fold_rows(model)
@@ -199,3 +230,10 @@ def print_report(report: Report, console: Console) -> None:
         console.print(f"- {note}", markup=False, highlight=False)
     for problem in report.problems:
         console.print(f"! {problem}", markup=False, highlight=False, style="bold")
+
+
+def _rich_table(title: str, report: Report) -> Table:
+    table = Table(title)
+    for model in report.models:
+        table.add_column(escape(model.name).replace("__", "\n").replace("/", "/\n"), overflow="fold")
+    return table

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -97,6 +100,21 @@ def time_networks(
         for name, network in networks.items():
             network.train(modes[name])
     return {name: _summarise(values, device) for name, values in measured.items()}
+
+
+def machine() -> dict[str, str | int | None]:
+    """What a time was measured on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": named[0] if named else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+    }
 
 
 def _time_once(network: nn.Module, patch: torch.Tensor, device: torch.device) -> float:

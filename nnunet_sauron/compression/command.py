@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from ..analysis.evaluation import CaseScore, mean_score
+from ..analysis.progress import Progress
 from .compress import Compressor, Goal, Segmenter, provenance, split
-from .display import Progress, Trial, plot_trade_off, plot_widths, print_compressed, print_trials
+from .display import Trial, plot_trade_off, plot_widths, print_compressed, print_trials
 from .images import find_cases, patches
 from .model import read_prunable, write_model
 

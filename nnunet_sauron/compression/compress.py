@@ -201,13 +201,13 @@ class Segmenter:
         """New segmentations against the old ones, case by case."""
         if not self.cases:
             return []
-        return evaluate_folder(self._predict(name, weights), self.old, self.model.classes)
+        return evaluate_folder(self._predict(name, weights), self.old, self.model.segmentations)
 
     def against_labels(self, name: str) -> list[CaseScore] | None:
         """The "old" or "new" segmentations against the references, if there are any."""
         if not self.references or not self.cases:
             return None
-        return evaluate_folder(self.root / name, self.references, self.model.classes)
+        return evaluate_folder(self.root / name, self.references, self.model.segmentations)
 
     def _references(self, labels: Path) -> Path:
         if self.model.ignore_label is not None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,33 +20,6 @@ class Trial:
 
     compressed: Compressed
     agreement: Scores
-
-
-class Progress:
-    """Plain lines and, on a terminal, a bar; on standard error, since standard output may be JSON."""
-
-    def __init__(self, quiet: bool = False):
-        from rich.console import Console
-
-        self.console = Console(file=sys.stderr, quiet=quiet, soft_wrap=True)
-
-    def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
-
-    @contextmanager
-    def bar(self, text: str, total: int) -> Iterator[Callable[[str], None]]:
-        """A bar of so many units; what it yields is called with each unit's name."""
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bars
-
-        if not self.console.is_terminal:
-            self.say(text)
-            yield lambda _: None
-            return
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        with Bars(*columns, TextColumn("{task.fields[unit]}"), console=self.console) as bars:
-            task = bars.add_task(text, total=total, unit="")
-            yield lambda name: bars.update(task, advance=1, unit=name)
 
 
 def print_compressed(

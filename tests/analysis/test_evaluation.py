@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
-from nnunet_sauron.analysis.evaluation import CaseScore, evaluate_folder, mean_score, score_class
+from nnunet_sauron.analysis.evaluation import CaseScore, Segmentations, evaluate_folder, mean_score, score_class
 
-LABELS = {"background": 0, "organ": 1, "lesion": 2}
+LABELS = Segmentations({"background": 0, "organ": 1, "lesion": 2})
 SPACING = (3.0, 1.0, 0.5)  # mm, in z, y, x
 
 
@@ -59,9 +60,9 @@ def test_regions_are_unions_and_ignored_voxels_are_not_judged(tmp_path):
     save(tmp_path / "predictions" / "case_1.nii.gz", prediction)
     save(tmp_path / "references" / "case_1.nii.gz", reference)
     labels = {"background": 0, "organ": (1, 2), "lesion": [2]}
-    (score,) = evaluate_folder(tmp_path / "predictions", tmp_path / "references", labels, ignore_label=9)
+    (score,) = evaluate_folder(tmp_path / "predictions", tmp_path / "references", Segmentations(labels, 9))
     assert score.values("dice") == pytest.approx({"organ": 2 * 3 / (3 + 4), "lesion": 2 * 1 / (1 + 3)})
-    (judged,) = evaluate_folder(tmp_path / "predictions", tmp_path / "references", labels)
+    (judged,) = evaluate_folder(tmp_path / "predictions", tmp_path / "references", Segmentations(labels))
     assert judged.values("dice")["organ"] == pytest.approx(2 * 3 / (3 + 8))
 
 
@@ -123,3 +124,62 @@ def test_a_prediction_of_other_voxels_is_refused(tmp_path, shape, spacing):
     save(tmp_path / "predictions" / "case.nii.gz", np.zeros(shape, dtype=np.uint8), spacing)
     with pytest.raises(ValueError, match="same voxels"):
         evaluate_folder(tmp_path / "predictions", tmp_path / "references", LABELS)
+
+
+def test_a_slice_stored_as_a_volume_is_scored_as_a_slice():
+    # In 3D every voxel of a single slice would be surface.
+    reference, prediction = np.zeros((2, 1, 40, 40), dtype=bool)
+    reference[0, 10:30, 10:30], prediction[0, 10:30, 16:36] = True, True
+    flat = score_class(prediction[0], reference[0], (1.0, 1.0))
+    assert score_class(prediction, reference, (999.0, 1.0, 1.0)) == flat
+    assert flat.hd95 == pytest.approx(6)
+    assert flat.predicted_ml == pytest.approx(4)  # square centimetres
+
+
+def test_names_with_dots_are_different_cases(tmp_path):
+    for name in ("1.2.840.1", "1.2.840.2"):
+        for folder in ("predictions", "references"):
+            save(tmp_path / folder / f"{name}.nii.gz", np.ones((4, 4, 4), dtype=np.uint8))
+    scores = evaluate_folder(tmp_path / "predictions", tmp_path / "references", LABELS)
+    assert [score.case for score in scores] == ["1.2.840.1", "1.2.840.2"]
+
+
+def test_spacing_is_what_nnunets_reader_for_the_data_tells(tmp_path):
+    reader = Tiff3DIO()
+    for folder, at in (("predictions", 3), ("references", 1)):
+        (tmp_path / folder).mkdir()
+        mask = np.zeros((8, 8, 8), dtype=np.uint8)
+        mask[at, 2:5, 2:5] = 1
+        reader.write_seg(mask, str(tmp_path / folder / "case_1.tif"), {"spacing": (5.0, 0.5, 0.5)})
+    kind = Segmentations({"organ": 1}, ending=".tif", reader=reader)
+    (score,) = evaluate_folder(tmp_path / "predictions", tmp_path / "references", kind)
+    assert score.values("hd95") == pytest.approx({"organ": 10.0})
+
+
+def test_a_box_around_the_masks_changes_no_score():
+    random = np.random.default_rng(0)
+    blob = np.zeros((30, 30, 30), dtype=bool)
+    blob[:8, 10:20, 12:22] = True  # at the border, where there is no room for a margin
+    other = blob & (random.random(blob.shape) > 0.2)
+    wide = [np.pad(mask, ((0, 40), (20, 20), (20, 20))) for mask in (other, blob)]
+    near, far = score_class(other, blob, SPACING), score_class(*wide, SPACING)
+    assert (near.hd95, near.surface_dice, near.dice) == pytest.approx((far.hd95, far.surface_dice, far.dice))
+
+
+def test_what_is_wrong_with_a_case_is_told_and_the_others_are_scored(tmp_path):
+    for name in ("case_1", "case_2"):
+        for folder in ("predictions", "references"):
+            save(tmp_path / folder / f"{name}.nii.gz", np.ones((4, 4, 4), dtype=np.uint8))
+    (tmp_path / "predictions" / "case_1.nii.gz").unlink()
+    told, seen = [], []
+    scores = evaluate_folder(
+        tmp_path / "predictions", tmp_path / "references", LABELS, on_error=told.append, after_case=seen.append
+    )
+    assert [score.case for score in scores] == ["case_2"]
+    assert "case_1.nii.gz has no prediction" in told[0]
+    assert seen == ["case_1.nii.gz", "case_2.nii.gz"]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder of predictions.*nowhere"):
+        evaluate_folder(tmp_path / "nowhere", tmp_path, LABELS)

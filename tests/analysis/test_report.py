@@ -16,11 +16,13 @@ import pytest
 import SimpleITK
 import torch
 
-from nnunet_sauron.analysis.report import Report, make_report, short_names
+from nnunet_sauron.analysis.report import ModelReport, Report, make_report, short_names
 from nnunet_sauron.analysis.report_command import report
-from nnunet_sauron.analysis.report_data import mean_numbers
+from nnunet_sauron.analysis.report_data import as_json, mean_numbers, stage_channels
 from nnunet_sauron.analysis.report_html import page, write_html
 from nnunet_sauron.analysis.report_plots import pareto_front, pictures
+from nnunet_sauron.analysis.report_table import COST, rows
+from nnunet_sauron.analysis.timing import Timing
 from nnunet_sauron.cli import main
 
 from ..compression.small_model import write_model
@@ -145,7 +147,7 @@ def test_predictions_are_scored_in_place_of_validations(once, tmp_path):
 
 def test_files_hold_the_same_numbers(once, tmp_path, capsys):
     written = report([once / STOCK, once / SAURON], tmp_path / "out", timing_seconds=0.01)
-    assert [path.name for path in written] == ["report.html", "report.txt", "report.json", "report.csv", "cases.csv"]
+    assert [path.name for path in written] == ["report.json", "report.csv", "cases.csv", "report.txt", "report.html"]
     data = json.loads((tmp_path / "out" / "report.json").read_text())
     lines = list(csv.DictReader((tmp_path / "out" / "report.csv").open()))
     cases = list(csv.DictReader((tmp_path / "out" / "cases.csv").open()))
@@ -168,8 +170,9 @@ def test_json_is_all_that_is_printed_with_json(once, tmp_path, capsys):
 def test_what_is_missing_is_named_with_the_command_that_makes_it(folders):
     (folders / SAURON / "fold_1" / "validation" / "summary.json").unlink()
     found = made(folders)
-    (problem,) = found.problems
-    assert "nnUNetv2_train DATASET 2d 1 -tr SauronTrainer -p nnUNetPlans --val" in problem
+    problem, unequal = found.problems
+    assert "nnUNetv2_train Dataset001_Random 2d 1 -tr SauronTrainer -p nnUNetPlans --val" in problem
+    assert "over different cases, 3 and 6" in unequal
     assert list(found.models[1].scores) == ["0"]
 
 
@@ -195,7 +198,7 @@ def test_references_that_moved_are_asked_for(folders):
 def test_other_cases_than_the_baselines_are_said(folders):
     shutil.rmtree(folders / STOCK / "fold_1")
     shutil.rmtree(folders / SAURON / "fold_0")
-    assert "no scored case in common" in made(folders).problems[-1]
+    assert "over the 0 in common" in made(folders).problems[-1]
 
 
 def test_a_compressed_model_does_not_show_the_log_of_its_source(folders):
@@ -215,6 +218,131 @@ def test_a_history_of_another_version_is_said_and_the_rest_reported(folders):
     assert "pip install -U nnunet-sauron" in found.problems[0]
     assert mean_numbers(found.models[1])["cases"] == 2 * CASES
     assert page(found)
+
+
+def test_a_class_that_the_model_missed_does_not_better_its_distance(tmp_path, once):
+    """Where the baseline has both classes, far off in the second one, and the model leaves the second one out."""
+    folders = []
+    for name, second in (("baseline", 2), ("model", 0)):
+        folders.append(write_model(tmp_path / name))
+        cases = []
+        for case in range(3):
+            reference = np.zeros((12, 12, 12), dtype=np.uint8)
+            reference[1:4, 1:4, 1:4], reference[8:11, 8:11, 8:11] = 1, 2
+            prediction = np.where(reference == 1, 1, 0).astype(np.uint8)
+            if second:
+                prediction[8 - second : 11 - second, 8:11, 8:11] = 2
+            save(tmp_path / "references" / f"case_{case}.nii.gz", reference)
+            save(tmp_path / name / "fold_0" / "validation" / f"case_{case}.nii.gz", prediction)
+            cases.append({"reference_file": str(tmp_path / "references" / f"case_{case}.nii.gz")})
+        summary = tmp_path / name / "fold_0" / "validation" / "summary.json"
+        summary.write_text(json.dumps({"metric_per_case": cases}))
+    baseline, model = make_report(folders, timing_seconds=0).models
+    assert mean_numbers(model)["hd95"] < mean_numbers(baseline)["hd95"]  # the trap: it is over other pairs
+    assert mean_numbers(model)["empty_prediction: high"] == 3
+    assert model.differences["hd95"].mean == 0
+    assert model.differences["dice"].mean < 0
+
+
+def test_models_of_other_classes_are_compared_in_none_of_them(folders):
+    path = folders / SAURON / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": {"background": 0, "low": 2, "other": 1}}))
+    found = made(folders)
+    assert "low, other are not the same classes" in found.problems[-1]
+    assert found.models[1].differences["dice"].cases == 0
+
+
+def test_a_fold_that_cannot_be_read_does_not_take_the_others_along(folders):
+    (folders / SAURON / "fold_1" / "checkpoint_final.pth").write_bytes(b"cut short")
+    found = made(folders)
+    assert list(found.models[1].folds) == ["0"]
+    assert "cannot be read" in found.problems[0]
+    assert "nnUNetv2_train Dataset001_Random 2d FOLD -tr SauronTrainer -p nnUNetPlans --c" in found.problems[1]
+
+
+def test_a_case_that_cannot_be_read_does_not_take_the_others_along(folders):
+    (folders / SAURON / "fold_1" / "validation" / "fold_1_case_0.nii.gz").write_bytes(b"cut short")
+    found = made(folders)
+    assert [len(scores) for scores in found.models[1].scores.values()] == [3, 2]
+    assert "a case is left out" in found.problems[0]
+
+
+def test_a_network_that_nobody_here_can_build_is_scored_all_the_same(folders):
+    path = folders / SAURON / "plans.json"
+    path.write_text(path.read_text().replace("unet.PlainConvUNet", "unet.SomebodyElsesUNet"))
+    found = made(folders)
+    assert found.models[1].folds == {}
+    assert mean_numbers(found.models[1])["cases"] == 2 * CASES
+    assert "SomebodyElsesUNet" in " ".join(found.problems)
+    assert page(found)
+
+
+def test_patches_of_other_sizes_have_no_ratios_of_what_a_patch_costs(folders):
+    path = folders / SAURON / "plans.json"
+    plans = json.loads(path.read_text())
+    plans["configurations"]["2d"]["patch_size"] = [64, 64]
+    path.write_text(json.dumps(plans))
+    found = made(folders)
+    assert "their patches differ" in found.problems[-1]
+    cells = dict(rows(found, COST))
+    assert "x)" in cells["parameters"][1]
+    assert "x)" not in cells["MACs of a patch"][1]
+
+
+def test_costs_of_another_checkpoint_than_the_validated_one_are_said(folders):
+    for model in (STOCK, SAURON):
+        for fold in (0, 1):
+            shutil.copy(
+                folders / model / f"fold_{fold}" / "checkpoint_final.pth",
+                folders / model / f"fold_{fold}" / "checkpoint_best.pth",
+            )
+    assert "its costs are of checkpoint_best.pth" in made(folders, checkpoint="checkpoint_best.pth").problems[0]
+
+
+def test_timing_that_fails_leaves_the_rest(folders, monkeypatch):
+    def out_of_memory(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("nnunet_sauron.analysis.report.time_networks", out_of_memory)
+    found = make_report([folders / STOCK], timing_seconds=1)
+    assert "out of memory" in found.problems[0]
+    assert mean_numbers(found.models[0])["dice"] == 1
+
+
+def test_equal_networks_are_timed_once(once, monkeypatch):
+    timed = []
+
+    def note(networks, shapes, **options):
+        timed.extend(networks)
+        return dict.fromkeys(networks, Timing(1.0, 1.0, 1.0, 3, 1, "cpu"))
+
+    monkeypatch.setattr("nnunet_sauron.analysis.report.time_networks", note)
+    found = make_report([once / STOCK, once / SAURON], timing_seconds=1)
+    assert timed == [(STOCK, "0"), (SAURON, "1")]
+    assert all(fold.timing["cpu"].median == 1 for model in found.models for fold in model.folds.values())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(once, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "nnunet_sauron.analysis.report_command.make_report", lambda *args, **options: pytest.fail("measured")
+    )
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot be written"):
+        report([once / STOCK], tmp_path / "file" / "report")
+
+
+def test_large_numbers_keep_to_three_digits():
+    show = {row.key: row.show for row in COST}
+    assert show["flops"](1.06e12) == "1.06 T"
+    assert show["macs"](999.6e6) == "1 G"
+    assert show["seconds_cpu"](12.34) == "12.3 s"
+    assert show["seconds_cpu"](0.01234) == "12.3 ms"
+
+
+def test_stages_are_sums_of_their_layers():
+    widths = {"encoder.stages.0.0.convs.0": 4, "encoder.stages.0.0.convs.1": 5, "decoder.transpconvs.0": 6,
+              "decoder.stages.0.convs.0": 7, "encoder.stem.convs.0": 8}  # fmt: skip
+    assert stage_channels(widths) == {"encoder.stages.0": 9, "decoder.stages.0": 13, "encoder": 8}
 
 
 def test_nothing_to_report_is_an_error(tmp_path, capsys):
@@ -260,21 +388,34 @@ def test_the_page_is_one_file_that_fetches_nothing(found):
 
 
 def test_names_from_outside_are_escaped(folders):
-    shutil.copytree(folders / SAURON, folders / "<script>alert(1)")
-    text = page(make_report([folders / STOCK, folders / "<script>alert(1)"], timing_seconds=0))
+    name = 'x"><script>alert(1)<'
+    shutil.copytree(folders / SAURON, folders / name)
+    found = make_report([folders / STOCK, folders / name], timing_seconds=0)
+    text = page(replace(found, models=[found.models[0], with_history(found.models[1])]))
+    assert text.count("<details>") == 2  # all of it was written
     assert "<script>" not in text
 
 
-def test_a_pruning_history_is_drawn(found):
-    stock, sauron = found.models
-    names = sauron.dense_widths
+def with_history(model: ModelReport) -> ModelReport:
+    """With three epochs in which every layer loses a channel."""
+    names = model.dense_widths
     history = [
         {"widths": {n: w - epoch for n, w in names.items()}, "state": {"tau": dict.fromkeys(names, 0.1 * epoch)}}
         for epoch in range(3)
     ]
-    folds = {"0": replace(sauron.folds["0"], history=history)}
-    drawn = [one.title for one in pictures(replace(found, models=[stock, replace(sauron, folds=folds)]))]
+    return replace(model, folds={"0": replace(model.folds["0"], history=history)})
+
+
+def test_a_pruning_history_is_drawn_and_stands_in_the_data(found):
+    stock, sauron = found.models
+    pruned = replace(found, models=[stock, with_history(sauron)])
+    drawn = [one.title for one in pictures(pruned)]
     assert drawn[-2:] == [f"{what} over the epochs: {SAURON.replace('__', ' ')}" for what in ("Channels", "Thresholds")]
+    fold = as_json(pruned)["models"][1]["folds"]["0"]
+    assert [sum(widths.values()) for widths in fold["widths_by_epoch"]] == [
+        sum(sauron.dense_widths.values()) - epoch * len(sauron.dense_widths) for epoch in range(3)
+    ]
+    assert len(fold["tau_by_epoch"]) == 3
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here to open the page with")

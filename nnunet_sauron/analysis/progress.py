@@ -1,0 +1,35 @@
+"""Progress on standard error, since standard output may be JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Progress:
+    """Plain lines and, on a terminal, a bar."""
+
+    def __init__(self, quiet: bool = False):
+        from rich.console import Console
+
+        self.console = Console(file=sys.stderr, quiet=quiet, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
+    @contextmanager
+    def bar(self, text: str, total: int) -> Iterator[Callable[[str], None]]:
+        """A bar of so many units; what it yields is called with each unit's name."""
+        from rich.markup import escape
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        if not self.console.is_terminal:
+            self.say(text)
+            yield lambda _: None
+            return
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        with Bars(*columns, TextColumn("{task.fields[unit]}", markup=False), console=self.console) as bars:
+            task = bars.add_task(escape(text), total=total, unit="")
+            yield lambda name: bars.update(task, advance=1, unit=name)

@@ -12,7 +12,7 @@ import torch
 from ..pruning.cost import forward_on_meta
 from .models import TrainedModel
 from .report import short_names
-from .timing import Timing, time_networks
+from .timing import Timing, machine, time_networks
 
 
 def benchmark(
@@ -81,14 +81,12 @@ def print_benchmark(timings: dict[str, Timing], *, json_output: bool) -> None:
     table.columns[0].overflow = "fold"
     for name, one in timings.items():
         spread = f"{1000 * one.lower_quartile:.3g} to {1000 * one.upper_quartile:.3g}"
-        table.add_row(
-            escape(name).replace("__", "\n"), f"{1000 * one.median:.3g}", spread, f"{one.median / first.median:.2f}"
-        )
+        ratio = f"{one.median / first.median:.2f}"
+        table.add_row(escape(name).replace("__", "\n"), f"{1000 * one.median:.3g}", spread, ratio)
     console = Console(highlight=False)
     console.print(table)
-    console.print(
-        f"{first.repeats} forward passes each, after a warm-up, taking turns, on {first.device}, {first.threads} CPU threads"
-    )
+    how = f"on {first.device}, {first.threads} CPU threads"
+    console.print(f"{first.repeats} forward passes each, after a warm-up, taking turns, {how}")
 
 
 def _check(network: torch.nn.Module, channels: int, size: Sequence[int], model: TrainedModel) -> None:

@@ -12,6 +12,7 @@ from .checkpoints import read_checkpoint
 from .plots import NowAndThen
 from .resizing import ResizingTrainer
 from .settings import TrainingSettings, read_settings
+from .snapshots import Snapshots, SnapshotSettings
 
 NUM_EPOCHS = 50
 INITIAL_LR = 1e-3  # a tenth of nnU-Net's
@@ -39,13 +40,16 @@ class CompressedTrainer(ResizingTrainer):
     """
 
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
-        training, settings = read_settings(type(self), TrainingSettings, CompressedSettings)
+        training, settings, snapshot_settings = read_settings(
+            type(self), TrainingSettings, CompressedSettings, SnapshotSettings
+        )
         self._start = settings.start_from and read_checkpoint(_checkpoint(Path(settings.start_from), fold))
         self._start_name = settings.start_from
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.initial_lr = NUM_EPOCHS, INITIAL_LR
         training.apply_to(self)
         self.logger.plot_progress_png = NowAndThen(self, self.logger.plot_progress_png)
+        self._snapshots = Snapshots(self, snapshot_settings)
 
     def initialize(self) -> None:
         super().initialize()
@@ -63,6 +67,11 @@ class CompressedTrainer(ResizingTrainer):
         super().on_train_start()
         if self._start_name and self.current_epoch == 0:
             self.print_to_log_file(f"{type(self).__name__}: started from {self._start_name}")
+        self._snapshots.start()
+
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+        self._snapshots.after_epoch()
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         if not self.was_initialized:

@@ -32,6 +32,7 @@ from .plots import NowAndThen
 from .pruning_plot import plot_pruning
 from .resizing import ResizingTrainer
 from .settings import TrainingSettings, read_settings
+from .snapshots import Snapshots, SnapshotSettings
 
 SERIES = "pruning"
 NNUNET_EPOCHS = 1000  # nnU-Net's length of training, which its constructor sets
@@ -55,7 +56,9 @@ class PruningTrainer(ResizingTrainer):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
         if not hasattr(nnunet_logger, "MetaLogger"):
             raise RuntimeError("This nnU-Net is too old for nnunet-sauron; 2.8 is needed: pip install -U nnunetv2")
-        training, self.pruning_settings = read_settings(type(self), TrainingSettings, self.Method.Settings)
+        training, self.pruning_settings, snapshot_settings = read_settings(
+            type(self), TrainingSettings, self.Method.Settings, SnapshotSettings
+        )
         self._check_target(plans, configuration, dataset_json, training.num_epochs or NNUNET_EPOCHS)
         super().__init__(plans, configuration, fold, dataset_json, device)
         training.apply_to(self)
@@ -63,6 +66,7 @@ class PruningTrainer(ResizingTrainer):
         self._steps_done = 0
         self.logger.plot_progress_png = NowAndThen(self, self.logger.plot_progress_png)
         self._plot = NowAndThen(self, self._plot_pruning)
+        self._snapshots = Snapshots(self, snapshot_settings)
         self._last_regulariser: torch.Tensor | None = None
 
     def _check_target(self, plans: dict, configuration: str, dataset_json: dict, num_epochs: int) -> None:
@@ -116,10 +120,11 @@ class PruningTrainer(ResizingTrainer):
             ]
             if changed:
                 self.print_to_log_file(f"WARNING: settings differ from those before the resume: {', '.join(changed)}")
+        self._snapshots.start()
 
     def _settings(self) -> dict:
         training = {name: getattr(self, name) for name in asdict(TrainingSettings())}
-        return {**asdict(self.pruning_settings), **training}
+        return {**asdict(self.pruning_settings), **training, **asdict(self._snapshots.settings)}
 
     def on_epoch_start(self) -> None:
         if self.current_epoch > 0 and self.history()[self.current_epoch - 1]["keep"]:
@@ -169,6 +174,7 @@ class PruningTrainer(ResizingTrainer):
         if self.local_rank == 0:
             self._plot()
         self.current_epoch += 1
+        self._snapshots.after_epoch()  # what this epoch decided goes before the next one: still this epoch's network
 
     def _plot_pruning(self) -> None:
         try:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from .nnunet import NnUNet, channels_by_epoch
 
@@ -41,8 +44,15 @@ def hippocampus(tmp_path_factory) -> NnUNet:
     return nnunet
 
 
-def test_sauron_keeps_the_dice_on_held_out_hippocampi_with_fewer_channels(hippocampus, tmp_path):
-    hippocampus.train(DATASET, "2d", 0, trainer="SauronTrainer", setting=SETTINGS)
+@pytest.fixture(scope="module")
+def trained(hippocampus) -> NnUNet:
+    """With SauronTrainer, keeping snapshots of feature maps."""
+    hippocampus.train(DATASET, "2d", 0, trainer="SauronTrainer", setting=f"{SETTINGS},snapshot_every=8")
+    return hippocampus
+
+
+def test_sauron_keeps_the_dice_on_held_out_hippocampi_with_fewer_channels(trained, tmp_path):
+    hippocampus = trained
     channels = channels_by_epoch(
         hippocampus.model_folder(DATASET, "2d", "SauronTrainer") / "fold_0/checkpoint_final.pth"
     )
@@ -56,6 +66,61 @@ def test_sauron_keeps_the_dice_on_held_out_hippocampi_with_fewer_channels(hippoc
         "-pfile", tmp_path / "plans.json", "-np", 1,
     )  # fmt: skip
     assert json.loads((tmp_path / "summary.json").read_text())["foreground_mean"]["Dice"] > 0.6
+
+
+def test_stock_sauron_and_flat_are_reported_side_by_side(trained, tmp_path):
+    short = "num_epochs=2,num_iterations_per_epoch=6,num_val_iterations_per_epoch=1"
+    sauron(trained, "plan", "-d", DATASET, "-c", "2d", "--flat", 8)
+    trained.train(DATASET, "2d", 0, trainer="StockTrainer", setting=short)
+    trained.train(DATASET, "2d", 0, trainer="StockTrainer", plans="nnUNetLUnet8Plans", setting=short)
+    folders = [
+        trained.model_folder(DATASET, "2d", trainer, plans)
+        for trainer, plans in (
+            ("StockTrainer", "nnUNetPlans"), ("SauronTrainer", "nnUNetPlans"), ("StockTrainer", "nnUNetLUnet8Plans"),
+        )
+    ]  # fmt: skip
+    printed = sauron(trained, "report", *folders, "-o", tmp_path / "report", "--timing", 5)
+    assert "Wilcoxon" in printed
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["problems"] == []
+    stock, pruned, flat = (model["mean"] for model in report["models"])
+    assert flat["parameters"] < pruned["parameters"] < stock["parameters"] == report["models"][1]["dense"]["parameters"]
+    # nnU-Net's own validation of the same segmentations; it has no distances to compare.
+    validated = json.loads((folders[1] / "fold_0" / "validation" / "summary.json").read_text())
+    assert pruned["empty_prediction"] == pruned["empty_reference"] == 0
+    assert pruned["dice"] == pytest.approx(validated["foreground_mean"]["Dice"], abs=1e-6)
+    assert pruned["hd95"] < stock["hd95"] or math.isnan(stock["hd95"] or math.nan)
+    assert (tmp_path / "report" / "report.html").stat().st_size > 100_000
+
+
+def test_feature_maps_and_their_clusters_are_shown(trained, tmp_path):
+    model = trained.model_folder(DATASET, "2d", "SauronTrainer")
+    case = next((model / "fold_0" / "validation").glob("*.nii.gz")).name.removesuffix(".nii.gz")
+    raw = trained.dataset_folder(trained.raw, DATASET)
+    sauron(
+        trained, "feature_maps", "-m", model, "-f", 0, "-i", raw / "imagesTr" / f"{case}_0000.nii.gz",
+        "--labels", raw / "labelsTr" / f"{case}.nii.gz", "-o", tmp_path / "maps", "--nifti",
+    )  # fmt: skip
+    layer = "decoder.stages.2.convs.0"
+    width = channels_of(model / "fold_0" / "checkpoint_final.pth")[layer]
+    assert len(list((tmp_path / "maps").glob("map_*.nii.gz"))) == width
+    assert (tmp_path / "maps" / "feature_maps_1.png").is_file()
+
+    printed = sauron(trained, "clusterability", "-m", model, "-o", tmp_path / "clusters", "--json")
+    found = json.loads(printed[printed.index("{") : printed.rindex("}") + 1])
+    assert found["models"][0]["snapshots"] == [0, 8, 16, 24, 32, 40, 48]
+    assert {trend["layer"] for trend in found["trends"]} >= {layer, "encoder.stages.0.0.convs.0"}
+    assert len(list((tmp_path / "clusters").glob("*.png"))) == 3
+
+
+def sauron(nnunet: NnUNet, *words: object) -> str:
+    """Our own command."""
+    return nnunet.run(sys.executable, "-c", "import sys; from nnunet_sauron.cli import main; sys.exit(main())", *words)
+
+
+def channels_of(checkpoint: Path) -> dict[str, int]:
+    """Channels of each layer at the end of a training."""
+    return torch.load(checkpoint, weights_only=False)["logging"]["pruning"][-1]["widths"]
 
 
 def _part_of_the_decathlon(root: Path) -> Path:

@@ -98,13 +98,14 @@ def _has_ratio(row: Row, model: ModelReport, baseline: ModelReport) -> bool:
 
 
 def class_rows(report: Report) -> list[tuple[str, list[str]]]:
-    """Quality by class."""
+    """Quality by class, and empty masks where there are any."""
     names = dict.fromkeys(name for model in report.models for name in model.classes)
     by_class = [
         Row(f"{row.key}: {name}", f"{name}: {row.title}", row.show)
         for name in names for row in (*QUALITY[:4], EMPTY[1], EMPTY[2])
     ]  # fmt: skip
-    return rows(report, tuple(by_class))
+    found = rows(report, tuple(by_class))
+    return [(title, cells) for title, cells in found if set(cells) - {"0", NOTHING}]  # masks that are never empty
 
 
 def stage_rows(report: Report) -> list[tuple[str, list[str]]]:

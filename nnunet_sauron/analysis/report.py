@@ -23,6 +23,7 @@ from .report_scores import score_model
 from .timing import Timing, time_networks
 
 SECONDS_OF_TIMING = 60.0  # for all networks of a report together
+SCATTER = 0.3  # of a median: a wider middle half tells of other work on the machine
 # Attributes of ClassScore that are compared with the baseline's, case by case.
 COMPARED = ("dice", "hd95", "surface_dice", "absolute_volume_error")
 
@@ -294,6 +295,11 @@ def _time(
         except RuntimeError as error:  # such as too little memory on the GPU
             problems.append(f"Networks could not be timed on {device}: {_words(error)}")
             continue
+        if any(one.interquartile_range > SCATTER * one.median for one in timed.values()):
+            problems.append(
+                f"Times on {device} scatter by more than {SCATTER:.0%}: this machine was busy. Time again when it is "
+                f"not: nnUNetv2_sauron benchmark -m MODEL_FOLDER..."
+            )
         for keys in alike.values():
             for name, fold in keys:
                 next(model for model in models if model.name == name).folds[fold].timing[device] = timed[keys[0]]

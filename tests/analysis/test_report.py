@@ -309,6 +309,16 @@ def test_timing_that_fails_leaves_the_rest(folders, monkeypatch):
     assert mean_numbers(found.models[0])["dice"] == 1
 
 
+@pytest.mark.parametrize(("upper", "said"), [(1.2, False), (1.4, True)])
+def test_times_of_a_busy_machine_are_said_to_be_so(once, monkeypatch, upper, said):
+    scattered = Timing(1.0, 1.0, upper, 3, 1, "cpu")
+    monkeypatch.setattr(
+        "nnunet_sauron.analysis.report.time_networks",
+        lambda networks, *_, **options: dict.fromkeys(networks, scattered),
+    )
+    assert ("busy" in " ".join(make_report([once / STOCK], timing_seconds=1).problems)) == said
+
+
 def test_equal_networks_are_timed_once(once, monkeypatch):
     timed = []
 

@@ -184,6 +184,9 @@ def _add_pictures(verbs: argparse._SubParsersAction) -> None:
     clusters.add_argument("-m", dest="models", type=Path, nargs="+", metavar="MODEL_FOLDER", required=True,
                           help="models trained with the setting snapshot_every")  # fmt: skip
     clusters.add_argument("-f", dest="fold", metavar="FOLD", help="only this one; default all with snapshots")
+    clusters.add_argument(
+        "-i", dest="images", type=Path, metavar="FOLDER", help="raw images, for models that kept no snapshots"
+    )
     clusters.add_argument("--layer", metavar="NAME", help="the layer of the t-SNE; default the widest")
     clusters.add_argument("-o", dest="output", type=Path, metavar="FOLDER", default=Path("clusterability"),
                           help="write the pictures here; %(default)s")  # fmt: skip
@@ -358,7 +361,9 @@ def _clusterability(options: argparse.Namespace) -> int:
     from .analysis.clusterability import clusterability
     from .analysis.clusterability_plot import draw, print_table
 
-    found = clusterability(options.models, options.fold, progress=lambda line: print(line, file=sys.stderr))
+    found = clusterability(
+        options.models, options.fold, images=options.images, progress=lambda line: print(line, file=sys.stderr)
+    )
     pictures = draw(found, options.output, options.layer)
     if options.json:
         print(json.dumps(found.to_dict(), indent=1))

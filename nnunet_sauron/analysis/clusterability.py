@@ -10,8 +10,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import warnings
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,8 +21,7 @@ from scipy.spatial.distance import num_obs_y, pdist
 from scipy.stats import kendalltau, theilslopes
 from sklearn.decomposition import PCA
 
-from ..trainers.checkpoints import read_checkpoint
-from ..trainers.snapshots import FOLDER, snapshots
+from .clusterability_folders import TrainedFold, find_folds
 
 MEASURES = ("dip", "hopkins", "neighbours")
 NEAR = 0.1
@@ -34,40 +32,6 @@ CONSTANT = "constant"
 HOPKINS_DIMENSIONS = 3
 HOPKINS_MOST_DRAWN = 50
 HOPKINS_REPEATS = 50
-CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
-
-
-@dataclass(frozen=True)
-class TrainedFold:
-    """One training with snapshots.
-
-    Attributes:
-        name: What it is called in tables and pictures, different for each.
-        folder: The model's folder.
-        fold: "0", "1", ... or "all".
-        trainer: Name of its class.
-        lambda_: Weight of delta_opt; nan without it, as in every trainer but Sauron's.
-        snapshots: Files of pooled feature maps, by the number of epochs before them.
-    """
-
-    name: str
-    folder: Path
-    fold: str
-    trainer: str
-    lambda_: float
-    snapshots: Mapping[int, Path]
-
-    def maps(self, epoch: int) -> dict[str, np.ndarray]:
-        """Pooled feature maps by layer, each (patches, channels, *pooled).
-
-        Raises:
-            ValueError: The file cannot be read.
-        """
-        try:
-            with np.load(self.snapshots[epoch]) as file:
-                return dict(file)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{self.snapshots[epoch]} cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -129,6 +93,7 @@ def clusterability(
     model_folders: Sequence[Path],
     fold: str | int | None = None,
     *,
+    images: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Clusterability:
     """Measure how much the feature maps of trained models clustered, snapshot after snapshot.
@@ -136,14 +101,16 @@ def clusterability(
     Args:
         model_folders: What `nnUNetv2_predict_from_modelfolder -m` takes, with fold_*/feature_maps.
         fold: Only this one; None for every fold that has snapshots.
+        images: Raw images in nnU-Net's naming, for models without snapshots: maps of the middle patches of the first
+            four are what is measured then, of the trained network alone.
         progress: Called with a line before each model.
 
     Raises:
-        ValueError: None of them has a snapshot; what to do is said.
+        ValueError: There are no feature maps of any of them; what to do is said.
     """
     if importlib.util.find_spec("diptest") is None:
         raise RuntimeError("The dip test needs the package diptest, which is GPL: pip install diptest")
-    models, problems = _find(model_folders, fold)
+    models, problems = find_folds(model_folders, fold, images)
     rows: list[dict] = []
     measured = []
     for model in models:
@@ -351,65 +318,6 @@ def _trends(values: pd.DataFrame) -> pd.DataFrame:
                 "first": first, "last": last, **asdict(found), "rising": found.rising, "falling": found.falling,
             })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def _find(model_folders: Sequence[Path], fold: str | int | None) -> tuple[list[TrainedFold], list[str]]:
-    models, problems = [], []
-    for folder in dict.fromkeys(Path(folder) for folder in model_folders):
-        there = sorted(path for path in folder.glob("fold_*") if path.is_dir())
-        chosen = [path for path in there if fold is None or path.name == f"fold_{fold}"]
-        if not chosen:
-            names = ", ".join(path.name.removeprefix("fold_") for path in there) or "none"
-            problems.append(f"{folder} has no fold_{'*' if fold is None else fold} (folds: {names}).")
-            continue
-        with_snapshots = {path: snapshots(path / FOLDER) for path in chosen}
-        if not any(with_snapshots.values()):
-            problems.append(_how_to_get_snapshots(chosen[0]))
-        models += [_model(path, found, problems) for path, found in with_snapshots.items() if found]
-    return _named(models), problems
-
-
-def _how_to_get_snapshots(fold_folder: Path) -> str:
-    trainer, plans, configuration = _told_by(fold_folder.parent)
-    dataset, fold = fold_folder.parent.parent.name, fold_folder.name.removeprefix("fold_")
-    keeps_them = "StockTrainer" if trainer == "nnUNetTrainer" else trainer  # nnU-Net's own does not
-    command = f"nnUNetv2_train {dataset} {configuration} {fold} -tr {keeps_them} -p {plans}"
-    return (
-        f"{fold_folder} has no {FOLDER}/epoch_*.npz: it was trained without snapshots of feature maps. Train with "
-        f'them: nnunet_sauron="snapshot_every=10" {command}. (With --c, a training of our trainers that is over gets '
-        f"the one of its end, without a trend.)"
-    )
-
-
-def _told_by(model_folder: Path) -> tuple[str, str, str]:
-    """Trainer, plans and configuration, from nnU-Net's name of the folder."""
-    parts = model_folder.name.split("__")
-    return tuple(parts) if len(parts) == 3 else ("TRAINER", "PLANS", "CONFIGURATION")
-
-
-def _model(fold_folder: Path, found: dict[int, Path], problems: list[str]) -> TrainedFold:
-    trainer, lambda_ = _told_by(fold_folder.parent)[0], math.nan
-    checkpoint = next((fold_folder / name for name in CHECKPOINTS if (fold_folder / name).is_file()), None)
-    try:
-        if checkpoint is None:
-            raise ValueError(f"{fold_folder} has no checkpoint yet")
-        content = read_checkpoint(checkpoint)
-        trainer = content.get("trainer_name", trainer)
-        history = content.get("logging", {}).get("pruning")
-        lambda_ = float(history[-1]["settings"].get("lambda_", math.nan)) if history else math.nan
-    except ValueError as error:
-        problems.append(f"lambda_ is not known: {error}")
-    return TrainedFold("", fold_folder.parent, fold_folder.name.removeprefix("fold_"), trainer, lambda_, found)
-
-
-def _named(models: list[TrainedFold]) -> list[TrainedFold]:
-    """Names that tell them apart, and no longer than needed for that."""
-    names = [f"{m.trainer}{'' if math.isnan(m.lambda_) else f', lambda {m.lambda_:g}'}" for m in models]
-    if len({model.fold for model in models}) > 1:
-        names = [f"{name}, fold {model.fold}" for name, model in zip(names, models, strict=True)]
-    same = [names[: i + 1].count(name) for i, name in enumerate(names)]
-    names = [f"{name} ({k})" if names.count(name) > 1 else name for name, k in zip(names, same, strict=True)]
-    return [replace(model, name=name) for name, model in zip(names, models, strict=True)]
 
 
 def _without_nan(value):

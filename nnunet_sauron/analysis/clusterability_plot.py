@@ -11,7 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
-from .clusterability import FEWEST_MAPS, MEASURES, SIGNIFICANT, Clusterability, TrainedFold, points
+from .clusterability import FEWEST_MAPS, MEASURES, SIGNIFICANT, Clusterability, points
+from .clusterability_folders import TrainedFold
 
 # Okabe and Ito's colours, which can be told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -82,15 +83,19 @@ def print_table(result: Clusterability, console=None) -> None:
     console = console or Console()
     channels = _channels(result)
     for model in result.models:
-        table = Table("layer", "channels", title=f"{model.name} ({model.folder}, fold {model.fold})")
+        table = Table(title=f"{model.name} ({model.folder}, fold {model.fold})")
+        table.add_column("layer", no_wrap=True)
+        table.add_column("channels")
+        several = len(model.snapshots) > 1
         for measure in MEASURES:
             table.add_column(measure)
-            table.add_column("tau (p)")
+            if several:
+                table.add_column("tau (p)")
         of_model = result.trends[result.trends.model == model.name]
         for layer, trends in of_model.groupby("layer", sort=False):
             row = [layer, _change(*channels.loc[model.name, layer], "d")]
             for trend in trends.set_index("measure").loc[list(MEASURES)].itertuples():
-                row += [_change(trend.first, trend.last, DIGITS[trend.Index]), _tau(trend)]
+                row += [_change(trend.first, trend.last, DIGITS[trend.Index]), *([_tau(trend)] if several else [])]
             table.add_row(*row)
         console.print(table)
     table = Table("lambda", "measure", "median of the layers", "rising", "falling", "of layers", title="Trends")
@@ -171,12 +176,14 @@ def _tsne(models: Sequence[TrainedFold], layer: str) -> Figure:
     figure = Figure(figsize=(6.4, 0.8 + 2.8 * len(models)), layout="constrained")
     rows = figure.subplots(len(models), 2, squeeze=False)
     for k, (model, row) in enumerate(zip(models, rows, strict=True)):
-        for axes, epoch in zip(row, _ends(model), strict=True):
+        for axes, epoch in zip(row, dict.fromkeys(_ends(model)), strict=False):
             where = embedding(model, layer, epoch)
             axes.scatter(*where.T, s=14, color=COLOURS[k % len(COLOURS)], alpha=0.7, linewidths=0)
             axes.set_title(f"{f'after {epoch} epochs' if epoch else 'untrained'}: {len(where)} maps", fontsize=10)
             axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(model.name, fontsize=10)
+        if len(model.snapshots) == 1:
+            row[1].set_axis_off()
     figure.suptitle(f"Feature maps of {layer} by t-SNE", fontsize=11)
     figure.supxlabel("A point is a feature map; the axes have no unit", fontsize=9)
     return figure
@@ -215,7 +222,7 @@ def _channels(result: Clusterability) -> pd.DataFrame:
 def _change(first: float, last: float, spec: str) -> str:
     if math.isnan(first):
         return "-"
-    return f"{first:{spec}}" if first == last and spec == "d" else f"{first:{spec}} -> {last:{spec}}"
+    return f"{first:{spec}}" if first == last else f"{first:{spec}} -> {last:{spec}}"
 
 
 def _tau(trend) -> str:

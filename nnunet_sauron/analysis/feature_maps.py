@@ -143,7 +143,7 @@ def feature_maps(
     network = _network(model, fold)
     chosen = _choose_layer(layer, _layers(model, network))
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints hints that are of no use here
-        image, labels, grid = _preprocess(model, *_read(model, image_files, reference))
+        image, labels, grid = preprocess(model, *read_case(model, image_files, reference))
         _check_slice(slice_index, image.shape[1])
         one_fold = replace(model, checkpoints={fold: model.checkpoints[fold]})
         predictor = one_fold.predictor(torch.device(device))
@@ -216,7 +216,7 @@ def _choose_layer(wanted: str | None, layers: Sequence[Layer]) -> Layer:
     return by_name[wanted]
 
 
-def _read(
+def read_case(
     model: TrainedModel, image_files: Sequence[Path], reference: Path | None
 ) -> tuple[np.ndarray, dict, np.ndarray | None]:
     """A case as nnU-Net reads it: image (channels, z, y, x), its properties, reference (1, z, y, x) or None."""
@@ -245,7 +245,7 @@ def _read(
     return image, properties, labels
 
 
-def _preprocess(
+def preprocess(
     model: TrainedModel, original: np.ndarray, properties: dict, labels: np.ndarray | None
 ) -> tuple[torch.Tensor, np.ndarray | None, Grid]:
     """What nnU-Net makes of a case before it predicts: image, reference and their grid."""

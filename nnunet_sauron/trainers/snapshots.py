@@ -134,29 +134,10 @@ class Snapshots:
             self._log(f"WARNING: {error}")
 
     def _maps(self) -> dict[str, np.ndarray]:
-        trainer = self._trainer
-        network, was_training = trainer.bare_network, trainer.bare_network.training
-        maps: dict[str, np.ndarray] = {}
-
-        def keep(name: str, module: nn.Module, inputs, output: torch.Tensor) -> None:
-            maps[name] = pooled(output)
-
-        # A unit has the name of the first module that makes its feature maps.
-        hooks = [
-            network.get_submodule(unit.name).register_forward_hook(partial(keep, unit.name))
-            for unit in channel_layout(network).units
-        ]
-        network.eval()
-        try:
-            # nnU-Net's own rule: autocast on CUDA alone.
-            autocast = torch.autocast("cuda") if trainer.device.type == "cuda" else nullcontext()
-            with torch.inference_mode(), autocast:
-                network(self._data.to(trainer.device))
-        finally:
-            for hook in hooks:
-                hook.remove()
-            network.train(was_training)
-        return maps
+        device = self._trainer.device
+        # nnU-Net's own rule: autocast on CUDA alone.
+        with torch.autocast("cuda") if device.type == "cuda" else nullcontext():
+            return pooled_maps(self._trainer.bare_network, self._data.to(device))
 
     def _write(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
         def write(target: str) -> None:
@@ -168,6 +149,35 @@ class Snapshots:
 
     def _log(self, line: str) -> None:
         self._trainer.print_to_log_file(line)
+
+
+def pooled_maps(network: nn.Module, data: torch.Tensor) -> dict[str, np.ndarray]:
+    """Each channel unit's pooled feature maps, by its name, in evaluation mode; the network is left as it was.
+
+    Args:
+        network: One that `channel_layout` knows, unwrapped.
+        data: (patches, input channels, *patch), on the network's device.
+    """
+    was_training = network.training
+    maps: dict[str, np.ndarray] = {}
+
+    def keep(name: str, module: nn.Module, inputs, output: torch.Tensor) -> None:
+        maps[name] = pooled(output)
+
+    # A unit has the name of the first module that makes its feature maps.
+    hooks = [
+        network.get_submodule(unit.name).register_forward_hook(partial(keep, unit.name))
+        for unit in channel_layout(network).units
+    ]
+    network.eval()
+    try:
+        with torch.inference_mode():
+            network(data)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        network.train(was_training)
+    return maps
 
 
 def pooled(feature_maps: torch.Tensor) -> np.ndarray:

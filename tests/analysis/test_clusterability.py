@@ -22,6 +22,12 @@ from nnunet_sauron.analysis.clusterability import (
     trend,
 )
 from nnunet_sauron.analysis.clusterability_plot import draw, embedding, print_table
+from nnunet_sauron.analysis.feature_maps import preprocess, read_case
+from nnunet_sauron.analysis.models import TrainedModel
+from nnunet_sauron.pruning import channel_layout
+from nnunet_sauron.trainers.snapshots import pooled
+
+from ..compression.small_model import write_images, write_model
 
 PNG = b"\x89PNG"
 
@@ -330,3 +336,36 @@ def test_without_diptest_it_says_what_to_install_before_any_work(monkeypatch, tm
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="pip install diptest"):
         clusterability([tmp_path])
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_any_model_is_measured_on_images_if_it_kept_no_snapshots(tmp_path, dim):
+    folder = write_model(tmp_path / "model", dim)
+    images = write_images(tmp_path / "images", count=5)
+    result = clusterability([folder], images=images)
+    assert result.problems == ()
+    assert set(result.values.epoch) == {1000}  # where its checkpoint says it is
+    assert result.values.hopkins.notna().any()
+    model = TrainedModel.read(folder)
+    network, layout = model.network("0"), channel_layout(model.network("0"))
+    assert list(result.values.layer) == list(layout.widths)
+    maps = result.models[0].maps(1000)
+    assert {name: map_.shape[:2] for name, map_ in maps.items()} == {n: (4, w) for n, w in layout.widths.items()}
+    # The first case by hand: its middle slice or block, through the first layer.
+    voxels = preprocess(model, *read_case(model, [images / "case_0_0000.nii.gz"], None))[0]
+    size = model.patch_size
+    lower = [(length - wanted) // 2 for length, wanted in zip(voxels.shape[-dim:], size, strict=True)]
+    if min(lower) >= 0:
+        block = voxels[:, voxels.shape[1] // 2] if dim == 2 else voxels
+        block = block[(slice(None), *(slice(a, a + n) for a, n in zip(lower, size, strict=True)))]
+        first = next(iter(layout.widths))
+        with torch.inference_mode():
+            expected = pooled(network.get_submodule(first)(block[None]))
+        np.testing.assert_allclose(maps[first][:1], expected, atol=1e-3)
+    else:
+        assert dim == 3  # smaller than the patch, and padded
+
+
+def test_a_folder_without_images_is_named(tmp_path):
+    with pytest.raises(ValueError, match="holds no image in nnU-Net's naming"):
+        clusterability([write_model(tmp_path / "model")], images=tmp_path)

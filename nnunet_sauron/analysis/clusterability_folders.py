@@ -1,0 +1,149 @@
+"""Where the feature maps that `clusterability` measures come from."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+
+from ..trainers.checkpoints import read_checkpoint
+from ..trainers.snapshots import FOLDER, MAX_PATCHES, pooled_maps, snapshots
+from .feature_maps import case_files, preprocess, read_case
+from .models import TrainedModel
+
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+
+
+@dataclass(frozen=True)
+class TrainedFold:
+    """One training with snapshots.
+
+    Attributes:
+        name: What it is called in tables and pictures, different for each.
+        folder: The model's folder.
+        fold: "0", "1", ... or "all".
+        trainer: Name of its class.
+        lambda_: Weight of delta_opt; nan without it, as in every trainer but Sauron's.
+        snapshots: Pooled feature maps by the number of epochs before them: files, or maps by layer.
+    """
+
+    name: str
+    folder: Path
+    fold: str
+    trainer: str
+    lambda_: float
+    snapshots: Mapping[int, Path | dict[str, np.ndarray]]
+
+    def maps(self, epoch: int) -> dict[str, np.ndarray]:
+        """Pooled feature maps by layer, each (patches, channels, *pooled).
+
+        Raises:
+            ValueError: The file cannot be read.
+        """
+        if isinstance(self.snapshots[epoch], dict):
+            return self.snapshots[epoch]
+        try:
+            with np.load(self.snapshots[epoch]) as file:
+                return dict(file)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{self.snapshots[epoch]} cannot be read: {error}") from error
+
+
+def find_folds(
+    model_folders: Sequence[Path], fold: str | int | None, images: Path | None = None
+) -> tuple[list[TrainedFold], list[str]]:
+    """The trainings with feature maps, and what is missing elsewhere, with the command that makes it."""
+    models, problems = [], []
+    for folder in dict.fromkeys(Path(folder) for folder in model_folders):
+        there = sorted(path for path in folder.glob("fold_*") if path.is_dir())
+        chosen = [path for path in there if fold is None or path.name == f"fold_{fold}"]
+        if not chosen:
+            names = ", ".join(path.name.removeprefix("fold_") for path in there) or "none"
+            problems.append(f"{folder} has no fold_{'*' if fold is None else fold} (folds: {names}).")
+            continue
+        with_snapshots = {path: snapshots(path / FOLDER) for path in chosen}
+        if images is not None:
+            with_snapshots = {
+                path: found or _of_images(path, images, problems) for path, found in with_snapshots.items()
+            }
+        if not any(with_snapshots.values()):
+            problems.append(_how_to_get_snapshots(chosen[0]))
+        models += [_model(path, found, problems) for path, found in with_snapshots.items() if found]
+    return _named(models), problems
+
+
+def _of_images(fold_folder: Path, images: Path, problems: list[str]) -> dict[int, dict[str, np.ndarray]]:
+    """The trained network's maps of the middle patches of the first cases, as a snapshot holds them."""
+    fold = fold_folder.name.removeprefix("fold_")
+    try:
+        model = TrainedModel.read(fold_folder.parent, [fold])
+        first = sorted(images.glob(f"*_0000{model.dataset_json['file_ending']}"))[:MAX_PATCHES]
+        if not first:
+            raise FileNotFoundError(
+                f"{images} holds no image in nnU-Net's naming, such as CASE_0000{model.dataset_json['file_ending']}."
+            )
+        cases = [preprocess(model, *read_case(model, case_files(model, path), None))[0] for path in first]
+        data = torch.stack([_middle_patch(case, model.patch_size) for case in cases])
+        maps = pooled_maps(model.network(fold), data)
+    except (ValueError, OSError, RuntimeError) as error:
+        problems.append(str(error))
+        return {}
+    return {model.checkpoints[fold].get("current_epoch", 0): maps}
+
+
+def _middle_patch(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """(channels, *voxels) -> (channels, *size): padded where it is smaller; of 2D patches, from the middle slice."""
+    if len(size) < image.ndim - 1:
+        image = image[:, image.shape[1] // 2]
+    image = pad_nd_image(image, size, "constant", {"value": 0})
+    starts = [(length - wanted) // 2 for length, wanted in zip(image.shape[1:], size, strict=True)]
+    return image[(slice(None), *(slice(a, a + n) for a, n in zip(starts, size, strict=True)))]
+
+
+def _how_to_get_snapshots(fold_folder: Path) -> str:
+    trainer, plans, configuration = _told_by(fold_folder.parent)
+    dataset, fold = fold_folder.parent.parent.name, fold_folder.name.removeprefix("fold_")
+    keeps_them = "StockTrainer" if trainer == "nnUNetTrainer" else trainer  # nnU-Net's own does not
+    command = f"nnUNetv2_train {dataset} {configuration} {fold} -tr {keeps_them} -p {plans}"
+    return (
+        f"{fold_folder} has no {FOLDER}/epoch_*.npz: it was trained without snapshots of feature maps. Train with "
+        f'them: nnunet_sauron="snapshot_every=10" {command}. (With --c, a training of our trainers that is over gets '
+        f"the one of its end, without a trend; and -i IMAGES measures the trained network of any model.)"
+    )
+
+
+def _told_by(model_folder: Path) -> tuple[str, str, str]:
+    """Trainer, plans and configuration, from nnU-Net's name of the folder."""
+    parts = model_folder.name.split("__")
+    return tuple(parts) if len(parts) == 3 else ("TRAINER", "PLANS", "CONFIGURATION")
+
+
+def _model(fold_folder: Path, found: Mapping[int, Path | dict], problems: list[str]) -> TrainedFold:
+    trainer, lambda_ = _told_by(fold_folder.parent)[0], math.nan
+    checkpoint = next((fold_folder / name for name in CHECKPOINTS if (fold_folder / name).is_file()), None)
+    try:
+        if checkpoint is None:
+            raise ValueError(f"{fold_folder} has no checkpoint yet")
+        content = read_checkpoint(checkpoint)
+        trainer = content.get("trainer_name", trainer)
+        history = content.get("logging", {}).get("pruning")
+        lambda_ = float(history[-1]["settings"].get("lambda_", math.nan)) if history else math.nan
+    except ValueError as error:
+        problems.append(f"lambda_ is not known: {error}")
+    return TrainedFold("", fold_folder.parent, fold_folder.name.removeprefix("fold_"), trainer, lambda_, found)
+
+
+def _named(models: list[TrainedFold]) -> list[TrainedFold]:
+    """Names that tell them apart, and no longer than needed for that."""
+    names = [f"{m.trainer}{'' if math.isnan(m.lambda_) else f', lambda {m.lambda_:g}'}" for m in models]
+    if len({model.fold for model in models}) > 1:
+        names = [f"{name}, fold {model.fold}" for name, model in zip(names, models, strict=True)]
+    same = [names[: i + 1].count(name) for i, name in enumerate(names)]
+    names = [f"{name} ({k})" if names.count(name) > 1 else name for name, k in zip(names, same, strict=True)]
+    return [replace(model, name=name) for name, model in zip(names, models, strict=True)]

@@ -22,6 +22,7 @@ from scipy.stats import kendalltau, theilslopes
 from sklearn.decomposition import PCA
 
 from .clusterability_folders import TrainedFold, find_folds
+from .plain import plain
 
 MEASURES = ("dip", "hopkins", "neighbours")
 NEAR = 0.1
@@ -86,7 +87,7 @@ class Clusterability:
             "by_lambda": self.summary("lambda_").reset_index().to_dict("records"),
             "problems": list(self.problems),
         }
-        return _without_nan(found)
+        return plain(found)
 
 
 def clusterability(
@@ -318,11 +319,3 @@ def _trends(values: pd.DataFrame) -> pd.DataFrame:
                 "first": first, "last": last, **asdict(found), "rising": found.rising, "falling": found.falling,
             })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def _without_nan(value):
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

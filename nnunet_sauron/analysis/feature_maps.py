@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
@@ -193,13 +192,8 @@ def _layers(model: TrainedModel, network: nn.Module) -> list[Layer]:
 
     maps = feature_map_modules(network, channel_layout(network))
     hooks = {module: partial(note, name) for _, name, module in maps}
-    forward_on_meta(network, model.patch_size, _input_channels(model), hooks)
+    forward_on_meta(network, model.patch_size, model.input_channels, hooks)
     return found
-
-
-def _input_channels(model: TrainedModel) -> int:
-    manager = model.manager
-    return determine_num_input_channels(manager, manager.get_configuration(model.configuration), model.dataset_json)
 
 
 def _names(model: TrainedModel) -> str:
@@ -231,9 +225,9 @@ def read_case(
     except RuntimeError as error:
         # nnU-Net prints what is wrong with files that do not go together.
         raise ValueError(f"{', '.join(names)} cannot be read as one case: {error} {said.getvalue()}") from error
-    if len(image) != _input_channels(model):
+    if len(image) != model.input_channels:
         raise ValueError(
-            f"The case has {len(image)} channels in {', '.join(names)}; the model takes {_input_channels(model)} "
+            f"The case has {len(image)} channels in {', '.join(names)}; the model takes {model.input_channels} "
             f"({_names(model)}). Put them beside each other as CASE_0000, CASE_0001, ..."
         )
     labels = reader.read_seg(str(reference))[0] if reference else None

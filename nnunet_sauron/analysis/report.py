@@ -85,6 +85,11 @@ class ModelReport:
     differences: dict[str, PairedDifference] = field(default_factory=dict)
 
     @property
+    def parts(self) -> list[str]:
+        """The folds, and "predictions" where scores are of a folder of them."""
+        return list(dict.fromkeys([*self.folds, *self.scores]))
+
+    @property
     def cases(self) -> dict[str, CaseScore]:
         """All scored cases by name."""
         return {score.case: score for scores in self.scores.values() for score in scores}

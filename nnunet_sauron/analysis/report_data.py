@@ -15,6 +15,7 @@ import pandas as pd
 from .. import __version__
 from ..trainers.checkpoints import write_atomically
 from .evaluation import ClassScore
+from .plain import plain
 from .report import ModelReport, Report
 from .timing import machine
 
@@ -61,9 +62,9 @@ def mean_numbers(model: ModelReport) -> dict[str, float]:
 
     Fold "all" is left out beside others: it was validated on what it was trained with.
     """
-    folds = [fold_numbers(model, fold) for fold in _folds(model)]
+    folds = [fold_numbers(model, fold) for fold in model.parts]
     if len(folds) > 1 and ALL in model.folds:
-        folds.pop(_folds(model).index(ALL))
+        folds.pop(model.parts.index(ALL))
     means = {}
     for key in dict.fromkeys(key for numbers in folds for key in numbers):
         values = [numbers[key] for numbers in folds if not math.isnan(numbers.get(key, math.nan))]
@@ -94,7 +95,7 @@ def summary_frame(report: Report) -> pd.DataFrame:
     for model in report.models:
         known = {"model": model.name, "trainer": model.trainer, "plans": model.plans}
         known["configuration"] = model.configuration
-        rows += [{**known, "fold": fold, **fold_numbers(model, fold)} for fold in _folds(model)]
+        rows += [{**known, "fold": fold, **fold_numbers(model, fold)} for fold in model.parts]
         rows.append({**known, "fold": MEAN, **mean_numbers(model)})
     return pd.DataFrame(rows)
 
@@ -112,7 +113,7 @@ def case_frame(report: Report) -> pd.DataFrame:
 
 def as_json(report: Report) -> dict:
     """The whole report as plain data; nan becomes None."""
-    return _plain({
+    return plain({
         "made_by": f"nnunet-sauron {__version__}",
         "date": date.today().isoformat(),
         "machine": {**machine(), "threads": report.threads},
@@ -126,7 +127,7 @@ def as_json(report: Report) -> dict:
                 "dense": {**dense_numbers(model), "widths": model.dense_widths},
                 MEAN: mean_numbers(model),
                 "folds": {
-                    fold: {**fold_numbers(model, fold), **_details(model, fold)} for fold in _folds(model)
+                    fold: {**fold_numbers(model, fold), **_details(model, fold)} for fold in model.parts
                 },
                 "differences": {metric: asdict(value) for metric, value in model.differences.items()},
                 "cases": {
@@ -149,10 +150,6 @@ def write_data(report: Report, folder: Path) -> list[Path]:
     for name, text in texts.items():
         write_atomically(folder / name, lambda path, text=text: Path(path).write_text(text, encoding="utf-8"))
     return [folder / name for name in texts]
-
-
-def _folds(model: ModelReport) -> list[str]:
-    return list(dict.fromkeys([*model.folds, *model.scores]))
 
 
 def _cost(cost) -> dict[str, float]:
@@ -188,11 +185,3 @@ def _details(model: ModelReport, fold: str) -> dict:
         "widths_by_epoch": [epoch["widths"] for epoch in one.history],
         "tau_by_epoch": [epoch["state"]["tau"] for epoch in one.history if "tau" in epoch["state"]],
     }
-
-
-def _plain(value):
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -111,11 +111,12 @@ def class_rows(report: Report) -> list[tuple[str, list[str]]]:
 def stage_rows(report: Report) -> list[tuple[str, list[str]]]:
     """Channels of each stage now, and of those in the plans."""
     stages = {model.name: stage_channels(model.dense_widths) for model in report.models}
+    numbers = {model.name: mean_numbers(model) for model in report.models}
     found = []
     for stage in dict.fromkeys(stage for known in stages.values() for stage in known):
         cells = []
         for model in report.models:
-            value = mean_numbers(model).get(f"channels: {stage}", math.nan)
+            value = numbers[model.name].get(f"channels: {stage}", math.nan)
             dense = stages[model.name].get(stage)
             cells.append(NOTHING if math.isnan(value) else f"{value:.0f} of {dense}" if dense else f"{value:.0f}")
         found.append((stage, cells))
@@ -125,14 +126,14 @@ def stage_rows(report: Report) -> list[tuple[str, list[str]]]:
 def fold_rows(model: ModelReport) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """The folds' names, and a title and a cell for each fold; what its plans describe comes first."""
     numbers = [dense_numbers(model)]
-    numbers += [fold_numbers(model, fold) for fold in dict.fromkeys([*model.folds, *model.scores])]
-    titles = ["plans", *(f"fold {fold}" if fold in model.folds else fold for fold in [*model.folds, *model.scores])]
+    numbers += [fold_numbers(model, part) for part in model.parts]
+    titles = ["plans", *(f"fold {part}" if part in model.folds else part for part in model.parts)]
     found = []
     for row in (*COST, *QUALITY, *EMPTY):
         cells = [_cell(row, one.get(row.key, math.nan), math.nan) for one in numbers]
         if any(cell != NOTHING for cell in cells):
             found.append((row.title, cells))
-    return list(dict.fromkeys(titles)), found
+    return titles, found
 
 
 def width_rows(model: ModelReport) -> tuple[list[str], list[tuple[str, list[str]]]]:

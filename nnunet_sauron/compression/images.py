@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
 from ..analysis.models import TrainedModel
 
@@ -45,9 +44,8 @@ def find_cases(folder: Path, model: TrainedModel) -> list[Case]:
         raise FileNotFoundError(
             f"{folder} holds no image in nnU-Net's naming, such as CASE_0000{ending} (the model reads {ending})."
         )
-    manager = model.manager
-    channels = determine_num_input_channels(manager, manager.get_configuration(model.configuration), model.dataset_json)
-    reader, channels_of = manager.image_reader_writer_class(), {}
+    channels = model.input_channels
+    reader, channels_of = model.manager.image_reader_writer_class(), {}
     for name, files in found.items():
         # A file may hold several channels (RGB), so one case of each number of files is read.
         if len(files) not in channels_of:

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
+import torch
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunet_sauron.analysis.evaluation import CaseScore, Segmentations, evaluate_folder, mean_score, score_class
@@ -161,9 +163,14 @@ def test_a_box_around_the_masks_changes_no_score():
     blob = np.zeros((30, 30, 30), dtype=bool)
     blob[:8, 10:20, 12:22] = True  # at the border, where there is no room for a margin
     other = blob & (random.random(blob.shape) > 0.2)
-    wide = [np.pad(mask, ((0, 40), (20, 20), (20, 20))) for mask in (other, blob)]
-    near, far = score_class(other, blob, SPACING), score_class(*wide, SPACING)
-    assert (near.hd95, near.surface_dice, near.dice) == pytest.approx((far.hd95, far.surface_dice, far.dice))
+    whole = [
+        torch.from_numpy(np.pad(mask, ((0, 40), (20, 20), (20, 20))))[None, None].float() for mask in (other, blob)
+    ]
+    options = {"include_background": True, "spacing": list(SPACING)}
+    score = score_class(other, blob, SPACING)
+    assert score.hd95 == pytest.approx(compute_hausdorff_distance(*whole, percentile=95, **options).item())
+    assert score.surface_dice == pytest.approx(compute_surface_dice(*whole, class_thresholds=[1.0], **options).item())
+    assert score.dice == pytest.approx(2 * other.sum() / (other.sum() + blob.sum()))
 
 
 def test_what_is_wrong_with_a_case_is_told_and_the_others_are_scored(tmp_path):

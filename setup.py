@@ -34,6 +34,8 @@ setup(
         "clusterability": ["diptest>=0.8"],
         "test": [
             "pytest>=8",
+            # Tests in two processes, half the time: pytest's own project, MIT.
+            "pytest-xdist>=3.7",
             "ruff>=0.9",
             "diptest>=0.8",
             # The independent judge of which channels belong together, and nothing but a judge: MIT.

@@ -328,7 +328,8 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 
 def _feature_maps(options: argparse.Namespace) -> int:
-    from .analysis.feature_maps import case_files, feature_maps, layer_names
+    from .analysis.cases import case_of
+    from .analysis.feature_maps import feature_maps, layer_names
     from .analysis.feature_maps_plot import check_output, write
     from .analysis.models import TrainedModel
     from .analysis.progress import Progress
@@ -344,9 +345,9 @@ def _feature_maps(options: argparse.Namespace) -> int:
             print(f"{layer.name:40s}{layer.channels:5d} maps of {size}")
         return 0
     progress = Progress()
-    files = case_files(model, options.image)
+    case = case_of(options.image, model)
     found = feature_maps(
-        model, options.fold, files, options.layer, options.slice, options.labels, options.device, progress.bar
+        model, options.fold, case, options.layer, options.slice, options.labels, options.device, progress.bar
     )
     if found.note:
         print(found.note)

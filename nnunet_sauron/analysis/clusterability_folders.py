@@ -14,7 +14,7 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 
 from ..trainers.checkpoints import read_checkpoint
 from ..trainers.snapshots import FOLDER, MAX_PATCHES, pooled_maps, snapshots
-from .feature_maps import case_files, preprocess, read_case
+from .cases import find_cases, preprocess, read_case
 from .models import TrainedModel
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
@@ -83,12 +83,8 @@ def _of_images(fold_folder: Path, images: Path, problems: list[str]) -> dict[int
     fold = fold_folder.name.removeprefix("fold_")
     try:
         model = TrainedModel.read(fold_folder.parent, [fold])
-        first = sorted(images.glob(f"*_0000{model.dataset_json['file_ending']}"))[:MAX_PATCHES]
-        if not first:
-            raise FileNotFoundError(
-                f"{images} holds no image in nnU-Net's naming, such as CASE_0000{model.dataset_json['file_ending']}."
-            )
-        cases = [preprocess(model, *read_case(model, case_files(model, path), None))[0] for path in first]
+        first = find_cases(images, model)[:MAX_PATCHES]
+        cases = [preprocess(model, *read_case(model, case))[0] for case in first]
         data = torch.stack([_middle_patch(case, model.patch_size) for case in cases])
         maps = pooled_maps(model.network(fold), data)
     except (ValueError, OSError, RuntimeError) as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,6 +22,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from ..pruning.channels import channel_layout, feature_map_modules
 from ..pruning.cost import forward_on_meta
+from .cases import Case, preprocess, read_case
 from .feature_maps_grid import Grid
 from .feature_maps_windows import Bar, Layer, Windows, silent
 from .models import TrainedModel
@@ -85,31 +85,10 @@ def default_layer(layers: Sequence[Layer]) -> Layer:
     return [layer for layer in layers if not layer.transposed][-2]
 
 
-def case_files(model: TrainedModel, image: Path) -> list[Path]:
-    """All channels of a case, in order, given one of its files in nnU-Net's naming.
-
-    Raises:
-        FileNotFoundError: The file is missing.
-        ValueError: It is not named CASE_0000 and the model's file ending.
-    """
-    ending = re.escape(model.dataset_json["file_ending"])
-    named = re.fullmatch(rf"(.+)_\d{{4}}{ending}", image.name)
-    if not named:
-        ending = model.dataset_json["file_ending"]
-        raise ValueError(
-            f"{image} is not in nnU-Net's naming: CASE_0000{ending}, where 0000 is the channel ({_names(model)}); "
-            f"rename it, and give other channels beside it as CASE_0001{ending}, ..."
-        )
-    if not image.is_file():
-        raise FileNotFoundError(f"There is no image {image}.")
-    of_case = re.compile(rf"{re.escape(named[1])}_\d{{4}}{ending}")
-    return sorted(path for path in image.parent.iterdir() if of_case.fullmatch(path.name))
-
-
 def feature_maps(
     model: TrainedModel,
     fold: str,
-    image_files: Sequence[Path],
+    case: Case,
     layer: str | None = None,
     slice_index: int | None = None,
     reference: Path | None = None,
@@ -125,7 +104,7 @@ def feature_maps(
     Args:
         model: A trained model.
         fold: One of its folds.
-        image_files: All channels of one case, in order, as `case_files` finds them.
+        case: The case to show.
         layer: One of `layer_names`; None for `default_layer`.
         slice_index: On the preprocessed image's first axis; None for the slice with most foreground in the reference,
             or else in the prediction, or else the middle one.
@@ -142,7 +121,7 @@ def feature_maps(
     network = _network(model, fold)
     chosen = _choose_layer(layer, _layers(model, network))
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints hints that are of no use here
-        image, labels, grid = preprocess(model, *read_case(model, image_files, reference))
+        image, labels, grid = _preprocessed(model, case, reference)
         _check_slice(slice_index, image.shape[1])
         one_fold = replace(model, checkpoints={fold: model.checkpoints[fold]})
         predictor = one_fold.predictor(torch.device(device))
@@ -156,7 +135,7 @@ def feature_maps(
         slice_index, note = _choose_slice(labels, prediction, model.ignore_label)
     return FeatureMaps(
         model=f"{model.plans.get('dataset_name', '')} {model.folder.resolve().name}, fold {fold}".strip(),
-        case=Path(image_files[0]).name.removesuffix(model.dataset_json["file_ending"])[:-5],
+        case=case.name,
         layer=chosen,
         maps=windows.slice(slice_index, bar),
         image=image.numpy(),
@@ -196,10 +175,6 @@ def _layers(model: TrainedModel, network: nn.Module) -> list[Layer]:
     return found
 
 
-def _names(model: TrainedModel) -> str:
-    return ", ".join(str(name) for name in model.dataset_json["channel_names"].values())
-
-
 def _choose_layer(wanted: str | None, layers: Sequence[Layer]) -> Layer:
     if wanted is None:
         return default_layer(layers)
@@ -210,50 +185,26 @@ def _choose_layer(wanted: str | None, layers: Sequence[Layer]) -> Layer:
     return by_name[wanted]
 
 
-def read_case(
-    model: TrainedModel, image_files: Sequence[Path], reference: Path | None
-) -> tuple[np.ndarray, dict, np.ndarray | None]:
-    """A case as nnU-Net reads it: image (channels, z, y, x), its properties, reference (1, z, y, x) or None."""
-    for path in (*image_files, *([reference] if reference else [])):
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"There is no file {path}.")
-    reader = model.manager.image_reader_writer_class()
-    names, said = [str(path) for path in image_files], io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said):
-            image, properties = reader.read_images(names)
-    except RuntimeError as error:
-        # nnU-Net prints what is wrong with files that do not go together.
-        raise ValueError(f"{', '.join(names)} cannot be read as one case: {error} {said.getvalue()}") from error
-    if len(image) != model.input_channels:
-        raise ValueError(
-            f"The case has {len(image)} channels in {', '.join(names)}; the model takes {model.input_channels} "
-            f"({_names(model)}). Put them beside each other as CASE_0000, CASE_0001, ..."
-        )
-    labels = reader.read_seg(str(reference))[0] if reference else None
-    if labels is not None and labels.shape[1:] != image.shape[1:]:
-        raise ValueError(
-            f"The reference {reference} has {labels.shape[1:]} voxels, the image {image_files[0]} {image.shape[1:]} "
-            f"(z, y, x); give the segmentation that belongs to the image."
-        )
-    return image, properties, labels
-
-
-def preprocess(
-    model: TrainedModel, original: np.ndarray, properties: dict, labels: np.ndarray | None
+def _preprocessed(
+    model: TrainedModel, case: Case, reference: Path | None
 ) -> tuple[torch.Tensor, np.ndarray | None, Grid]:
-    """What nnU-Net makes of a case before it predicts: image, reference and their grid."""
-    manager = model.manager
-    configuration = manager.get_configuration(model.configuration)
-    preprocessor = configuration.preprocessor_class(verbose=False)
-    how = manager, configuration, model.dataset_json
-    image, _, properties = preprocessor.run_case_npy(original, None, properties, *how)
-    if labels is not None:
+    """Image, reference and their grid as nnU-Net preprocesses them."""
+    original, properties = read_case(model, case)
+    image, _, of_image = preprocess(model, original, properties)
+    labels = None
+    if reference:
+        if not reference.is_file():
+            raise FileNotFoundError(f"There is no file {reference}.")
+        labels = model.manager.image_reader_writer_class().read_seg(str(reference))[0]
+        if labels.shape[1:] != original.shape[1:]:
+            raise ValueError(
+                f"The reference {reference} has {labels.shape[1:]} voxels, the image {case.files[0]} "
+                f"{original.shape[1:]} (z, y, x); give the segmentation that belongs to the image."
+            )
         # By itself: a reference may change the mask that an image is normalised in, but must not change the maps.
-        labels = preprocessor.run_case_npy(original, labels, dict(properties), *how)[1][0].astype(np.int16)
+        labels = preprocess(model, original, properties, labels)[1][0].astype(np.int16)
         labels[labels < 0] = 0  # nnU-Net marks what lies outside the image's mask
-    grid = Grid.of(properties, manager.transpose_forward, image.shape[1:])
-    return torch.from_numpy(np.asarray(image, dtype=np.float32)), labels, grid
+    return image, labels, Grid.of(of_image, model.manager.transpose_forward, image.shape[1:])
 
 
 def _check_slice(wanted: int | None, slices: int) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
+from ..analysis.cases import find_cases
 from ..analysis.evaluation import CaseScore, mean_score
 from ..analysis.progress import Progress
 from .compress import Compressor, Goal, Segmenter, provenance, split
 from .display import Trial, plot_trade_off, plot_widths, print_compressed, print_trials
-from .images import find_cases, patches
+from .images import patches
 from .model import read_prunable, write_model
 
 TOLERANCES = (0.003, 0.01, 0.02, 0.03, 0.05, 0.08)

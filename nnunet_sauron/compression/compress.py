@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .. import __version__
+from ..analysis.cases import Case
 from ..analysis.evaluation import CaseScore, evaluate_folder
 from ..analysis.models import TrainedModel
 from ..analysis.timing import time_networks
@@ -26,7 +27,7 @@ from ..pruning import (
     rank_units,
     resize,
 )
-from .images import Case, check_enough, enough_patches
+from .images import check_enough, enough_patches
 from .widths import LATENCY_STEPS, cost_left, tolerance_for, widths_at
 
 HELD_OUT = 0.25  # of the images: what the agreement is measured on

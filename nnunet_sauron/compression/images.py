@@ -4,67 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 
+from ..analysis.cases import Case, preprocess, read_case
 from ..analysis.models import TrainedModel
 
 SAMPLES_PER_CHANNEL = 4  # positions for each channel of a layer, so that a fit is a fit and not a memory
 LEAST_SAMPLES_PER_CHANNEL = 2
 LEAST_PATCHES = 8
-
-
-@dataclass(frozen=True)
-class Case:
-    """One case's image files, one a modality, in nnU-Net's naming: NAME_0000.ending, NAME_0001.ending, ..."""
-
-    name: str
-    files: tuple[str, ...]
-
-
-def find_cases(folder: Path, model: TrainedModel) -> list[Case]:
-    """The cases of a folder of images, sorted by name.
-
-    Raises:
-        FileNotFoundError: The folder is missing or holds no image of the model's file ending.
-        ValueError: A case has another number of channels than the model takes.
-    """
-    ending = model.dataset_json["file_ending"]
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; give one of images such as imagesTs.")
-    found: dict[str, list[str]] = {}
-    for path in sorted(folder.glob(f"*_[0-9][0-9][0-9][0-9]{ending}")):
-        found.setdefault(path.name[: -len(ending) - 5], []).append(str(path))
-    if not found:
-        raise FileNotFoundError(
-            f"{folder} holds no image in nnU-Net's naming, such as CASE_0000{ending} (the model reads {ending})."
-        )
-    channels = model.input_channels
-    reader, channels_of = model.manager.image_reader_writer_class(), {}
-    for name, files in found.items():
-        # A file may hold several channels (RGB), so one case of each number of files is read.
-        if len(files) not in channels_of:
-            channels_of[len(files)] = len(reader.read_images(tuple(files))[0])
-        if channels_of[len(files)] != channels:
-            raise ValueError(
-                f"Case {name} has {channels_of[len(files)]} channels in {len(files)} files, the model takes {channels} "
-                f"({', '.join(map(str, model.dataset_json['channel_names'].values()))}); name files as for training, "
-                f"CASE_0000{ending}, CASE_0001{ending}, ..."
-            )
-    return [Case(name, tuple(files)) for name, files in found.items()]
-
-
-def preprocessed(model: TrainedModel, case: Case) -> np.ndarray:
-    """What nnU-Net makes of a case before it predicts: (channels, *voxels), float32."""
-    manager = model.manager
-    configuration = manager.get_configuration(model.configuration)
-    preprocessor = configuration.preprocessor_class(verbose=False)
-    return preprocessor.run_case(list(case.files), None, manager, configuration, model.dataset_json)[0]
 
 
 def patches(
@@ -81,7 +31,7 @@ def patches(
     if wanted < len(cases):
         cases = [cases[i * len(cases) // wanted] for i in range(wanted)]
     for index, case in enumerate(cases):
-        image = torch.from_numpy(np.asarray(preprocessed(model, case), dtype=np.float32))
+        image = preprocess(model, *read_case(model, case))[0]
         image = pad_nd_image(image, size, "constant", {"value": 0})
         windows = _windows(image.shape[1:], size)
         share = -(-(wanted - len(left)) // (len(cases) - index))

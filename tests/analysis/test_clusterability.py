@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from scipy.spatial.distance import pdist
 
+from nnunet_sauron.analysis.cases import case_of, preprocess, read_case
 from nnunet_sauron.analysis.clusterability import (
     clusterability,
     dip_of_distances,
@@ -22,7 +23,6 @@ from nnunet_sauron.analysis.clusterability import (
     trend,
 )
 from nnunet_sauron.analysis.clusterability_plot import draw, embedding, print_table
-from nnunet_sauron.analysis.feature_maps import preprocess, read_case
 from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.trainers.snapshots import pooled
@@ -352,7 +352,7 @@ def test_any_model_is_measured_on_images_if_it_kept_no_snapshots(tmp_path, dim):
     maps = result.models[0].maps(1000)
     assert {name: map_.shape[:2] for name, map_ in maps.items()} == {n: (4, w) for n, w in layout.widths.items()}
     # The first case by hand: its middle slice or block, through the first layer.
-    voxels = preprocess(model, *read_case(model, [images / "case_0_0000.nii.gz"], None))[0]
+    voxels = preprocess(model, *read_case(model, case_of(images / "case_0_0000.nii.gz", model)))[0]
     size = model.patch_size
     lower = [(length - wanted) // 2 for length, wanted in zip(voxels.shape[-dim:], size, strict=True)]
     if min(lower) >= 0:

@@ -11,11 +11,12 @@ import pytest
 import SimpleITK
 import torch
 
+from nnunet_sauron.analysis.cases import find_cases
 from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.analysis.timing import Timing
 from nnunet_sauron.cli import main
 from nnunet_sauron.compression.compress import Compressor
-from nnunet_sauron.compression.images import find_cases, patches
+from nnunet_sauron.compression.images import patches
 from nnunet_sauron.pruning import CostModel, channel_layout, count_parameters
 
 from .small_model import write_images, write_model

@@ -5,16 +5,14 @@ import pytest
 import SimpleITK
 import torch
 
+from nnunet_sauron.analysis.cases import Case, find_cases, preprocess, read_case
 from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.compression.compress import split
 from nnunet_sauron.compression.images import (
-    Case,
     _windows,
     check_enough,
     enough_patches,
-    find_cases,
     patches,
-    preprocessed,
 )
 
 from .small_model import write_images, write_model
@@ -25,32 +23,11 @@ def model(tmp_path) -> TrainedModel:
     return TrainedModel.read(write_model(tmp_path / "model"))
 
 
-def test_cases_are_found_by_nnunets_naming(model, tmp_path):
-    folder = write_images(tmp_path / "images", 3)
-    (folder / "notes.txt").write_text("")
-    (folder / "case_9.nii.gz").write_text("")
-    cases = find_cases(folder, model)
-    assert [case.name for case in cases] == ["case_0", "case_1", "case_2"]
-    assert cases[1].files == (str(folder / "case_1_0000.nii.gz"),)
-
-
-def test_images_of_other_channels_are_refused(model, tmp_path):
-    with pytest.raises(ValueError, match=r"Case case_0 has 2 channels in 2 files, the model takes 1 \(MRI\)"):
-        find_cases(write_images(tmp_path / "images", 2, channels=2), model)
-
-
-def test_a_folder_without_images_is_refused(model, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder"):
-        find_cases(tmp_path / "nowhere", model)
-    with pytest.raises(FileNotFoundError, match=r"CASE_0000.nii.gz"):
-        find_cases(tmp_path, model)
-
-
 @pytest.mark.parametrize("dim", [2, 3])
 def test_patches_are_windows_of_what_nnunet_predicts_from(tmp_path, dim):
     model = TrainedModel.read(write_model(tmp_path / "model", dim))
     cases = find_cases(write_images(tmp_path / "images", 2, shape=(20, 24, 18)), model)
-    images = [torch.from_numpy(np.asarray(preprocessed(model, case))) for case in cases]
+    images = [preprocess(model, *read_case(model, case))[0] for case in cases]
     cut, used = patches(model, cases, 6)
     assert used == cases and len(cut) == 6 and {tuple(p.shape) for p in cut} == {(1, 1, *[16] * dim)}
     predictor = model.predictor(torch.device("cpu"))

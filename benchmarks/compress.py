@@ -39,7 +39,7 @@ class Model:
 MODELS = {
     "2d": Model("2D, 32 to 256 channels", "2d", "nnUNetPlans", "nnUNetStudyPlans", 1, 16),
     "3d": Model("3D, 16 to 128 channels", "3d_fullres", "nnUNetPlans", "nnUNetStudyHalfPlans", 0.5, 2),
-    "resenc": Model("2D ResEncM, 32 to 256 channels", "2d", "nnUNetResEncUNetMPlans", "nnUNetStudyResEncPlans", 1, 8),
+    "resenc": Model("2D ResEncM, 16 to 128 channels", "2d", "nnUNetResEncUNetMPlans", "nnUNetStudyResEncPlans", 0.5, 8),
 }
 
 

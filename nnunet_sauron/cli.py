@@ -120,12 +120,12 @@ def _add_compress(verbs: argparse._SubParsersAction) -> None:
     compress.add_argument("-i", dest="images", **folder, help="raw images in nnU-Net's naming; no labels needed")
     compress.add_argument("-o", dest="output", **folder, help="the new model; for nnUNetv2_predict_from_modelfolder")
     compress.add_argument("-f", dest="folds", metavar="FOLD", nargs="+", help="only these; default all there are")
-    goal = compress.add_mutually_exclusive_group(required=True)
+    goal = compress.add_mutually_exclusive_group()
     goal.add_argument("--tolerance", type=float, metavar="T", help="what every layer may lose, such as 0.02")
     goal.add_argument("--macs", type=float, metavar="PART", help="part of the multiply-accumulates left, such as 0.5")
     goal.add_argument("--params", type=float, metavar="PART", help="part of the parameters left, such as 0.3")
     goal.add_argument("--latency", type=float, metavar="PART", help="part of the time left, measured on this machine")
-    goal.add_argument("--dry-run", action="store_true", help="show what several tolerances give, write no model")
+    compress.add_argument("--dry-run", action="store_true", help="show what several tolerances give, write no model")
     compress.add_argument("--round-to", type=int, default=1, metavar="N", help="keep widths at multiples of this")
     compress.add_argument("--max-images", type=int, default=20, metavar="N", help="use so many images; %(default)s")
     compress.add_argument("--labels", type=Path, metavar="FOLDER", help="reference segmentations of the images")
@@ -276,14 +276,13 @@ def _compress(options: argparse.Namespace) -> int:
     from .compression.command import compress
     from .compression.compress import Goal
 
-    goal = None
-    if not options.dry_run:
-        goal = Goal(options.tolerance, options.macs, options.params, options.latency)
+    targets = options.tolerance, options.macs, options.params, options.latency
     compress(
         options.model,
         options.images,
         options.output,
-        goal,
+        None if targets == (None, None, None, None) else Goal(*targets),
+        dry_run=options.dry_run,
         folds=options.folds,
         labels=options.labels,
         max_images=options.max_images,

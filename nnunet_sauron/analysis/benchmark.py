@@ -12,7 +12,7 @@ import torch
 from ..pruning.cost import forward_on_meta
 from .models import TrainedModel
 from .report import short_names
-from .timing import Timing, machine, time_networks
+from .timing import Timing, check_device, machine, time_networks
 
 
 def benchmark(
@@ -46,8 +46,7 @@ def benchmark(
     for name, value in (("--batch-size", batch_size), ("--threads", threads), ("--repeats", repeats)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("PyTorch finds no CUDA device here; use -device cpu.")
+    check_device(device)
     networks, shapes = {}, {}
     for name, folder in zip(short_names(folders), folders, strict=True):
         model = TrainedModel.read(folder, folds)

@@ -76,8 +76,7 @@ def read_case(model: TrainedModel, case: Case) -> tuple[np.ndarray, dict]:
     try:
         with contextlib.redirect_stdout(said):
             image, properties = model.manager.image_reader_writer_class().read_images(case.files)
-    except RuntimeError as error:
-        # nnU-Net prints what is wrong with files that do not go together.
+    except Exception as error:  # each of nnU-Net's readers has its own; what does not go together they print
         raise ValueError(f"{', '.join(case.files)} cannot be read as one case: {error} {said.getvalue()}") from error
     if len(image) != model.input_channels:
         ending = model.dataset_json["file_ending"]
@@ -120,4 +119,5 @@ def _name(path: Path, ending: str) -> str | None:
 
 
 def _names(model: TrainedModel) -> str:
-    return ", ".join(map(str, model.dataset_json["channel_names"].values()))
+    names = model.dataset_json.get("channel_names") or model.dataset_json["modality"]  # as nnU-Net reads it
+    return ", ".join(map(str, names.values()))

@@ -26,6 +26,7 @@ from .cases import Case, preprocess, read_case
 from .feature_maps_grid import Grid
 from .feature_maps_windows import Bar, Layer, Windows, silent
 from .models import TrainedModel
+from .timing import check_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +117,7 @@ def feature_maps(
         ValueError: The model, the layer, the slice, the images or the reference do not do; the message says why.
         FileNotFoundError: An image or the reference is missing.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"PyTorch finds no GPU for -device {device}; leave it out.")
+    check_device(device)
     network = _network(model, fold)
     chosen = _choose_layer(layer, _layers(model, network))
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints hints that are of no use here

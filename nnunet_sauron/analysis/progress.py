@@ -30,6 +30,8 @@ class Progress:
             yield lambda _: None
             return
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        with Bars(*columns, TextColumn("{task.fields[unit]}", markup=False), console=self.console) as bars:
+        columns += (TextColumn("{task.fields[unit]}", markup=False),)
+        # Left alone, standard output stays where the caller has redirected it.
+        with Bars(*columns, console=self.console, redirect_stdout=False, redirect_stderr=False) as bars:
             task = bars.add_task(escape(text), total=total, unit="")
             yield lambda name: bars.update(task, advance=1, unit=name)

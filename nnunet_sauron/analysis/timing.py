@@ -54,8 +54,8 @@ def time_networks(
     """Time forward passes of several networks in one process, taking turns.
 
     Taking turns lets a slow moment of the machine hit all networks alike; every round turns the order round. The
-    networks run in evaluation mode under `torch.inference_mode`, on random normal float32 input. They stay on `device`,
-    their modes are put back.
+    networks run in evaluation mode under `torch.inference_mode`, on random normal float32 input; on a GPU under
+    autocast, as in nnU-Net's prediction. They stay on `device`, their modes are put back.
 
     Args:
         networks: Networks by name; they are moved to `device`.
@@ -102,6 +102,12 @@ def time_networks(
     return {name: _summarise(values, device) for name, values in measured.items()}
 
 
+def check_device(device: str) -> None:
+    """Raise ValueError if PyTorch cannot run on a device such as "cpu" or "cuda"."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"PyTorch finds no GPU for -device {device}; leave it out.")
+
+
 def machine() -> dict[str, str | int | None]:
     """What a time was measured on."""
     try:
@@ -118,7 +124,7 @@ def machine() -> dict[str, str | int | None]:
 
 
 def _time_once(network: nn.Module, patch: torch.Tensor, device: torch.device) -> float:
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(device.type, enabled=device.type == "cuda"):
         _wait_for(device)
         start = time.perf_counter()
         network(patch)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -14,9 +16,10 @@ import torch
 from ..analysis.cases import find_cases
 from ..analysis.evaluation import CaseScore, mean_score
 from ..analysis.progress import Progress
+from ..analysis.timing import check_device
 from .compress import Compressor, Goal, Segmenter, provenance, split
 from .display import Trial, plot_trade_off, plot_widths, print_compressed, print_trials
-from .images import patches
+from .images import batches, patches
 from .model import read_prunable, write_model
 
 TOLERANCES = (0.003, 0.01, 0.02, 0.03, 0.05, 0.08)
@@ -28,6 +31,7 @@ def compress(
     output: Path,
     goal: Goal | None,
     *,
+    dry_run: bool = False,
     folds: list[str] | None = None,
     labels: Path | None = None,
     max_images: int = 20,
@@ -40,8 +44,9 @@ def compress(
     Args:
         folder: A trained model's folder.
         images: Raw images in nnU-Net's naming; part of them is held out to measure on.
-        output: The new model's folder. Without a goal, the trade-off's picture goes beside it, and nothing else.
-        goal: What to meet; None shows the trade-off over `TOLERANCES`.
+        output: The new model's folder. Of a dry run, the trade-off's picture goes beside it, and nothing else.
+        goal: What to meet; may be None in a dry run.
+        dry_run: Show the trade-off over `TOLERANCES`, and the goal's own, instead of writing a model.
         folds: Only these; None for all. Each is made smaller by itself.
         labels: Reference segmentations of the images, to measure both models against.
         max_images: So many are used.
@@ -51,8 +56,11 @@ def compress(
 
     Raises:
         FileExistsError: The output folder exists.
-        FileNotFoundError, ValueError: The model, the images or the goal do not do; nothing is written then.
+        FileNotFoundError, PermissionError, ValueError: The model, the images, the labels, the goal, the device or the
+            place to write to do not do; nothing is written then.
     """
+    if goal is None and not dry_run:
+        raise ValueError("Nothing to meet: give --tolerance, --macs, --params or --latency, or --dry-run to see them.")
     if output.exists():
         raise FileExistsError(f"{output} exists; give the name of a folder that does not.")
     if max_images < 1:
@@ -61,33 +69,43 @@ def compress(
         raise ValueError(f"--round-to must be at least 1; got {round_to}.")
     if not output.absolute().parent.is_dir():
         raise FileNotFoundError(f"{output.absolute().parent} is no folder; make it first, or give another -o.")
+    if not os.access(output.absolute().parent, os.W_OK):
+        raise PermissionError(f"{output.absolute().parent} cannot be written to; give another -o.")
+    check_device(device)
     model = read_prunable(folder, folds)
     fitted_on, held_out = split(find_cases(images, model), max_images)
     on = torch.device(device)
-    if goal is None:  # one fold shows it, and is compared with itself alone
+    if dry_run:  # one fold shows it, and is compared with itself alone
         model = replace(model, checkpoints=dict([next(iter(model.checkpoints.items()))]))
     progress = Progress(quiet=json_output)
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's prediction prints a line a case
-        progress.say(f"{len(fitted_on)} images to fit on, {len(held_out)} held out to compare segmentations")
         segmenter = Segmenter(model, held_out, on, progress, labels)
         compressors = {fold: Compressor(model, fold, on, round_to) for fold in model.checkpoints}
-        cut, fitted_on = patches(model, fitted_on, max(one.wanted for one in compressors.values()))
+        cut, fitted_on = patches(model, fitted_on, max(len(fitted_on), *(one.wanted for one in compressors.values())))
+        inputs = batches(cut)
+        progress.say(
+            f"{len(cut)} patches of {len(fitted_on)} images to fit on, {len(held_out)} images held out to compare "
+            f"segmentations"
+        )
+        segmenter.segment_with_old_model()
+        old = segmenter.against_labels("old")
         for fold, one in compressors.items():
-            progress.say(f"fold {fold}: ranking channels on {len(cut)} patches")
-            one.rank(cut)
-        if goal is None:
-            trials = _trials(next(iter(compressors.items())), segmenter, progress)
+            progress.say(f"fold {fold}: ranking channels")
+            one.rank(inputs)
+        tolerances = {fold: one.tolerance(goal) for fold, one in compressors.items()} if goal else {}
+        if dry_run:
+            ((fold, compressor),) = compressors.items()
+            trials = _trials(fold, compressor, sorted({*TOLERANCES, *tolerances.values()}), segmenter, progress)
         else:
-            tolerances = {fold: one.tolerance(goal) for fold, one in compressors.items()}
             found = {}
             for fold, one in compressors.items():
                 with progress.bar(f"fold {fold}: merging", len(one.before)) as step:
                     found[fold] = one.compress(tolerances[fold], step)
             scores = segmenter.agreement([one.weights for one in found.values()])
-            against = {name: segmenter.against_labels(name) for name in ("old", "new")}
-    if goal is None:
+            against = {"old": old, "new": segmenter.against_labels("new")}
+    if dry_run:
         picture = output.with_name(f"{output.name}_trade_off.png")
-        print_trials(trials, json_output=json_output)
+        print_trials(trials, old, json_output=json_output)
         plot_trade_off(trials, picture)
         progress.say(f"Wrote {picture} and nothing else. Choose with --tolerance, --macs, ...")
         return
@@ -103,21 +121,25 @@ def compress(
     print_compressed(found, scores, against, output, json_output=json_output)
 
 
-def _trials(first: tuple[str, Compressor], segmenter: Segmenter, progress: Progress) -> list[Trial]:
-    fold, compressor = first
+def _trials(
+    fold: str, compressor: Compressor, tolerances: Sequence[float], segmenter: Segmenter, progress: Progress
+) -> list[Trial]:
     trials = []
-    for tolerance in TOLERANCES:
-        with progress.bar(f"fold {fold}: tolerance {tolerance:g}", len(compressor.before)) as step:
+    for tolerance in tolerances:
+        with progress.bar(f"fold {fold}: tolerance {tolerance:.3g}", len(compressor.before)) as step:
             one = compressor.compress(tolerance, step)
-        trials.append(Trial(one, segmenter.agreement([one.weights])))
+        trials.append(Trial(one, segmenter.agreement([one.weights]), segmenter.against_labels("new")))
     return trials
 
 
-def _summary(scores: Sequence[CaseScore], against_labels: Sequence[CaseScore] | None) -> dict:
-    """In the form of nnU-Net's validation/summary.json; it says what it was measured against."""
-    measured = against_labels or scores
-    return {
-        "foreground_mean": {"Dice": mean_score(measured, "dice").value},
-        "reference": "labels" if against_labels else "segmentations of the model that was compressed",
-        "metric_per_case": [asdict(score) for score in measured],
+def _summary(agreement: Sequence[CaseScore], against_labels: Sequence[CaseScore] | None) -> dict:
+    """In the form of nnU-Net's validation/summary.json, whose Dice is always one against references."""
+    summary = {
+        "agreement_with_the_old_model": {"Dice": mean_score(agreement, "dice").value},
+        "foreground_mean": {"Dice": math.nan},
+        "metric_per_case": [],
     }
+    if against_labels:
+        summary["foreground_mean"]["Dice"] = mean_score(against_labels, "dice").value
+        summary["metric_per_case"] = [asdict(score) for score in against_labels]
+    return summary

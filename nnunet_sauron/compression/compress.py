@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -24,15 +23,16 @@ from ..pruning import (
     channel_layout,
     feature_map_voxels,
     merge_channels,
+    position_weights,
     rank_units,
     resize,
 )
+from ..pruning.merging import UNSURE
 from .images import check_enough, enough_patches
 from .widths import LATENCY_STEPS, cost_left, tolerance_for, widths_at
 
 HELD_OUT = 0.25  # of the images: what the agreement is measured on
 REPEATS = 9
-VOXELS_AT_ONCE = 1 << 16  # in one forward: small patches are faster together
 GOALS = ("tolerance", "macs", "parameters", "latency")
 
 
@@ -100,20 +100,23 @@ class Compressor:
         self.patch_size = model.patch_size
         self.before = channel_layout(self.network).widths
         self._channels = next(self.network.parameters()).shape[1]
+        self._regions = model.manager.get_label_manager(model.dataset_json).has_regions
         self.cost = CostModel(self.network, self.patch_size, self._channels)
         self._positions = feature_map_voxels(self.network, self.patch_size, self._channels)
         self.wanted = enough_patches(self._positions, self.before)
 
-    def rank(self, cut: Sequence[torch.Tensor]) -> None:
-        """Rank every layer's channels on patches (1, channels, *patch). Comes before what follows.
+    def rank(self, inputs: Sequence[torch.Tensor], unsure: float = UNSURE) -> None:
+        """Rank every layer's channels on patches (B, channels, *patch). Comes before what follows.
+
+        `unsure` is that of `position_weights`.
 
         Raises:
             ValueError: They are too few for a stable fit.
         """
-        check_enough(len(cut), self._positions, self.before)
-        together = max(1, VOXELS_AT_ONCE // math.prod(self.patch_size))
-        self.inputs = [torch.cat(cut[i : i + together]) for i in range(0, len(cut), together)]
-        self.rankings: dict[str, Ranking] = rank_units(self.network, self.inputs)
+        check_enough(sum(map(len, inputs)), self._positions, self.before)
+        self.inputs = inputs
+        self.weights = position_weights(self.network, inputs, regions=self._regions, unsure=unsure)
+        self.rankings: dict[str, Ranking] = rank_units(self.network, inputs, self.weights)
 
     def tolerance(self, goal: Goal) -> float:
         """The tolerance that meets a goal.
@@ -133,7 +136,7 @@ class Compressor:
         """Cut to the widths of a tolerance, merging; the network itself stays as it is."""
         network = copy.deepcopy(self.network)
         after = widths_at(tolerance, self.rankings, self.round_to)
-        merge_channels(network, after, self.inputs, after_unit=after_unit)
+        merge_channels(network, after, self.inputs, weights=self.weights, after_unit=after_unit)
         times = self._times(network)
         return Compressed(
             tolerance,
@@ -181,7 +184,6 @@ class Segmenter:
 
     Raises:
         FileNotFoundError: A case has no reference.
-        ValueError: There are references, and an ignore label in them.
     """
 
     def __init__(
@@ -191,36 +193,30 @@ class Segmenter:
         self._folder = tempfile.TemporaryDirectory()
         self.root = Path(self._folder.name)
         self.ending = model.dataset_json["file_ending"]
-        self.references = labels and self._references(labels)
+        self.labels = labels
+        for name in self._files if labels else ():
+            if not (labels / name).is_file():
+                raise FileNotFoundError(f"{labels} has no {name}; --labels needs one for every held-out image.")
 
-    @functools.cached_property
-    def old(self) -> Path:
-        """The model's own segmentations, once they are needed."""
-        return self._predict("old", None)
+    def segment_with_old_model(self) -> None:
+        """Comes before what follows, and before long work: the first to read every held-out case."""
+        self._predict("old", None)
 
-    def agreement(self, weights: list[dict], name: str = "new") -> list[CaseScore]:
-        """New segmentations against the old ones, case by case."""
+    def agreement(self, weights: list[dict]) -> list[CaseScore]:
+        """Segmentations with new weights, against the old ones, case by case."""
         if not self.cases:
             return []
-        return evaluate_folder(self._predict(name, weights), self.old, self.model.segmentations)
+        return evaluate_folder(self._predict("new", weights), self.root / "old", self.model.segmentations)
 
     def against_labels(self, name: str) -> list[CaseScore] | None:
         """The "old" or "new" segmentations against the references, if there are any."""
-        if not self.references or not self.cases:
+        if not self.labels or not self.cases:
             return None
-        return evaluate_folder(self.root / name, self.references, self.model.segmentations)
+        return evaluate_folder(self.root / name, self.labels, self.model.segmentations, cases=self._files)
 
-    def _references(self, labels: Path) -> Path:
-        if self.model.ignore_label is not None:
-            raise ValueError("--labels: this model has an ignore label, whose voxels cannot be judged; leave it out.")
-        folder = self.root / "references"
-        folder.mkdir()
-        for case in self.cases:
-            path = labels / (case.name + self.ending)
-            if not path.is_file():
-                raise FileNotFoundError(f"{labels} has no {path.name}; --labels needs one for every held-out image.")
-            (folder / path.name).symlink_to(path.resolve())
-        return folder
+    @property
+    def _files(self) -> list[str]:
+        return [case.name + self.ending for case in self.cases]
 
     def _predict(self, name: str, weights: list[dict] | None) -> Path:
         folder = self.root / name

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..analysis.evaluation import CaseScore, mean_score
+from ..analysis.plain import plain
 from .compress import Compressed
 
 Scores = Sequence[CaseScore]
@@ -16,10 +17,11 @@ Scores = Sequence[CaseScore]
 
 @dataclass(frozen=True)
 class Trial:
-    """What one tolerance gives: the network and how its segmentations agree with the old ones."""
+    """What one tolerance gives: the network, how its segmentations agree with the old ones, and with labels if any."""
 
     compressed: Compressed
     agreement: Scores
+    against_labels: Scores | None = None
 
 
 def print_compressed(
@@ -40,7 +42,7 @@ def print_compressed(
         for name, scores in against_labels.items():
             if scores:
                 described[f"{name}_model"] = {"dice": per_class(scores, "dice"), "hd95": per_class(scores, "hd95")}
-        print(json.dumps(described, indent=2))
+        print(json.dumps(plain(described), indent=2))
         return
 
     from rich.console import Console
@@ -82,23 +84,33 @@ def print_compressed(
     )
 
 
-def print_trials(trials: Sequence[Trial], *, json_output: bool) -> None:
-    """One row a tolerance."""
+def print_trials(trials: Sequence[Trial], old: Scores | None, *, json_output: bool) -> None:
+    """One row a tolerance; `old` is the old model against labels, if there are any."""
     if json_output:
-        print(json.dumps([
-            {**described_fold(t.compressed), "agreement_dice": per_class(t.agreement, "dice")} for t in trials
-        ], indent=2))  # fmt: skip
+        rows = []
+        for trial in trials:
+            row = {**described_fold(trial.compressed), "agreement_dice": per_class(trial.agreement, "dice")}
+            for name, scores in (("old", old), ("new", trial.against_labels)):
+                if scores:
+                    row[f"{name}_model"] = {"dice": per_class(scores, "dice"), "hd95": per_class(scores, "hd95")}
+            rows.append(row)
+        print(json.dumps(plain(rows), indent=2))
         return
 
     from rich.console import Console
     from rich.table import Table
 
     table = Table("tolerance", "channels", "parameters", "MACs", "network time", "Dice, new against old")
+    if old:
+        table.add_column(f"Dice, labels (old: {_number(_mean_dice(old))})")
     for trial in trials:
         one = trial.compressed
         shares = [sum(one.after.values()) / sum(one.before.values())]
         shares += [after / before for before, after in (one.parameters, one.macs, one.seconds)]
-        table.add_row(f"{one.tolerance:g}", *(f"{share:.0%}" for share in shares), _number(_mean_dice(trial)))
+        scores = [trial.agreement, trial.against_labels] if old else [trial.agreement]
+        table.add_row(
+            f"{one.tolerance:.3g}", *(f"{share:.0%}" for share in shares), *(_number(_mean_dice(s)) for s in scores)
+        )
     Console().print(table)
 
 
@@ -108,13 +120,13 @@ def plot_trade_off(trials: Sequence[Trial], path: Path) -> None:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    dice = [_mean_dice(trial) for trial in trials]
+    dice = [_mean_dice(trial.agreement) for trial in trials]
     for label, attribute, marker in (("MACs", "macs", "o"), ("parameters", "parameters", "s")):
         left = [100 * getattr(t.compressed, attribute)[1] / getattr(t.compressed, attribute)[0] for t in trials]
         axes.plot(left, dice, marker=marker, label=label)
         if attribute == "macs":
             for x, y, trial in zip(left, dice, trials, strict=True):
-                axes.annotate(f"{trial.compressed.tolerance:g}", (x, y), (0, -12), textcoords="offset points",
+                axes.annotate(f"{trial.compressed.tolerance:.3g}", (x, y), (0, -12), textcoords="offset points",
                               fontsize=8, ha="center")  # fmt: skip
     axes.set(xlabel="left of the old model (%)", ylabel="Dice, new against old segmentations")
     axes.legend()
@@ -149,8 +161,8 @@ def per_class(scores: Scores, metric: str) -> dict[str, float]:
     return {name: mean_score(scores, metric, name).value for name in classes}
 
 
-def _mean_dice(trial: Trial) -> float:
-    return mean_score(trial.agreement, "dice").value if trial.agreement else math.nan
+def _mean_dice(scores: Scores | None) -> float:
+    return mean_score(scores, "dice").value if scores else math.nan
 
 
 def _number(value: float) -> str:

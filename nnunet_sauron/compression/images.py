@@ -15,6 +15,7 @@ from ..analysis.models import TrainedModel
 SAMPLES_PER_CHANNEL = 4  # positions for each channel of a layer, so that a fit is a fit and not a memory
 LEAST_SAMPLES_PER_CHANNEL = 2
 LEAST_PATCHES = 8
+VOXELS_AT_ONCE = 1 << 16  # in one forward: small patches are faster together
 
 
 def patches(
@@ -27,18 +28,34 @@ def patches(
     """
     size = model.patch_size
     draw = random.Random(seed)
-    left: list[torch.Tensor] = []
     if wanted < len(cases):
         cases = [cases[i * len(cases) // wanted] for i in range(wanted)]
+    left: list[torch.Tensor] = []
+    spare: list[list[torch.Tensor]] = []  # of each case, for those that have fewer windows than their share
     for index, case in enumerate(cases):
         image = preprocess(model, *read_case(model, case))[0]
+        if not image.isfinite().all():
+            raise ValueError(
+                f"Case {case.name} has voxels that are not finite after nnU-Net's preprocessing (nan in the image?); "
+                f"nothing can be fitted on it. Mend it or leave it out."
+            )
         image = pad_nd_image(image, size, "constant", {"value": 0})
         windows = _windows(image.shape[1:], size)
         share = -(-(wanted - len(left)) // (len(cases) - index))
-        chosen = draw.sample(windows, min(share, len(windows)))
+        chosen = draw.sample(windows, min(wanted, len(windows)))
         # Cloned, so that the whole image does not stay in memory for a patch of it.
-        left += [image[(slice(None), *window)][None].clone() for window in chosen]
-    return left, list(cases)
+        cut = [image[(slice(None), *window)][None].clone() for window in chosen]
+        left += cut[:share]
+        spare.append(cut[share:])
+        while sum(map(len, spare)) > wanted - len(left):
+            max(spare, key=len).pop()
+    return left + [patch for of_case in spare for patch in of_case], list(cases)
+
+
+def batches(cut: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Patches (1, channels, *patch) put together into (B, channels, *patch)."""
+    together = max(1, VOXELS_AT_ONCE // cut[0][0, 0].numel())
+    return [torch.cat(list(cut[i : i + together])) for i in range(0, len(cut), together)]
 
 
 def enough_patches(positions: Mapping[str, int], widths: Mapping[str, int]) -> int:

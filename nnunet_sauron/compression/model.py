@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..analysis.models import CHECKPOINT, COMPRESSION, TrainedModel
+from ..analysis.plain import plain
 from ..pruning.channels import check_prunable
 
 TRAINER = "CompressedTrainer"
@@ -53,7 +54,7 @@ def write_model(
         for name in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
             if (model.folder / name).is_file():
                 shutil.copyfile(model.folder / name, beside / name)
-        (beside / f"{COMPRESSION}.json").write_text(json.dumps(notes, indent=2))
+        (beside / f"{COMPRESSION}.json").write_text(json.dumps(plain(notes), indent=2))
         for fold, checkpoint in model.checkpoints.items():
             folder = beside / f"fold_{fold}"
             (folder / "validation").mkdir(parents=True)
@@ -62,7 +63,7 @@ def write_model(
             # nnUNetv2_export_model_to_zip wants these two of every model.
             of_training = model.folder / f"fold_{fold}" / "progress.png"
             shutil.copyfile(of_training if of_training.is_file() else pictures[fold], folder / "progress.png")
-            (folder / "validation" / "summary.json").write_text(json.dumps(notes["summary"], indent=2))
+            (folder / "validation" / "summary.json").write_text(json.dumps(plain(notes["summary"]), indent=2))
         os.replace(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -3,7 +3,7 @@
 from .channels import ChannelLayout, ChannelUnit, channel_layout
 from .cost import CostModel, count_macs, count_parameters, feature_map_voxels
 from .loading import accept_pruned_weights, densify, resize, widths_of
-from .merging import Ranking, merge_channels, rank_units
+from .merging import Ranking, merge_channels, position_weights, rank_units
 from .removal import remove_channels
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "densify",
     "feature_map_voxels",
     "merge_channels",
+    "position_weights",
     "rank_units",
     "remove_channels",
     "resize",

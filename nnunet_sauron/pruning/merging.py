@@ -8,11 +8,12 @@ and interpolative decomposition (Chee et al.: Model preserving compression for n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from .channels import ChannelLayout, ChannelUnit, channel_layout
@@ -22,6 +23,7 @@ RIDGE = 1e-8  # of the kept channels' mean variance
 NOISE = 1e-9  # what is left of a channel's variance below this is rounding of maps in float32
 ROUNDING = 1e-12  # of a covariance, relative to the maps' squares
 VALUES_AT_ONCE = 1 << 22  # float64 copies of whole maps would need gigabytes
+UNSURE = 0.7  # share of `position_weights` that goes by how unsure the network is, the rest to all positions alike
 
 
 def merge_channels(
@@ -29,6 +31,7 @@ def merge_channels(
     keep: Mapping[str, Sequence[int] | int],
     inputs: Sequence[torch.Tensor],
     *,
+    weights: Sequence[torch.Tensor] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     ridge: float = RIDGE,
     after_unit: Callable[[str], None] = lambda _: None,
@@ -47,6 +50,8 @@ def merge_channels(
         keep: For each unit to cut, by name: its channels that stay, ascending, or how many, which are then chosen by
             `rank_channels`. Units not named stay as they are.
         inputs: What to fit on: tensors (B, channels, *patch), run one after the other, once for every unit.
+        weights: How much each of their positions counts, (B, *patch) each, such as `position_weights`; None for all
+            alike.
         optimizer: Its parameter groups and its state follow, as in `remove_channels`.
         ridge: Weight of the ridge, relative to the kept channels' mean variance.
         after_unit: Called with each unit's name when it is done.
@@ -63,7 +68,7 @@ def merge_channels(
         kept = keep.get(unit.name, unit.width)
         if (kept if isinstance(kept, int) else len(kept)) < unit.width:
             now = channel_layout(network)
-            moments = collect_moments(network, unit.feature_maps, inputs)
+            moments = collect_moments(network, unit.feature_maps, inputs, weights)
             if isinstance(kept, int):
                 kept = _rank(network, now, unit, moments).keep(kept)
             _fold(network, now, unit, kept, moments, ridge)
@@ -71,36 +76,81 @@ def merge_channels(
         after_unit(unit.name)
 
 
-def rank_units(network: nn.Module, inputs: Iterable[torch.Tensor]) -> dict[str, Ranking]:
-    """The ranking of every unit's channels, by name, from one forward of each input."""
+def rank_units(
+    network: nn.Module, inputs: Sequence[torch.Tensor], weights: Sequence[torch.Tensor] | None = None
+) -> dict[str, Ranking]:
+    """The ranking of every unit's channels, by name, from one forward of each input; weights as in `merge_channels`."""
     layout = channel_layout(network)
-    moments = collect_moments(network, [place for unit in layout.units for place in unit.feature_maps], inputs)
+    places = [place for unit in layout.units for place in unit.feature_maps]
+    moments = collect_moments(network, places, inputs, weights)
     return {unit.name: _rank(network, layout, unit, moments) for unit in layout.units}
 
 
+@torch.no_grad()
+def position_weights(
+    network: nn.Module, inputs: Sequence[torch.Tensor], *, regions: bool = False, unsure: float = UNSURE
+) -> list[torch.Tensor]:
+    """How much each position should count in a fit: more where the network is unsure.
+
+    An image is mostly background that no error of a feature map turns into anything else; alike for all positions, a
+    fit spends its channels there. The second-order term of the divergence between old and new probabilities weights a
+    logit's squared error by `sum_k p_k (1 - p_k)`. Its square root, the standard deviation of the label, is what
+    kept the segmentations best (benchmarks/results), mixed with a constant, since layers see beyond a voxel.
+
+    Args:
+        network: A segmentation network, run in evaluation mode; of several outputs the first is taken.
+        inputs: Tensors (B, channels, *patch).
+        regions: Whether classes may overlap (sigmoid instead of softmax).
+        unsure: The share that goes by how unsure the network is; the rest counts all positions alike.
+
+    Returns:
+        (B, *patch) each, float32, on the network's device; their mean over all inputs is 1.
+    """
+    device = next(network.parameters()).device
+    was_training = network.training
+    found = []
+    try:
+        network.eval()
+        for tensor in inputs:
+            output = network(tensor.to(device))
+            logits = (output[0] if isinstance(output, (list, tuple)) else output).float()
+            probabilities = logits.sigmoid() if regions else logits.softmax(1)
+            found.append((probabilities * (1 - probabilities)).sum(1).sqrt())
+    finally:
+        network.train(was_training)
+    mean = sum(one.double().sum() for one in found) / sum(one.numel() for one in found)
+    if not mean > 0:
+        return [torch.ones_like(one) for one in found]
+    return [unsure * one / mean.float() + (1 - unsure) for one in found]
+
+
 class Moments:
-    """Sums over the positions of feature maps, in float64: all that a least squares fit of channels needs.
+    """Weighted sums over the positions of feature maps, in float64: all that a least squares fit of channels needs.
 
     Attributes:
-        count: Positions so far, over all samples.
+        count: Sum of the positions' weights so far, over all samples.
         total: Sums, (C,).
         products: Sums of products, (C, C).
     """
 
     def __init__(self, channels: int, device: torch.device | str = "cpu"):
-        self.count = 0
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
         self.total = torch.zeros(channels, dtype=torch.float64, device=device)
         self.products = torch.zeros(channels, channels, dtype=torch.float64, device=device)
 
-    def add(self, feature_maps: torch.Tensor) -> None:
-        """Take in feature maps (B, C, *spatial) of any floating dtype."""
+    def add(self, feature_maps: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Take in feature maps (B, C, *spatial) of any floating dtype; weights of the positions, (B, *spatial)."""
         step = max(1, VALUES_AT_ONCE // feature_maps.shape[1])
-        for sample in feature_maps.detach().flatten(2):
-            for part in sample.split(step, dim=1):
-                values = part.double()
-                self.count += values.shape[1]
-                self.total += values.sum(1)
-                self.products += values @ values.T
+        feature_maps = feature_maps.detach().flatten(2)
+        if weights is None:
+            weights = feature_maps.new_ones(()).expand(feature_maps.shape[0], feature_maps.shape[2])
+        for sample, counts in zip(feature_maps, weights.flatten(1), strict=True):
+            for part, count in zip(sample.split(step, dim=1), counts.split(step), strict=True):
+                values, count = part.double(), count.double()
+                weighted = values * count
+                self.count += count.sum()
+                self.total += weighted.sum(1)
+                self.products += weighted @ values.T
 
     @property
     def mean(self) -> torch.Tensor:
@@ -140,7 +190,12 @@ class Ranking:
         return sorted(self.order[:count])
 
 
-def collect_moments(network: nn.Module, places: Collection[str], inputs: Iterable[torch.Tensor]) -> dict[str, Moments]:
+def collect_moments(
+    network: nn.Module,
+    places: Collection[str],
+    inputs: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor] | None = None,
+) -> dict[str, Moments]:
     """Second moments of the outputs of the named modules, in evaluation mode.
 
     The forward stops after the last of them. Memory: one input's forward and a (C, C) matrix each.
@@ -149,18 +204,35 @@ def collect_moments(network: nn.Module, places: Collection[str], inputs: Iterabl
         network: The network.
         places: Names of modules; each is run once in a forward.
         inputs: Tensors (B, channels, *patch), on any device.
+        weights: Of their positions, (B, *patch) each, averaged to the resolution of the maps; None for all alike.
+
+    Raises:
+        ValueError: The weights are not of the inputs' shapes.
     """
+    if weights is not None:
+        shapes, expected = ([tuple(w.shape) for w in weights], [(len(x), *x.shape[2:]) for x in inputs])
+        if shapes != expected:
+            raise ValueError(
+                f"Weights of positions are {shapes}; of these inputs they are {expected}, (B, *patch) each."
+            )
     device = next(network.parameters()).device
     moments: dict[str, Moments] = {}
+    for index, tensor in enumerate(inputs):
+        counts = None if weights is None else weights[index].to(device)
 
-    def take(name: str, feature_maps: torch.Tensor) -> None:
-        if name not in moments:
-            moments[name] = Moments(feature_maps.shape[1], feature_maps.device)
-        moments[name].add(feature_maps)
+        def take(name: str, feature_maps: torch.Tensor, counts: torch.Tensor | None = counts) -> None:
+            if name not in moments:
+                moments[name] = Moments(feature_maps.shape[1], feature_maps.device)
+            moments[name].add(feature_maps, counts if counts is None else _averaged(counts, feature_maps.shape[2:]))
 
-    for tensor in inputs:
         _forward_until(network, tensor.to(device), places, take)
     return moments
+
+
+def _averaged(weights: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """(B, *patch) -> (B, *shape)"""
+    pool = functional.adaptive_avg_pool2d if len(shape) == 2 else functional.adaptive_avg_pool3d
+    return pool(weights[:, None], tuple(shape))[:, 0]
 
 
 class _Enough(Exception):  # noqa: N818  (no error)

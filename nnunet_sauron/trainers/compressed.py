@@ -16,6 +16,7 @@ from .snapshots import Snapshots, SnapshotSettings
 
 NUM_EPOCHS = 50
 INITIAL_LR = 1e-3  # a tenth of nnU-Net's
+MIRRORING = "inference_allowed_mirroring_axes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,9 @@ class CompressedSettings:
 class CompressedTrainer(ResizingTrainer):
     """nnU-Net's training from a compressed checkpoint: 50 epochs of the poly schedule from a tenth of its rate.
 
+    It mirrors the axes that the model was trained with, since left and right may be classes. Loss and the rest of the
+    augmentation are nnU-Net's own, whatever that model's trainer did.
+
     nnunet_sauron="start_from=MODEL_FOLDER" nnUNetv2_train DATASET CONFIGURATION FOLD -tr CompressedTrainer
 
     Raises:
@@ -45,6 +49,8 @@ class CompressedTrainer(ResizingTrainer):
         )
         self._start = settings.start_from and read_checkpoint(_checkpoint(Path(settings.start_from), fold))
         self._start_name = settings.start_from
+        self._mirroring = _mirroring(self._start or {})
+        self._no_training: str | None = None
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.initial_lr = NUM_EPOCHS, INITIAL_LR
         training.apply_to(self)
@@ -58,7 +64,18 @@ class CompressedTrainer(ResizingTrainer):
             self.bare_network.load_state_dict(self._start["network_weights"])
             self._start = None  # its memory
 
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):  # noqa: N802  (nnU-Net's)
+        *others, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if self._mirroring:
+            self.inference_allowed_mirroring_axes = mirror_axes = self._mirroring[MIRRORING]
+        return *others, mirror_axes
+
     def on_train_start(self) -> None:
+        if self._no_training:
+            raise ValueError(
+                f"{self._no_training} was written by compress and is no training to continue. Move it away, or train "
+                f"without --c and with start_from naming another folder than the training's own."
+            )
         if not self._start_name and self.current_epoch == 0:
             raise ValueError(
                 "CompressedTrainer has nothing to start from. Name the folder that compress wrote: "
@@ -77,13 +94,14 @@ class CompressedTrainer(ResizingTrainer):
         if not self.was_initialized:
             self.initialize()
         checkpoint = read_checkpoint(filename_or_checkpoint)
-        if "optimizer_state" not in checkpoint:
-            raise ValueError(
-                f"{filename_or_checkpoint} was written by compress and is no training to continue. Move it away, or "
-                f"train without --c and with start_from naming another folder than the training's own."
-            )
         self.take_widths(self._widths(checkpoint, filename_or_checkpoint))
-        super().load_checkpoint(filename_or_checkpoint)
+        self._mirroring = _mirroring(checkpoint)
+        if "optimizer_state" in checkpoint:
+            super().load_checkpoint(filename_or_checkpoint)
+        else:  # written by compress: to be validated (--val)
+            self._no_training = filename_or_checkpoint
+            self.bare_network.load_state_dict(checkpoint["network_weights"])
+            self.inference_allowed_mirroring_axes = self._mirroring.get(MIRRORING)
 
     def _widths(self, checkpoint: dict, name: str) -> dict[str, int]:
         widths = widths_of(self.bare_network, checkpoint["network_weights"])
@@ -93,6 +111,10 @@ class CompressedTrainer(ResizingTrainer):
                 f"Train with the configuration and the plans (-p) of the model that was compressed."
             )
         return widths
+
+
+def _mirroring(checkpoint: dict) -> dict:
+    return {key: value for key, value in checkpoint.items() if key == MIRRORING}
 
 
 def _checkpoint(start: Path, fold: int | str) -> Path:

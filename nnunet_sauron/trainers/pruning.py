@@ -23,6 +23,7 @@ from ..pruning import (
     CostModel,
     channel_layout,
     merge_channels,
+    position_weights,
     remove_channels,
     widths_of,
 )
@@ -251,7 +252,8 @@ class PruningTrainer(ResizingTrainer):
         if self.pruning_settings.merge:
             # Every rank fits on patches of its own; wrapping again spreads rank 0's weights.
             batches = [next(self.dataloader_train)["data"] for _ in range(self.pruning_settings.merge_batches)]
-            merge_channels(network, keep, batches, optimizer=self.optimizer)
+            weights = position_weights(network, batches, regions=self.label_manager.has_regions)
+            merge_channels(network, keep, batches, weights=weights, optimizer=self.optimizer)
         else:
             remove_channels(network, keep, self.optimizer)
         self._wrap()

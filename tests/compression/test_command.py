@@ -16,7 +16,7 @@ from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.analysis.timing import Timing
 from nnunet_sauron.cli import main
 from nnunet_sauron.compression.compress import Compressor
-from nnunet_sauron.compression.images import patches
+from nnunet_sauron.compression.images import batches, patches
 from nnunet_sauron.pruning import CostModel, channel_layout, count_parameters
 
 from .small_model import write_images, write_model
@@ -70,7 +70,7 @@ def test_a_tolerance_of_nearly_nothing_changes_nothing(folders, capsys):
     assert described["folds"]["0"]["after"] == described["folds"]["0"]["before"]
     agreement = described["agreement_dice"]
     assert set(agreement) == {"low", "high"}
-    assert all(value == 1 or np.isnan(value) for value in agreement.values()) and 1 in agreement.values()
+    assert all(value == 1 or value is None for value in agreement.values()) and 1 in agreement.values()
 
 
 def test_agreement_is_that_of_nnunets_own_prediction(folders, capsys):
@@ -100,7 +100,31 @@ def test_labels_judge_both_models(folders, capsys):
     described = json.loads(capsys.readouterr().out)
     for model in ("old_model", "new_model"):
         assert set(described[model]) == {"dice", "hd95"} and 0 < described[model]["dice"]["low"] < 1
-    assert json.loads((folders / "small/fold_0/validation/summary.json").read_text())["reference"] == "labels"
+    summary = json.loads((folders / "small/fold_0/validation/summary.json").read_text())
+    classes = described["new_model"]["dice"].values()
+    assert summary["foreground_mean"]["Dice"] == pytest.approx(sum(classes) / len(classes), abs=0.01)
+
+
+def test_agreement_is_not_passed_off_as_dice(folders):
+    write_model(folders / "model")
+    assert compress(folders, "--tolerance", "1e-12") == 0
+    summary = json.loads((folders / "small/fold_0/validation/summary.json").read_text())
+    assert summary["foreground_mean"]["Dice"] is None and summary["metric_per_case"] == []
+    assert summary["agreement_with_the_old_model"]["Dice"] == 1
+
+
+def test_voxels_of_the_ignore_label_are_not_judged(folders, capsys):
+    write_model(folders / "model", ignore=3)
+    dice = []
+    for mark in (False, True):
+        for path in (folders / "labels").iterdir():
+            labels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+            labels[:, :12] = 3 if mark else 0
+            SimpleITK.WriteImage(SimpleITK.GetImageFromArray(labels), str(path))
+        words = ("--tolerance", "1e-12", "--json", "--labels", str(folders / "labels"))
+        assert compress(folders, *words, output=f"small_{mark}") == 0
+        dice.append(json.loads(capsys.readouterr().out)["old_model"]["dice"]["low"])
+    assert 0 < dice[0] < dice[1]  # what was segmented there counted as wrong
 
 
 def test_widths_keep_to_multiples(folders, capsys):
@@ -145,6 +169,19 @@ def test_a_dry_run_draws_the_trade_off_and_writes_no_model(folders, capsys):
     assert new == {"small_trade_off.png"}
 
 
+def test_a_dry_run_beside_a_goal_shows_what_that_gives_and_judges_by_labels(folders, capsys, monkeypatch):
+    write_model(folders / "model")
+    words = "--dry-run", "--macs", "0.6", "--labels", str(folders / "labels")
+    assert compress(folders, *words, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    left = [row["macs"][1] / row["macs"][0] for row in rows]
+    assert len(rows) == 7 and sum(0.55 < part <= 0.6 for part in left) >= 1
+    assert all(0 < row[name]["dice"]["low"] < 1 for row in rows for name in ("old_model", "new_model"))
+    monkeypatch.setenv("COLUMNS", "150")
+    assert compress(folders, *words) == 0
+    assert "labels (old:" in capsys.readouterr().out
+
+
 def test_a_dry_run_rounds_as_the_run_that_follows(folders, capsys, monkeypatch):
     write_model(folders / "model")
     monkeypatch.setattr("nnunet_sauron.compression.command.TOLERANCES", (0.2,))
@@ -167,7 +204,7 @@ def test_a_dry_run_compares_one_fold_with_itself(folders, capsys, monkeypatch):
     monkeypatch.setattr("nnunet_sauron.compression.command.TOLERANCES", (1e-12,))
     assert compress(folders, "--dry-run", "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)
-    assert [value for value in row["agreement_dice"].values() if not np.isnan(value)] == [1.0] * 2
+    assert [value for value in row["agreement_dice"].values() if value is not None] == [1.0] * 2
 
 
 def test_the_table_shows_layers_cost_and_agreement(folders, capsys):
@@ -264,9 +301,41 @@ class TestErrors:
     def test_a_place_that_is_not_there(self, model, capsys):
         self.refused(model, capsys, "--dry-run", said="nowhere is no folder; make it first", output="nowhere/small")
 
-    def test_labels_of_a_model_with_an_ignore_label(self, folders, capsys):
-        write_model(folders / "model", ignore=3)
-        self.refused(folders, capsys, "--macs", "0.5", "--labels", str(folders / "labels"), said="has an ignore label")
+    @pytest.fixture
+    def nothing_ranked(self, monkeypatch):
+        """What is refused late would lose the hours before it."""
+        monkeypatch.setattr("nnunet_sauron.compression.compress.rank_units", lambda *_: pytest.fail("ranked already"))
+
+    @pytest.mark.parametrize("case", range(4))
+    def test_an_image_that_cannot_be_read_whether_held_out_or_not(self, model, capsys, nothing_ranked, case):
+        (model / f"images/case_{case}_0000.nii.gz").write_text("no image")
+        self.refused(model, capsys, "--macs", "0.5", said=f"case_{case}_0000.nii.gz")
+
+    def test_an_image_with_nan(self, folders, capsys, nothing_ranked):
+        """SimpleITK makes zeros of them, nnU-Net's other reader of NIfTI does not."""
+        model = folders
+        write_model(model / "model", reader="NibabelIO")
+        path = str(model / "images/case_0_0000.nii.gz")
+        voxels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path))
+        voxels[0, 0, 0] = np.nan
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels), path)
+        self.refused(model, capsys, "--macs", "0.5", said="Case case_0 has voxels that are not finite")
+
+    def test_labels_of_another_size(self, model, capsys, nothing_ranked):
+        for path in (model / "labels").iterdir():
+            SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((3, 4, 5), np.uint8)), str(path))
+        self.refused(model, capsys, "--macs", "0.5", "--labels", str(model / "labels"), said="3, 4, 5")
+
+    def test_a_place_that_cannot_be_written_to(self, model, capsys, monkeypatch):
+        monkeypatch.setattr("nnunet_sauron.compression.command.os.access", lambda path, mode: False)
+        self.refused(model, capsys, "--macs", "0.5", said="cannot be written to; give another -o")
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_a_gpu_that_is_not_there(self, model, capsys):
+        self.refused(model, capsys, "--macs", "0.5", "-device", "cuda", said="no GPU for -device cuda")
+
+    def test_no_target(self, model, capsys):
+        self.refused(model, capsys, said="Nothing to meet: give --tolerance")
 
     @pytest.mark.parametrize("words", [("--round-to", "0"), ("--max-images", "0")])
     def test_numbers_below_one(self, model, capsys, words):
@@ -290,7 +359,7 @@ def test_help_does_not_import_nnunet():
 def test_compressing_leaves_the_model_as_it_was_for_the_next_tolerance(folders):
     model = TrainedModel.read(write_model(folders / "model"))
     compressor = Compressor(model, "0", torch.device("cpu"))
-    compressor.rank(patches(model, find_cases(folders / "images", model), compressor.wanted)[0])
+    compressor.rank(batches(patches(model, find_cases(folders / "images", model), compressor.wanted)[0]))
     one, other, same = (compressor.compress(tolerance) for tolerance in (0.3, 0.05, 0.3))
     assert one.after != other.after
     assert all(torch.equal(tensor, same.weights[name]) for name, tensor in one.weights.items())

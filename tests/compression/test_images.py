@@ -10,6 +10,7 @@ from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.compression.compress import split
 from nnunet_sauron.compression.images import (
     _windows,
+    batches,
     check_enough,
     enough_patches,
     patches,
@@ -55,11 +56,36 @@ def test_an_image_smaller_than_the_patch_is_padded(tmp_path):
     assert cut[0].shape == (1, 1, 16, 16, 16) and (cut[0] == 0).any()
 
 
-def test_what_one_case_lacks_the_others_make_up_for(model, tmp_path):
-    few = find_cases(write_images(tmp_path / "few", 1, shape=(2, 16, 16)), model)
-    many = find_cases(write_images(tmp_path / "many", 1, shape=(30, 16, 16)), model)
-    assert len(patches(model, [*few, *many], 12)[0]) == 12
-    assert len(patches(model, few, 12)[0]) == 2
+def nth_case(folder, index, slices, model) -> Case:
+    """One whose voxels no other one has."""
+    return find_cases(write_images(folder / f"{index}", index + 1, shape=(slices, 16, 16)), model)[index]
+
+
+@pytest.mark.parametrize("rich", [0, 2])
+def test_what_some_cases_lack_the_others_make_up_for(model, tmp_path, rich):
+    """Whether the case with many windows comes first or last."""
+    cases = []
+    for index in range(3):
+        slices = 30 if index == rich else 2
+        cases.append(nth_case(tmp_path, index, slices, model))
+    cut, _ = patches(model, cases, 12)
+    assert len(cut) == 12
+    assert len(patches(model, cases[1:2], 12)[0]) == 2
+
+
+def test_spare_patches_come_from_all_cases_alike(model, tmp_path):
+    cases = [nth_case(tmp_path, index, slices, model) for index, slices in enumerate((30, 30, 1, 1, 1))]
+    images = [preprocess(model, *read_case(model, case))[0] for case in cases]
+    cut, _ = patches(model, cases, 17)
+    of = [sum(any(torch.equal(patch[0], part) for part in image.unbind(1)) for patch in cut) for image in images]
+    assert of == [7, 7, 1, 1, 1]
+
+
+def test_small_patches_are_put_together(model, tmp_path, monkeypatch):
+    cut, _ = patches(model, find_cases(write_images(tmp_path / "images", 2), model), 5)
+    monkeypatch.setattr("nnunet_sauron.compression.images.VOXELS_AT_ONCE", 2 * 16 * 16)
+    together = batches(cut)
+    assert [len(batch) for batch in together] == [2, 2, 1] and torch.equal(torch.cat(together), torch.cat(cut))
 
 
 def test_fewer_patches_than_cases_are_of_cases_all_over_the_folder(model, tmp_path):

@@ -105,7 +105,36 @@ def test_a_missing_model_is_refused_before_a_log_is_written(folder, monkeypatch)
     assert not list(folder.rglob("training_log*"))
 
 
-def test_what_compress_wrote_is_no_training_to_continue(folder, model):
+def test_what_compress_wrote_can_be_validated_and_is_no_training_to_continue(folder, model):
+    path = model / "fold_0" / "checkpoint_final.pth"
+    torch.save({"network_weights": weights(path), "inference_allowed_mirroring_axes": (1,)}, path)
     trainer = small_trainer(folder, type("T", (SmallCompressedTrainer,), {}))
+    trainer.load_checkpoint(str(path))
+    assert all(torch.equal(tensor, weights(path)[name]) for name, tensor in trainer.network.state_dict().items())
+    assert trainer.inference_allowed_mirroring_axes == (1,)
     with pytest.raises(ValueError, match="written by compress and is no training to continue"):
-        trainer.load_checkpoint(str(model / "fold_0" / "checkpoint_final.pth"))
+        trainer.run_training()
+
+
+@pytest.mark.parametrize("axes", [None, (1,), (0, 1)])
+def test_it_mirrors_as_the_model_that_was_compressed(folder, model, monkeypatch, axes):
+    path = model / "fold_0" / "checkpoint_final.pth"
+    torch.save({"network_weights": weights(path), "inference_allowed_mirroring_axes": axes}, path)
+    mirror = "configure_rotation_dummyDA_mirroring_and_inital_patch_size"
+    trainer = start(folder, monkeypatch, model)
+    trainer.initialize()
+    assert getattr(trainer, mirror)()[-1] == axes
+    trainer.run_training()
+    final = Path(trainer.output_folder) / "checkpoint_final.pth"
+    assert torch.load(final, weights_only=False)["inference_allowed_mirroring_axes"] == axes
+
+    monkeypatch.delenv("nnunet_sauron")
+    resumed = small_trainer(folder, type("T", (SmallCompressedTrainer,), {}))
+    resumed.load_checkpoint(str(final))
+    assert getattr(resumed, mirror)()[-1] == axes
+
+
+def test_a_checkpoint_that_says_nothing_of_mirroring_gets_nnunets(folder, model, monkeypatch):
+    trainer = start(folder, monkeypatch, model)
+    trainer.initialize()
+    assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[-1] == (0, 1)

@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hippocampus import DATASET, references_of, run, set_environment
+from hippocampus import DATASET, REFERENCES, run, set_environment
 
 ONE_PROCESS = ["-device", "cpu", "-npp", "1", "-nps", "1"]
 
@@ -103,7 +103,7 @@ class Study:
 
     def rows(self, targets: list[float], lengths: list[int]) -> list[dict]:
         stock = self.trained("StockTrainer", self.model.plans, self.epochs, self.folder / "results")
-        rows = [self.row("stock", stock / "validation", {"macs": 1.0, "parameters": 1.0, "seconds": 1.0})]
+        rows = [self.row("stock", stock / "validation", stock, {"macs": 1.0, "parameters": 1.0, "seconds": 1.0})]
         for macs in targets:
             small = self.folder / "compressed" / self.model.plans / f"macs_{macs:g}"
             if not small.is_dir():
@@ -111,18 +111,18 @@ class Study:
             fold = json.loads((small / "compression.json").read_text())["folds"]["0"]
             left = {name: fold[name][1] / fold[name][0] for name in ("macs", "parameters", "seconds")}
             left["compress"] = json.loads(Path(f"{small}_cost.json").read_text())
-            rows.append(self.row(f"{macs:g} alone", self.predicted(small, stock), left))
+            rows.append(self.row(f"{macs:g} alone", self.predicted(small, stock), stock, left))
             for epochs in lengths:
                 results = Path(f"{small}_epochs_{epochs}")
                 start = {"start_from": small}
                 after = self.trained("CompressedTrainer", self.model.plans, epochs, results, **start)
-                rows.append(self.row(f"{macs:g} and {epochs} epochs", after / "validation", left))
+                rows.append(self.row(f"{macs:g} and {epochs} epochs", after / "validation", stock, left))
             plans = self.model.plans.replace("Plans", f"Macs{macs * 100:.0f}Plans")
             if not (self.folder / "preprocessed" / DATASET / f"{plans}.json").is_file():
                 run(["nnUNetv2_sauron", "plan", "-d", "4", "-p", self.model.plans, "-c", self.model.configuration,
                      "-o", plans, "--widths-from", str(small / "fold_0" / "checkpoint_final.pth")])  # fmt: skip
             anew = self.trained("StockTrainer", plans, self.epochs, self.folder / "results")
-            rows.append(self.row(f"{macs:g} anew", anew / "validation", left))
+            rows.append(self.row(f"{macs:g} anew", anew / "validation", stock, left))
         return rows
 
     def compress(self, model: Path, small: Path, macs: float) -> None:
@@ -152,21 +152,26 @@ class Study:
     def predicted(self, model: Path, stock: Path) -> Path:
         """Predictions of the validation cases."""
         images, output = self.folder / "validation_images", Path(f"{model}_predictions") / "validation"
-        if not images.is_dir():
-            images.mkdir()
-            for case in (stock / "validation").glob("*.nii.gz"):
-                name = case.name.replace(".nii.gz", "_0000.nii.gz")
-                (images / name).symlink_to(self.folder / "raw" / DATASET / "imagesTr" / name)
+        images.mkdir(exist_ok=True)
+        for name in self.cases(stock):
+            image = images / name.replace(".nii.gz", "_0000.nii.gz")
+            if not image.exists():
+                image.symlink_to(self.folder / "raw" / DATASET / "imagesTr" / image.name)
         if not output.is_dir():
-            run(["nnUNetv2_predict_from_modelfolder", "-m", str(model), "-i", str(images), "-o", str(output), "-f", "0",
+            beside = output.with_name("validation.tmp")
+            run(["nnUNetv2_predict_from_modelfolder", "-m", str(model), "-i", str(images), "-o", str(beside), "-f", "0",
                  *ONE_PROCESS], OMP_WAIT_POLICY="PASSIVE")  # fmt: skip
+            beside.rename(output)
         return output
 
-    def row(self, what: str, predictions: Path, left: dict) -> dict:
+    def cases(self, stock: Path) -> list[str]:
+        return sorted(path.name for path in (stock / "validation").glob("*.nii.gz"))
+
+    def row(self, what: str, predictions: Path, stock: Path, left: dict) -> dict:
         from nnunet_sauron.analysis.evaluation import Segmentations, evaluate_folder, mean_score
 
-        references = references_of(predictions, self.folder)
-        scores = evaluate_folder(predictions, references, Segmentations({"anterior": 1, "posterior": 2}))
+        kind = Segmentations({"anterior": 1, "posterior": 2})
+        scores = evaluate_folder(predictions, self.folder / REFERENCES, kind, cases=self.cases(stock))
         dice = mean_score(scores, "dice").value
         hd95 = mean_score(scores, "hd95")
         return {"what": what, **left, "dice": dice, "hd95_mm": hd95.value, "hd95_undefined": hd95.undefined}

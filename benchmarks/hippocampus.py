@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 DATASET = "Dataset004_Hippocampus"
+REFERENCES = f"preprocessed/{DATASET}/gt_segmentations"
 PLANS = "nnUNetSmallBatchPlans"
 TRAINERS = ("StockTrainer", "SauronTrainer")
 
@@ -99,7 +100,9 @@ def compare(folder: Path) -> dict[str, dict]:
         networks[trainer] = network = predictor.network
         patch = tuple(predictor.configuration_manager.patch_size)
         validation = model_folder(folder, trainer) / "fold_0" / "validation"
-        scores = evaluate_folder(validation, references_of(validation, folder), Segmentations(labels))
+        kind = Segmentations(labels)
+        cases = [path.name for path in kind.files(validation)]
+        scores = evaluate_folder(validation, folder / REFERENCES, kind, cases=cases)
         rows[trainer] = {
             "cases": len(scores),
             "dice": mean_score(scores, "dice").value,
@@ -113,15 +116,6 @@ def compare(folder: Path) -> dict[str, dict]:
         rows[trainer]["seconds_per_patch"] = timing.median
         rows[trainer]["threads"] = timing.threads
     return rows
-
-
-def references_of(validation: Path, folder: Path) -> Path:
-    """The validation cases' references alone, beside the predictions."""
-    references = validation.parent / "validation_references"
-    references.mkdir(exist_ok=True)
-    for prediction in validation.glob("*.nii.gz"):
-        shutil.copy(folder / "preprocessed" / DATASET / "gt_segmentations" / prediction.name, references)
-    return references
 
 
 def model_folder(folder: Path, trainer: str) -> Path:

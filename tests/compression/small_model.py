@@ -28,12 +28,14 @@ RESAMPLING = {
 
 def write_model(
     folder: Path, dim: int = 2, folds=(0,), widths=(6, 8, 10), architecture="plain", channels=("MRI",),
-    reader="SimpleITKIO", ending=".nii.gz", **labels: int,
+    reader="SimpleITKIO", ending=".nii.gz", **labels: int | list[int],
 ) -> Path:  # fmt: skip
-    """A folder for `nnUNetv2_predict_from_modelfolder -m`; every fold has weights of its own."""
+    """A folder for `nnUNetv2_predict_from_modelfolder -m`; every fold has weights of its own. Lists are regions."""
     described = plans(widths, architecture, dim)
     dataset = dataset_json() | {"channel_names": dict(enumerate(channels)), "file_ending": ending}
     dataset["labels"].update(labels)
+    if any(isinstance(value, list) for value in labels.values()):
+        dataset["regions_class_order"] = list(range(1, len(dataset["labels"])))
     configuration = described["configurations"][CONFIGURATIONS[dim]]
     configuration.update(RESAMPLING)
     configuration["normalization_schemes"] *= len(channels)

@@ -15,9 +15,16 @@ from nnunet_sauron.analysis.cases import find_cases
 from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.analysis.timing import Timing
 from nnunet_sauron.cli import main
-from nnunet_sauron.compression.compress import Compressor
+from nnunet_sauron.compression.compress import Compressor, Goal
 from nnunet_sauron.compression.images import batches, patches
-from nnunet_sauron.pruning import CostModel, channel_layout, count_parameters
+from nnunet_sauron.pruning import (
+    CostModel,
+    channel_layout,
+    count_parameters,
+    merge_channels,
+    position_weights,
+    rank_units,
+)
 
 from .small_model import write_images, write_model
 
@@ -363,3 +370,21 @@ def test_compressing_leaves_the_model_as_it_was_for_the_next_tolerance(folders):
     one, other, same = (compressor.compress(tolerance) for tolerance in (0.3, 0.05, 0.3))
     assert one.after != other.after
     assert all(torch.equal(tensor, same.weights[name]) for name, tensor in one.weights.items())
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_positions_count_by_how_unsure_the_network_is(folders, regions):
+    model = TrainedModel.read(write_model(folders / "model", **({"whole": [1, 2]} if regions else {})))
+    compressor = Compressor(model, "0", torch.device("cpu"))
+    inputs = batches(patches(model, find_cases(folders / "images", model), compressor.wanted)[0])
+    compressor.rank(inputs)
+    one = compressor.compress(compressor.tolerance(Goal(macs=0.5)))
+    results = {}
+    for kind in (regions, not regions, None):
+        network = model.network("0")
+        weights = None if kind is None else position_weights(network, inputs, regions=kind)
+        errors = rank_units(network, inputs, weights)["encoder.stages.0.0.convs.0"].errors
+        merge_channels(network, one.after, inputs, weights=weights)
+        same = all(torch.equal(tensor, one.weights[name]) for name, tensor in network.state_dict().items())
+        results[kind] = same, errors == compressor.rankings["encoder.stages.0.0.convs.0"].errors
+    assert results == {regions: (True, True), (not regions): (False, False), None: (False, False)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from nnunet_sauron.methods.sauron import Sauron, Threshold, delta_opt
-from nnunet_sauron.pruning import channel_layout
+from nnunet_sauron.pruning import channel_layout, merge_channels, position_weights
 from nnunet_sauron.trainers import SauronTrainer
 
 from ..contracts.pruned_network import make_multiples
@@ -222,6 +223,31 @@ def test_a_cut_of_multiples_that_merges_leaves_the_output_as_it_was(folder, merg
     before, after = outputs[:2]
     assert torch.allclose(before, after, atol=1e-4) == merge
     assert trainer.history()[-1]["settings"]["merge"] == merge
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_a_cut_that_merges_counts_positions_by_how_unsure_the_network_is(folder, monkeypatch, regions):
+    """What a trainer makes of a cut is what `merge_channels` makes of it on the same batches, with these weights."""
+    trainer = small_trainer(folder, type("T", (SmallTrainer,), {"merge": True, "merge_batches": 2}))
+    trainer.initialize()
+    # The network's outputs stay the same; what they mean is another matter.
+    monkeypatch.setattr(type(trainer.label_manager), "has_regions", property(lambda _: regions))
+    loader = RandomPatches(trainer, 0)
+    batches = [next(loader)["data"] for _ in range(2)]
+    trainer.dataloader_train = iter([{"data": batch} for batch in batches])
+    before = copy.deepcopy(trainer.network)
+    keep = {name: list(range(width // 2)) for name, width in channel_layout(before).widths.items()}
+    trainer._remove(keep)
+    results = {}
+    for name, kind in (("these", regions), ("other", not regions), ("none", None)):
+        results[name] = copy.deepcopy(before)
+        weights = None if kind is None else position_weights(before, batches, regions=kind)
+        merge_channels(results[name], keep, batches, weights=weights)
+    key = "encoder.stages.0.0.convs.1.conv.weight"
+    same = {
+        name: torch.equal(net.state_dict()[key], trainer.network.state_dict()[key]) for name, net in results.items()
+    }
+    assert same == {"these": True, "other": False, "none": False}
 
 
 def test_settings_come_from_the_class_then_from_the_environment(folder, monkeypatch):

@@ -1,0 +1,83 @@
+"""What it does for a compressed model that positions count by how unsure the network is (`position_weights`).
+
+A trained model is compressed on patches of some images, with shares from 0 (all positions alike) to 1 (by the
+network's doubt alone) and for several draws of patches; segmentations of patches of the other images are compared with
+the model's own, without a training step in between.
+
+    python benchmarks/merge_weights.py -m MODEL_FOLDER -i imagesTs [--unsure 0 0.7] [--macs 0.5 0.35 0.25] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from nnunet_sauron.analysis.cases import find_cases
+from nnunet_sauron.analysis.models import TrainedModel
+from nnunet_sauron.analysis.timing import machine
+from nnunet_sauron.compression.compress import Compressor, Goal
+from nnunet_sauron.compression.images import batches, patches
+
+HELD_OUT = 7  # every seventh case
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-m", dest="model", type=Path, required=True, help="folder of a trained model; its first fold")
+    parser.add_argument("-i", dest="images", type=Path, required=True, help="raw images")
+    parser.add_argument("--unsure", type=float, nargs="+", default=[0, 0.7], help="shares")
+    parser.add_argument("--macs", type=float, nargs="+", default=[0.5, 0.35, 0.25], help="targets")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="draws of patches")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+
+    model = TrainedModel.read(arguments.model)
+    fold = next(iter(model.checkpoints))
+    cases = find_cases(arguments.images, model)
+    others, used = cases[1::HELD_OUT], [case for i, case in enumerate(cases) if i % HELD_OUT != 1]
+    compressor = Compressor(model, fold, torch.device("cpu"))
+    judged = batches(patches(model, others, 8 * len(others), seed=99)[0])
+    old = segmented(compressor.network, judged)
+    rows = []
+    for seed in arguments.seeds:
+        cut, _ = patches(model, used[:15], max(15, compressor.wanted), seed)
+        for unsure in arguments.unsure:
+            compressor.rank(batches(cut), unsure)
+            for macs in arguments.macs:
+                network = model.network(fold)
+                network.load_state_dict(compressor.compress(compressor.tolerance(Goal(macs=macs))).weights)
+                dice = agreement(segmented(network, judged), old, list(model.classes.values()))
+                rows.append({"unsure": unsure, "macs": macs, "seed": seed, "patches": len(cut), "dice": dice})
+                print(f"{macs:.0%} of the MACs, unsure {unsure:g}, draw {seed}: {', '.join(f'{d:.3f}' for d in dice)}")
+    for macs in arguments.macs:
+        for unsure in arguments.unsure:
+            means = [statistics.mean(r["dice"]) for r in rows if (r["macs"], r["unsure"]) == (macs, unsure)]
+            print(
+                f"{macs:.0%}, unsure {unsure:g}: {statistics.median(means):.3f} ({min(means):.3f} to {max(means):.3f})"
+            )
+    if arguments.json:
+        arguments.json.write_text(
+            json.dumps({"machine": machine(), "model": model.folder.name, "rows": rows}, indent=1)
+        )
+
+
+@torch.no_grad()
+def segmented(network: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([network.eval()(patch).argmax(1) for patch in inputs])
+
+
+def agreement(new: torch.Tensor, old: torch.Tensor, classes: Sequence[tuple[int, ...]]) -> list[float]:
+    dice = []
+    for values in classes:
+        a, b = (torch.isin(labels, torch.tensor(values)) for labels in (new, old))
+        dice.append(2 * (a & b).sum().item() / max(1, a.sum().item() + b.sum().item()))
+    return dice
+
+
+if __name__ == "__main__":
+    main()

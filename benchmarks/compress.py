@@ -104,12 +104,16 @@ class Study:
     def rows(self, targets: list[float], lengths: list[int]) -> list[dict]:
         stock = self.trained("StockTrainer", self.model.plans, self.epochs, self.folder / "results")
         rows = [self.row("stock", stock / "validation", stock, {"macs": 1.0, "parameters": 1.0, "seconds": 1.0})]
-        for macs in targets:
-            small = self.folder / "compressed" / self.model.plans / f"macs_{macs:g}"
+        folder = self.folder / "compressed" / self.model.plans
+        models = {macs: folder / f"macs_{macs:g}" for macs in targets}
+        for macs, small in models.items():
             if not small.is_dir():
                 self.compress(stock.parent, small, macs)
+        seconds = network_times([stock.parent, *models.values()])
+        for macs, small in models.items():
             fold = json.loads((small / "compression.json").read_text())["folds"]["0"]
-            left = {name: fold[name][1] / fold[name][0] for name in ("macs", "parameters", "seconds")}
+            left = {name: fold[name][1] / fold[name][0] for name in ("macs", "parameters")}
+            left["seconds"] = seconds[small] / seconds[stock.parent]
             left["compress"] = json.loads(Path(f"{small}_cost.json").read_text())
             rows.append(self.row(f"{macs:g} alone", self.predicted(small, stock), stock, left))
             for epochs in lengths:
@@ -175,6 +179,17 @@ class Study:
         dice = mean_score(scores, "dice").value
         hd95 = mean_score(scores, "hd95")
         return {"what": what, **left, "dice": dice, "hd95_mm": hd95.value, "hd95_undefined": hd95.undefined}
+
+
+def network_times(models: list[Path]) -> dict[Path, float]:
+    """Median seconds of one patch, all models taking turns."""
+    from nnunet_sauron.analysis.models import TrainedModel
+    from nnunet_sauron.analysis.timing import time_networks
+
+    read = {folder: TrainedModel.read(folder, ["0"]) for folder in models}
+    shape = (1, read[models[0]].input_channels, *read[models[0]].patch_size)
+    timed = time_networks({str(folder): model.network("0") for folder, model in read.items()}, shape, repeats=100)
+    return {folder: timed[str(folder)].median for folder in models}
 
 
 def plot(result: dict, png: Path) -> None:

@@ -65,7 +65,9 @@ def test_sauron_keeps_the_dice_on_held_out_hippocampi_with_fewer_channels(traine
         "nnUNetv2_evaluate_folder", labels, tmp_path, "-djfile", tmp_path / "dataset.json",
         "-pfile", tmp_path / "plans.json", "-np", 1,
     )  # fmt: skip
-    assert json.loads((tmp_path / "summary.json").read_text())["foreground_mean"]["Dice"] > 0.6
+    # Seen: 0.58 to 0.75. In 576 steps the second class is learned early or late, as it happens; without it, or with
+    # images and labels mixed up, at most half of that is reached.
+    assert json.loads((tmp_path / "summary.json").read_text())["foreground_mean"]["Dice"] > 0.4
 
 
 def test_stock_sauron_and_flat_are_reported_side_by_side(trained, tmp_path):

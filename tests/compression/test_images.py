@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
-import SimpleITK
 import torch
 
 from nnunet_sauron.analysis.cases import Case, find_cases, preprocess, read_case
@@ -92,16 +90,6 @@ def test_fewer_patches_than_cases_are_of_cases_all_over_the_folder(model, tmp_pa
     cases = find_cases(write_images(tmp_path / "images", 9, shape=(3, 20, 20)), model)
     cut, used = patches(model, cases, 3)
     assert len(cut) == 3 and [case.name for case in used] == ["case_0", "case_3", "case_6"]
-
-
-def test_channels_in_one_file_count_as_channels(tmp_path):
-    folder = write_model(tmp_path / "model", 2, channels=("R", "G", "B"), reader="NaturalImage2DIO", ending=".png")
-    images = tmp_path / "images"
-    images.mkdir()
-    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((20, 20, 3), np.uint8), True), str(images / "a_0000.png"))
-    model = TrainedModel.read(folder)
-    (case,) = find_cases(images, model)
-    assert patches(model, [case], 1)[0][0].shape == (1, 3, 16, 16)
 
 
 def test_patches_suffice_for_the_layer_with_the_fewest_positions_a_channel():

@@ -82,6 +82,8 @@ def compress(
         segmenter = Segmenter(model, held_out, on, progress, labels)
         compressors = {fold: Compressor(model, fold, on, round_to) for fold in model.checkpoints}
         cut, fitted_on = patches(model, fitted_on, max(len(fitted_on), *(one.wanted for one in compressors.values())))
+        for one in compressors.values():
+            one.check(len(cut))
         inputs = batches(cut)
         progress.say(
             f"{len(cut)} patches of {len(fitted_on)} images to fit on, {len(held_out)} images held out to compare "

@@ -105,6 +105,10 @@ class Compressor:
         self._positions = feature_map_voxels(self.network, self.patch_size, self._channels)
         self.wanted = enough_patches(self._positions, self.before)
 
+    def check(self, patches: int) -> None:
+        """Raise ValueError if so many patches are too few for a stable fit."""
+        check_enough(patches, self._positions, self.before)
+
     def rank(self, inputs: Sequence[torch.Tensor], unsure: float = UNSURE) -> None:
         """Rank every layer's channels on patches (B, channels, *patch). Comes before what follows.
 
@@ -113,7 +117,7 @@ class Compressor:
         Raises:
             ValueError: They are too few for a stable fit.
         """
-        check_enough(sum(map(len, inputs)), self._positions, self.before)
+        self.check(sum(map(len, inputs)))
         self.inputs = inputs
         self.weights = position_weights(self.network, inputs, regions=self._regions, unsure=unsure)
         self.rankings: dict[str, Ranking] = rank_units(self.network, inputs, self.weights)

@@ -15,7 +15,7 @@ from nnunet_sauron.analysis.cases import find_cases
 from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.analysis.timing import Timing
 from nnunet_sauron.cli import main
-from nnunet_sauron.compression.compress import Compressor, Goal
+from nnunet_sauron.compression.compress import Compressor, Goal, Segmenter
 from nnunet_sauron.compression.images import batches, patches
 from nnunet_sauron.pruning import (
     CostModel,
@@ -269,7 +269,8 @@ class TestErrors:
             model, capsys, "--macs", "0.5", "-f", "3", said="no fold_3/checkpoint_final.pth; folds with one: 0"
         )
 
-    def test_too_few_voxels(self, folders, capsys):
+    def test_too_few_voxels(self, folders, capsys, monkeypatch):
+        monkeypatch.setattr(Segmenter, "_predict", lambda *_: pytest.fail("segments already"))
         write_model(folders / "model", 3, widths=(6, 8, 200))
         for path in list((folders / "images").iterdir())[1:]:
             path.unlink()

@@ -126,8 +126,8 @@ def plot_trade_off(trials: Sequence[Trial], path: Path) -> None:
         axes.plot(left, dice, marker=marker, label=label)
         if attribute == "macs":
             for x, y, trial in zip(left, dice, trials, strict=True):
-                axes.annotate(f"{trial.compressed.tolerance:.3g}", (x, y), (0, -12), textcoords="offset points",
-                              fontsize=8, ha="center")  # fmt: skip
+                axes.annotate(f"{trial.compressed.tolerance:.3g}", (x, y), (-5, 4), textcoords="offset points",
+                              fontsize=8, ha="right")  # fmt: skip
     axes.set(xlabel="left of the old model (%)", ylabel="Dice, new against old segmentations")
     axes.legend()
     figure.savefig(path, dpi=150)

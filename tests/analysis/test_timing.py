@@ -69,3 +69,21 @@ def test_mode_comes_back_after_an_error(clock):
 def test_nothing_to_time_is_refused(networks, repeats, warmup, message):
     with pytest.raises(ValueError, match=message):
         time_networks(networks, (1, 1, 4, 4), repeats=repeats, warmup=warmup)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
+    ],
+)
+def test_it_is_autocast_where_nnunet_predicts_so(device):
+    class Network(nn.Module):
+        def forward(self, patch: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.is_autocast_enabled(device))
+            return patch
+
+    seen = []
+    time_networks({"a": Network()}, (1, 1, 4, 4), repeats=1, warmup=0, device=device)
+    assert seen == [device == "cuda"]

@@ -58,8 +58,9 @@ def case_of(image: Path, model: TrainedModel) -> Case:
     name = _name(image, ending)
     if name is None:
         raise ValueError(
-            f"{image} is not in nnU-Net's naming: CASE_0000{ending}, where 0000 is the channel ({_names(model)}); "
-            f"rename it, and give other channels beside it as CASE_0001{ending}, ..."
+            f"{image} is not in nnU-Net's naming: CASE_0000{ending}, where 0000 is the channel "
+            f"({', '.join(model.channel_names)}); rename it, and give other channels beside it as "
+            f"CASE_0001{ending}, ..."
         )
     if not image.is_file():
         raise FileNotFoundError(f"There is no image {image}.")
@@ -82,8 +83,8 @@ def read_case(model: TrainedModel, case: Case) -> tuple[np.ndarray, dict]:
         ending = model.dataset_json["file_ending"]
         raise ValueError(
             f"Case {case.name} has {len(image)} channels in {', '.join(case.files)}; the model takes "
-            f"{model.input_channels} ({_names(model)}). Name files as for training, beside each other: "
-            f"CASE_0000{ending}, CASE_0001{ending}, ..."
+            f"{model.input_channels} ({', '.join(model.channel_names)}). Name files as for training, beside each "
+            f"other: CASE_0000{ending}, CASE_0001{ending}, ..."
         )
     return image, properties
 
@@ -116,8 +117,3 @@ def _name(path: Path, ending: str) -> str | None:
     """The case's name if the file is in nnU-Net's naming."""
     named = re.fullmatch(rf"(.+)_\d{{4}}{re.escape(ending)}", path.name)
     return named[1] if named else None
-
-
-def _names(model: TrainedModel) -> str:
-    names = model.dataset_json.get("channel_names") or model.dataset_json["modality"]  # as nnU-Net reads it
-    return ", ".join(map(str, names.values()))

@@ -144,7 +144,7 @@ def feature_maps(
         slice_index=slice_index,
         grid=grid,
         classes=_class_names(model),
-        input_channels=tuple(str(name) for name in model.dataset_json["channel_names"].values()),
+        input_channels=model.channel_names,
         note=note,
         windows=windows,
     )

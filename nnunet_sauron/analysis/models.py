@@ -129,6 +129,13 @@ class TrainedModel:
         return Segmentations(self.classes, self.ignore_label, self.dataset_json["file_ending"], reader)
 
     @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names of a case's images, in the order of their files."""
+        # As nnU-Net reads it; older data sets call it modality.
+        names = self.dataset_json.get("channel_names") or self.dataset_json["modality"]
+        return tuple(str(name) for name in names.values())
+
+    @property
     def input_channels(self) -> int:
         """Channels of the network's input."""
         manager = self.manager

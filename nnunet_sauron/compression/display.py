@@ -38,10 +38,8 @@ def print_compressed(
             "output": str(output),
             "folds": {fold: described_fold(one) for fold, one in found.items()},
             "agreement_dice": per_class(agreement, "dice"),
+            **_against_labels(against_labels),
         }
-        for name, scores in against_labels.items():
-            if scores:
-                described[f"{name}_model"] = {"dice": per_class(scores, "dice"), "hd95": per_class(scores, "hd95")}
         print(json.dumps(plain(described), indent=2))
         return
 
@@ -87,13 +85,14 @@ def print_compressed(
 def print_trials(trials: Sequence[Trial], old: Scores | None, *, json_output: bool) -> None:
     """One row a tolerance; `old` is the old model against labels, if there are any."""
     if json_output:
-        rows = []
-        for trial in trials:
-            row = {**described_fold(trial.compressed), "agreement_dice": per_class(trial.agreement, "dice")}
-            for name, scores in (("old", old), ("new", trial.against_labels)):
-                if scores:
-                    row[f"{name}_model"] = {"dice": per_class(scores, "dice"), "hd95": per_class(scores, "hd95")}
-            rows.append(row)
+        rows = [
+            {
+                **described_fold(trial.compressed),
+                "agreement_dice": per_class(trial.agreement, "dice"),
+                **_against_labels({"old": old, "new": trial.against_labels}),
+            }
+            for trial in trials
+        ]
         print(json.dumps(plain(rows), indent=2))
         return
 
@@ -159,6 +158,14 @@ def per_class(scores: Scores, metric: str) -> dict[str, float]:
     """Mean of a metric over cases, by class; nan where no case has it."""
     classes = scores[0].classes if scores else ()
     return {name: mean_score(scores, metric, name).value for name in classes}
+
+
+def _against_labels(by_model: Mapping[str, Scores | None]) -> dict:
+    return {
+        f"{name}_model": {metric: per_class(scores, metric) for metric in ("dice", "hd95")}
+        for name, scores in by_model.items()
+        if scores
+    }
 
 
 def _mean_dice(scores: Scores | None) -> float:

@@ -44,7 +44,7 @@ def patches(
         share = -(-(wanted - len(left)) // (len(cases) - index))
         chosen = draw.sample(windows, min(wanted, len(windows)))
         # Cloned, so that the whole image does not stay in memory for a patch of it.
-        cut = [image[(slice(None), *window)][None].clone() for window in chosen]
+        cut = [image[(slice(None), *window)][None].clone() for window in chosen[: wanted - len(left)]]
         left += cut[:share]
         spare.append(cut[share:])
         while sum(map(len, spare)) > wanted - len(left):

@@ -61,6 +61,13 @@ def test_another_naming_is_refused(model, tmp_path, name):
         case_of(tmp_path / name, model)
 
 
+def test_channels_may_be_called_modality_as_they_once_were(model, tmp_path):
+    model.dataset_json["modality"] = model.dataset_json.pop("channel_names")
+    assert model.input_channels == 1
+    with pytest.raises(ValueError, match=r"not in nnU-Net's naming: .*\(MRI\)"):
+        case_of(tmp_path / "case.nii.gz", model)
+
+
 def test_a_missing_image(model, tmp_path):
     with pytest.raises(FileNotFoundError, match="no image .*case_0000.nii.gz"):
         case_of(tmp_path / "case_0000.nii.gz", model)

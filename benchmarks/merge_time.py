@@ -16,7 +16,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
-from nnunet_sauron.pruning import channel_layout, count_macs, count_parameters, merge_channels
+from nnunet_sauron.pruning import count_macs, count_parameters, merge_channels, rank_units
 
 WIDTHS = (32, 64, 128, 256, 320, 320)
 PATCH = (64, 64, 64)
@@ -37,7 +37,8 @@ def main() -> None:
     before = count_parameters(network), count_macs(network, PATCH, 1)
     inputs = [torch.randn(1, 1, *PATCH) for _ in range(options.patches)]
     start = time.perf_counter()
-    merge_channels(network, {name: width // 2 for name, width in channel_layout(network).widths.items()}, inputs)
+    keep = {name: ranking.keep(len(ranking.order) // 2) for name, ranking in rank_units(network, inputs).items()}
+    merge_channels(network, keep, inputs)
     measured = {
         "seconds": round(time.perf_counter() - start, 1),
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),

@@ -140,7 +140,8 @@ class Compressor:
         """Cut to the widths of a tolerance, merging; the network itself stays as it is."""
         network = copy.deepcopy(self.network)
         after = widths_at(tolerance, self.rankings, self.round_to)
-        merge_channels(network, after, self.inputs, weights=self.weights, after_unit=after_unit)
+        keep = {name: self.rankings[name].keep(width) for name, width in after.items()}
+        merge_channels(network, keep, self.inputs, weights=self.weights, after_unit=after_unit)
         times = self._times(network)
         return Compressed(
             tolerance,

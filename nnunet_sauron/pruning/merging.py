@@ -1,13 +1,14 @@
 """Fold what removed channels carried into those that stay, so that a network shrinks without training.
 
 A feature map is redundant when the kept maps of its layer reproduce it. Second moments of the maps on a few inputs tell
-which do: removed maps are fitted by the kept ones, and whoever read the removed ones reads that fit instead. Known as
-channel reconstruction (ThiNet; He, Zhang, Sun: Channel pruning for accelerating very deep neural networks, ICCV 2017)
-and interpolative decomposition (Chee et al.: Model preserving compression for neural networks, NeurIPS 2022).
+which do: a layer's maps are fitted by the kept ones, and whoever read them all reads that fit instead. Known as channel
+reconstruction (ThiNet; He, Zhang, Sun: Channel pruning for accelerating very deep neural networks, ICCV 2017) and
+interpolative decomposition (Chee et al.: Model preserving compression for neural networks, NeurIPS 2022).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ UNSURE = 0.7  # share of `position_weights` that goes by how unsure the network 
 
 def merge_channels(
     network: nn.Module,
-    keep: Mapping[str, Sequence[int] | int],
+    keep: Mapping[str, Sequence[int]],
     inputs: Sequence[torch.Tensor],
     *,
     weights: Sequence[torch.Tensor] | None = None,
@@ -38,42 +39,46 @@ def merge_channels(
 ) -> None:
     """Remove channels in place, and let the others carry what they carried.
 
-    Unit by unit in the data's order, each on what the network computes after the cuts before it. A removed map is
-    fitted by the kept ones of its place, `x_r ~ W x_K + b`, by least squares with a ridge; every reader's weights take
-    W on, and its bias takes b times the removed weights' sum. A reader without a bias, or a transposed convolution,
-    whose taps fall on different voxels, gets a fit without b. Where x_r is a linear combination of x_K the output stays
-    the same; if it needs b, up to the zero padding: a tap outside of the image reads 0, not b, so a reader's output is
-    off by at most `sum_r |b_r| sum_taps |weight|` there.
+    Unit by unit in the data's order. The maps x that the network had before any cut are fitted by what it makes of the
+    kept ones after the cuts before this one: `x ~ W x'_K + b`, by least squares with a ridge. So every fit mends what
+    the cuts before it left wrong (asymmetric reconstruction: Zhang et al., TPAMI 38, 2016, arXiv 1505.06798).
+    Every reader's weights take W on, and its bias takes b times the weights' sum. A reader without a bias, or a
+    transposed convolution, whose taps fall on different voxels, gets a fit without b. Where x is a linear combination
+    of x_K the output stays the same; if it needs b, up to the zero padding: a tap outside of the image reads 0, not b,
+    so a reader's output is off by at most `sum_r |b_r| sum_taps |weight|` there.
 
     Args:
         network: A network that `channel_layout` knows, unwrapped; run in evaluation mode.
-        keep: For each unit to cut, by name: its channels that stay, ascending, or how many, which are then chosen by
-            `rank_channels`. Units not named stay as they are.
-        inputs: What to fit on: tensors (B, channels, *patch), run one after the other, once for every unit.
+        keep: For each unit to cut, by name: its channels that stay, ascending (`rank_units` tells the best). Units not
+            named stay as they are.
+        inputs: What to fit on: tensors (B, channels, *patch), run one after the other, twice for every unit.
         weights: How much each of their positions counts, (B, *patch) each, such as `position_weights`; None for all
             alike.
         optimizer: Its parameter groups and its state follow, as in `remove_channels`.
-        ridge: Weight of the ridge, relative to the kept channels' mean variance.
+        ridge: Weight of the ridge, relative to the kept channels' mean variance; draws them to themselves.
         after_unit: Called with each unit's name when it is done.
 
     Raises:
-        ValueError: An unknown unit, a channel or a number of channels that it does not have, or no inputs. Nothing is
-            changed then.
+        ValueError: An unknown unit, a channel that it does not have, or no inputs. Nothing is changed then.
     """
     layout = channel_layout(network)
-    check_kept(layout, {name: range(k) if isinstance(k, int) else k for name, k in keep.items()})
+    check_kept(layout, keep)
     if not inputs:
         raise ValueError("Merging needs inputs to fit on; got none.")
+    before = _copied(network)
     for unit in layout.units:
-        kept = keep.get(unit.name, unit.width)
-        if (kept if isinstance(kept, int) else len(kept)) < unit.width:
-            now = channel_layout(network)
-            moments = collect_moments(network, unit.feature_maps, inputs, weights)
-            if isinstance(kept, int):
-                kept = _rank(network, now, unit, moments).keep(kept)
-            _fold(network, now, unit, kept, moments, ridge)
+        kept = keep.get(unit.name, range(unit.width))
+        if len(kept) < unit.width:
+            moments = collect_moments(network, unit.feature_maps, inputs, weights, before)
+            _fold(network, channel_layout(network), unit, kept, moments, ridge)
             remove_channels(network, {unit.name: kept}, optimizer)
         after_unit(unit.name)
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """A copy with the very hooks of the network's: they may belong to a trainer, which would be copied with them."""
+    hooks = [hook for module in network.modules() for hook in module._forward_hooks.values()]
+    return copy.deepcopy(network, {id(hook): hook for hook in hooks})
 
 
 def rank_units(
@@ -83,7 +88,14 @@ def rank_units(
     layout = channel_layout(network)
     places = [place for unit in layout.units for place in unit.feature_maps]
     moments = collect_moments(network, places, inputs, weights)
-    return {unit.name: _rank(network, layout, unit, moments) for unit in layout.units}
+    rankings = {}
+    for unit in layout.units:
+        read_by = {place: torch.zeros_like(moments[place].products) for place in unit.feature_maps}
+        for place, _, read, _ in _readers(network, layout, unit):
+            filters = read.detach().double().flatten(1)
+            read_by[place] += filters @ filters.T
+        rankings[unit.name] = rank_channels([moments[place] for place in read_by], list(read_by.values()))
+    return rankings
 
 
 @torch.no_grad()
@@ -195,6 +207,7 @@ def collect_moments(
     places: Collection[str],
     inputs: Sequence[torch.Tensor],
     weights: Sequence[torch.Tensor] | None = None,
+    before: nn.Module | None = None,
 ) -> dict[str, Moments]:
     """Second moments of the outputs of the named modules, in evaluation mode.
 
@@ -205,6 +218,7 @@ def collect_moments(
         places: Names of modules; each is run once in a forward.
         inputs: Tensors (B, channels, *patch), on any device.
         weights: Of their positions, (B, *patch) each, averaged to the resolution of the maps; None for all alike.
+        before: Another network with modules of these names: its maps follow, as channels C and up of (2C, 2C) moments.
 
     Raises:
         ValueError: The weights are not of the inputs' shapes.
@@ -219,11 +233,16 @@ def collect_moments(
     moments: dict[str, Moments] = {}
     for index, tensor in enumerate(inputs):
         counts = None if weights is None else weights[index].to(device)
+        maps_before: dict[str, torch.Tensor] = {}
+        if before is not None:
+            _forward_until(before, tensor.to(device), places, maps_before.__setitem__)
 
-        def take(name: str, feature_maps: torch.Tensor, counts: torch.Tensor | None = counts) -> None:
+        def take(name: str, maps: torch.Tensor, counts=counts, maps_before=maps_before) -> None:
+            if name in maps_before:
+                maps = torch.cat([maps, maps_before.pop(name)], 1)
             if name not in moments:
-                moments[name] = Moments(feature_maps.shape[1], feature_maps.device)
-            moments[name].add(feature_maps, counts if counts is None else _averaged(counts, feature_maps.shape[2:]))
+                moments[name] = Moments(maps.shape[1], maps.device)
+            moments[name].add(maps, counts if counts is None else _averaged(counts, maps.shape[2:]))
 
         _forward_until(network, tensor.to(device), places, take)
     return moments
@@ -309,14 +328,6 @@ def rank_channels(moments: Sequence[Moments], weights: Sequence[torch.Tensor]) -
     return Ranking(tuple(order), tuple(errors))
 
 
-def _rank(network: nn.Module, layout: ChannelLayout, unit: ChannelUnit, moments: Mapping[str, Moments]) -> Ranking:
-    weights = {place: torch.zeros_like(moments[place].products) for place in unit.feature_maps}
-    for place, _, read, _ in _readers(network, layout, unit):
-        filters = read.detach().double().flatten(1)
-        weights[place] += filters @ filters.T
-    return rank_channels([moments[place] for place in weights], list(weights.values()))
-
-
 def _readers(network: nn.Module, layout: ChannelLayout, unit: ChannelUnit):
     """Whoever reads a unit: (place, convolution, its weights for the unit (C, outputs, taps), where they start)."""
     for axis in layout.axes:
@@ -340,29 +351,28 @@ def _fold(
 ) -> None:
     """Let the readers of a unit read its kept channels as all of them (in place; nothing is removed yet)."""
     stay = torch.tensor(list(kept), device=next(network.parameters()).device)
-    gone = torch.tensor(sorted(set(range(unit.width)) - set(kept)), device=stay.device)
     for place, conv, read, start in _readers(network, layout, unit):
         transposed = isinstance(conv, _ConvTransposeNd)
-        fit, offset = _fitted(moments[place], stay, gone, ridge, conv.bias is not None and not transposed)
-        lost = read[gone].double()
-        carried = torch.einsum("rk,rot->kot", fit, lost).to(conv.weight.dtype)
+        fit, offset = _fitted(moments[place], stay, ridge, conv.bias is not None and not transposed)
+        read = read.double()
+        folded = torch.einsum("ck,cot->kot", fit, read).to(conv.weight.dtype)
         dim = 0 if transposed else 1
-        carried = carried.unflatten(2, conv.weight.shape[2:]).transpose(0, dim)
-        conv.weight.index_add_(dim, start + stay, carried)
+        folded = folded.unflatten(2, conv.weight.shape[2:]).transpose(0, dim)
         if conv.bias is not None:
-            conv.bias += torch.einsum("r,rot->o", offset, lost).to(conv.bias.dtype)
+            conv.bias += torch.einsum("c,cot->o", offset, read).to(conv.bias.dtype)
+        conv.weight.index_copy_(dim, start + stay, folded)
 
 
-def _fitted(
-    moments: Moments, stay: torch.Tensor, gone: torch.Tensor, ridge: float, intercept: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """W (removed, kept) and b (removed) of `x_r ~ W x_K + b`, float64; b is 0 without an intercept."""
+def _fitted(moments: Moments, stay: torch.Tensor, ridge: float, intercept: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """W (C, kept) and b (C) of `x ~ W x'_K + b`, float64, from moments of (x', x); b is 0 without an intercept."""
+    channels = len(moments.total) // 2
     matrix = moments.covariance if intercept else moments.second
-    of_kept = matrix[stay][:, stay]
+    of_kept, with_aims = matrix[stay][:, stay], matrix[stay][:, channels:]
+    alone = torch.eye(channels, dtype=torch.float64, device=stay.device)[stay]  # every kept channel as it is
     # The second and third term are for maps that hardly vary: something positive to divide by, above their rounding.
     level = moments.second.diagonal().mean()
     diagonal = ridge * of_kept.diagonal().mean() + ROUNDING * level + torch.finfo(torch.float64).tiny
-    of_kept = of_kept + diagonal * torch.eye(len(stay), dtype=torch.float64, device=stay.device)
-    fit = torch.linalg.solve(of_kept, matrix[stay][:, gone]).T
-    offset = moments.mean[gone] - fit @ moments.mean[stay]
+    damped = of_kept + diagonal * torch.eye(len(stay), dtype=torch.float64, device=stay.device)
+    fit = (alone + torch.linalg.solve(damped, with_aims - of_kept @ alone)).T
+    offset = moments.mean[channels:] - fit @ moments.mean[stay]
     return fit, offset if intercept else torch.zeros_like(offset)

@@ -384,8 +384,10 @@ def test_positions_count_by_how_unsure_the_network_is(folders, regions):
     for kind in (regions, not regions, None):
         network = model.network("0")
         weights = None if kind is None else position_weights(network, inputs, regions=kind)
-        errors = rank_units(network, inputs, weights)["encoder.stages.0.0.convs.0"].errors
-        merge_channels(network, one.after, inputs, weights=weights)
+        rankings = rank_units(network, inputs, weights)
+        errors = rankings["encoder.stages.0.0.convs.0"].errors
+        keep = {name: rankings[name].keep(width) for name, width in one.after.items()}
+        merge_channels(network, keep, inputs, weights=weights)
         same = all(torch.equal(tensor, one.weights[name]) for name, tensor in network.state_dict().items())
         results[kind] = same, errors == compressor.rankings["encoder.stages.0.0.convs.0"].errors
     assert results == {regions: (True, True), (not regions): (False, False), None: (False, False)}

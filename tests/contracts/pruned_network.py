@@ -16,6 +16,7 @@ from nnunet_sauron.pruning import (
     densify,
     feature_map_voxels,
     merge_channels,
+    rank_units,
     remove_channels,
     resize,
     widths_of,
@@ -217,16 +218,17 @@ class PrunedNetworkContract:
         keep = make_multiples(dense.eval())
         with torch.no_grad():
             expected = dense(patch(dim))
-        counted, dropped = copy.deepcopy(dense), copy.deepcopy(dense)
+        ranked, dropped = copy.deepcopy(dense), copy.deepcopy(dense)
         inputs = [patch(dim, seed=2), patch(dim, seed=3)]
         remove_channels(dropped, keep)
-        merge_channels(counted, {name: len(kept) for name, kept in keep.items()}, inputs)
+        rankings = rank_units(ranked, inputs)
+        merge_channels(ranked, {name: rankings[name].keep(len(kept)) for name, kept in keep.items()}, inputs)
         merge_channels(dense, keep, inputs)
         assert channel_layout(dense).widths == {name: len(kept) for name, kept in keep.items()}
         with torch.no_grad():
             assert (dropped(patch(dim)) - expected).abs().max() > 1e-2
             torch.testing.assert_close(dense(patch(dim)), expected, atol=1e-4, rtol=0)
-            torch.testing.assert_close(counted(patch(dim)), expected, atol=1e-4, rtol=0)
+            torch.testing.assert_close(ranked(patch(dim)), expected, atol=1e-4, rtol=0)
 
     def test_near_multiples_lose_little_and_the_optimiser_follows(self, dense, dim):
         keep = make_multiples(dense)

@@ -47,7 +47,7 @@ def main() -> None:
     for seed in arguments.seeds:
         cut, _ = patches(model, used[:15], max(15, compressor.wanted), seed)
         for unsure in arguments.unsure:
-            compressor.rank(batches(cut), unsure)
+            compressor.rank(batches(cut), unsure=unsure)
             for macs in arguments.macs:
                 network = model.network(fold)
                 network.load_state_dict(compressor.compress(compressor.tolerance(Goal(macs=macs))).weights)

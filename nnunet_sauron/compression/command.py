@@ -92,8 +92,8 @@ def compress(
         segmenter.segment_with_old_model()
         old = segmenter.against_labels("old")
         for fold, one in compressors.items():
-            progress.say(f"fold {fold}: ranking channels")
-            one.rank(inputs)
+            with progress.bar(f"fold {fold}: ranking channels", len(one.before)) as step:
+                one.rank(inputs, goal.saves if goal else "macs", after_unit=step)
         tolerances = {fold: one.tolerance(goal) for fold, one in compressors.items()} if goal else {}
         if dry_run:
             ((fold, compressor),) = compressors.items()

@@ -29,7 +29,7 @@ from ..pruning import (
 )
 from ..pruning.merging import UNSURE
 from .images import check_enough, enough_patches
-from .widths import LATENCY_STEPS, cost_left, tolerance_for, widths_at
+from .widths import LATENCY_STEPS, cost_left, tolerance_for, weighted, widths_at
 
 HELD_OUT = 0.25  # of the images: what the agreement is measured on
 REPEATS = 9
@@ -41,7 +41,8 @@ class Goal:
     """What the small model is to meet: exactly one of these.
 
     Attributes:
-        tolerance: Error that every layer may make in what its readers get, relative, squared; above 0, below 1.
+        tolerance: Error that every layer may make in what its readers get, relative, squared, as `weighted` counts it;
+            above 0, below 1.
         macs, parameters, latency: Fraction that is to be left.
     """
 
@@ -58,6 +59,11 @@ class Goal:
         if not 0 < value < 1:
             raise ValueError(f"{name} is a fraction between 0 and 1, such as {0.02 if name == 'tolerance' else 0.5}; "
                              f"got {value:g}.")  # fmt: skip
+
+    @property
+    def saves(self) -> str:
+        """Which cost channels are to save: "parameters" or "macs"."""
+        return "macs" if self.parameters is None else "parameters"
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class Compressor:
         self.patch_size = model.patch_size
         self.before = channel_layout(self.network).widths
         self._channels = next(self.network.parameters()).shape[1]
-        self._regions = model.manager.get_label_manager(model.dataset_json).has_regions
+        self.regions = model.manager.get_label_manager(model.dataset_json).has_regions
         self.cost = CostModel(self.network, self.patch_size, self._channels)
         self._positions = feature_map_voxels(self.network, self.patch_size, self._channels)
         self.wanted = enough_patches(self._positions, self.before)
@@ -109,18 +115,30 @@ class Compressor:
         """Raise ValueError if so many patches are too few for a stable fit."""
         check_enough(patches, self._positions, self.before)
 
-    def rank(self, inputs: Sequence[torch.Tensor], unsure: float = UNSURE) -> None:
+    def rank(
+        self,
+        inputs: Sequence[torch.Tensor],
+        saves: str = "macs",
+        *,
+        unsure: float = UNSURE,
+        after_unit: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Rank every layer's channels on patches (B, channels, *patch). Comes before what follows.
 
-        `unsure` is that of `position_weights`.
+        Args:
+            inputs: The patches.
+            saves: Which cost channels are to save, "macs" or "parameters".
+            unsure: That of `position_weights`.
+            after_unit: Called with each unit's name when it is done.
 
         Raises:
             ValueError: They are too few for a stable fit.
         """
         self.check(sum(map(len, inputs)))
         self.inputs = inputs
-        self.weights = position_weights(self.network, inputs, regions=self._regions, unsure=unsure)
-        self.rankings: dict[str, Ranking] = rank_units(self.network, inputs, self.weights)
+        self.weights = position_weights(self.network, inputs, regions=self.regions, unsure=unsure)
+        found = rank_units(self.network, inputs, self.weights, regions=self.regions, after_unit=after_unit)
+        self.rankings: dict[str, Ranking] = weighted(found, getattr(self.cost, saves))
 
     def tolerance(self, goal: Goal) -> float:
         """The tolerance that meets a goal.
@@ -132,9 +150,8 @@ class Compressor:
             return goal.tolerance
         if goal.latency is not None:
             return tolerance_for(goal.latency, self._time_left, self.rankings, self.round_to, LATENCY_STEPS)
-        measure = self.cost.macs if goal.macs is not None else self.cost.parameters
-        wanted = goal.macs if goal.macs is not None else goal.parameters
-        return tolerance_for(wanted, cost_left(measure, self.before), self.rankings, self.round_to)
+        left = cost_left(getattr(self.cost, goal.saves), self.before)
+        return tolerance_for(getattr(goal, goal.saves), left, self.rankings, self.round_to)
 
     def compress(self, tolerance: float, after_unit: Callable[[str], None] = lambda _: None) -> Compressed:
         """Cut to the widths of a tolerance, merging; the network itself stays as it is."""

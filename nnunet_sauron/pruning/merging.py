@@ -8,9 +8,11 @@ interpolative decomposition (Chee et al.: Model preserving compression for neura
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -24,6 +26,9 @@ RIDGE = 1e-8  # of the kept channels' mean variance
 NOISE = 1e-9  # what is left of a channel's variance below this is rounding of maps in float32
 ROUNDING = 1e-12  # of a covariance, relative to the maps' squares
 VALUES_AT_ONCE = 1 << 22  # float64 copies of whole maps would need gigabytes
+PROBE = 0.1  # relative error at which a unit's sensitivity is measured
+PROBED = 6  # inputs that it is measured on, at most
+LEAST_SENSITIVITY = 1e-3
 UNSURE = 0.7  # share of `position_weights` that goes by how unsure the network is, the rest to all positions alike
 
 
@@ -82,9 +87,23 @@ def _copied(network: nn.Module) -> nn.Module:
 
 
 def rank_units(
-    network: nn.Module, inputs: Sequence[torch.Tensor], weights: Sequence[torch.Tensor] | None = None
+    network: nn.Module,
+    inputs: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor] | None = None,
+    *,
+    regions: bool = False,
+    after_unit: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Ranking]:
-    """The ranking of every unit's channels, by name, from one forward of each input; weights as in `merge_channels`."""
+    """The ranking of every unit's channels, by name.
+
+    Args:
+        network: A segmentation network that `channel_layout` knows; run in evaluation mode. Of several outputs the
+            first is taken.
+        inputs: Tensors (B, channels, *patch): run once, and up to `PROBED` of them once more for every unit.
+        weights: As in `merge_channels`.
+        regions: Whether classes may overlap (sigmoid instead of softmax).
+        after_unit: Called with each unit's name when it is done.
+    """
     layout = channel_layout(network)
     places = [place for unit in layout.units for place in unit.feature_maps]
     moments = collect_moments(network, places, inputs, weights)
@@ -95,7 +114,50 @@ def rank_units(
             filters = read.detach().double().flatten(1)
             read_by[place] += filters @ filters.T
         rankings[unit.name] = rank_channels([moments[place] for place in read_by], list(read_by.values()))
+    probed = [inputs[i * len(inputs) // PROBED] for i in range(PROBED)] if len(inputs) > PROBED else inputs
+    before = _log_probabilities(network, probed, regions)
+    divergences = {}
+    for unit in layout.units:
+        ranking = rankings[unit.name]
+        kept = ranking.keep(min(ranking.least(PROBE), unit.width - 1))
+        if kept and ranking.errors[len(kept)] > 0:
+            with _refitted(network, unit, kept, moments):
+                after = _log_probabilities(network, probed, regions)
+            lost = sum(
+                float(functional.kl_div(q, p, reduction="sum", log_target=True))
+                for p, q in zip(before, after, strict=True)
+            )
+            divergences[unit.name] = lost / ranking.errors[len(kept)]
+        after_unit(unit.name)
+    logarithms = [math.log(d) for d in divergences.values() if d > 0]
+    mean = math.exp(sum(logarithms) / max(1, len(logarithms)))
+    for name, divergence in divergences.items():
+        rankings[name] = replace(rankings[name], sensitivity=max(divergence / mean, LEAST_SENSITIVITY))
     return rankings
+
+
+@contextlib.contextmanager
+def _refitted(
+    network: nn.Module, unit: ChannelUnit, kept: Sequence[int], moments: Mapping[str, Moments]
+) -> Iterator[None]:
+    """As long as it lasts, a unit's maps are what its kept channels make of them."""
+
+    def hook(place: str):
+        stay = torch.tensor(list(kept), device=next(network.parameters()).device)
+        fit, offset = _fitted(moments[place], stay, unit.width, RIDGE, intercept=True)
+
+        def refit(module, inputs, maps: torch.Tensor) -> torch.Tensor:
+            refitted = torch.einsum("ck,bk...->bc...", fit.to(maps.dtype), maps[:, stay])
+            return refitted + offset.to(maps.dtype).view(-1, *[1] * (maps.ndim - 2))
+
+        return refit
+
+    hooks = [network.get_submodule(place).register_forward_hook(hook(place)) for place in unit.feature_maps]
+    try:
+        yield
+    finally:
+        for each in hooks:
+            each.remove()
 
 
 @torch.no_grad()
@@ -118,6 +180,19 @@ def position_weights(
     Returns:
         (B, *patch) each, float32, on the network's device; their mean over all inputs is 1.
     """
+    found = []
+    for logarithms in _log_probabilities(network, inputs, regions):
+        probabilities = logarithms.exp()
+        found.append((probabilities * (1 - probabilities)).sum(1).sqrt())
+    mean = sum(one.double().sum() for one in found) / sum(one.numel() for one in found)
+    if not mean > 0:
+        return [torch.ones_like(one) for one in found]
+    return [unsure * one / mean.float() + (1 - unsure) for one in found]
+
+
+@torch.no_grad()
+def _log_probabilities(network: nn.Module, inputs: Sequence[torch.Tensor], regions: bool) -> list[torch.Tensor]:
+    """(B, classes, *patch) each, float32, in evaluation mode; of regions (B, 2 * regions, *patch): in it, and not."""
     device = next(network.parameters()).device
     was_training = network.training
     found = []
@@ -126,14 +201,11 @@ def position_weights(
         for tensor in inputs:
             output = network(tensor.to(device))
             logits = (output[0] if isinstance(output, (list, tuple)) else output).float()
-            probabilities = logits.sigmoid() if regions else logits.softmax(1)
-            found.append((probabilities * (1 - probabilities)).sum(1).sqrt())
+            both = functional.logsigmoid(torch.cat([logits, -logits], 1)) if regions else logits.log_softmax(1)
+            found.append(both)
     finally:
         network.train(was_training)
-    mean = sum(one.double().sum() for one in found) / sum(one.numel() for one in found)
-    if not mean > 0:
-        return [torch.ones_like(one) for one in found]
-    return [unsure * one / mean.float() + (1 - unsure) for one in found]
+    return found
 
 
 class Moments:
@@ -188,10 +260,14 @@ class Ranking:
         order: Every channel once, the most valuable first.
         errors: `errors[k]` is the part of what the unit's readers get that is lost when the first k are kept: C + 1
             values from 1 to 0 that never rise.
+        sensitivity: What such an error does to the network's output, relative to other units: its divergence
+            (Kullback-Leibler) when this unit alone is replaced by its fit at an error of about `PROBE`, divided by that
+            error and by the geometric mean over the units. 1 where none was measured.
     """
 
     order: tuple[int, ...]
     errors: tuple[float, ...]
+    sensitivity: float = 1.0
 
     def least(self, tolerance: float) -> int:
         """The fewest channels, at least one, whose error is at most the tolerance."""
@@ -353,7 +429,7 @@ def _fold(
     stay = torch.tensor(list(kept), device=next(network.parameters()).device)
     for place, conv, read, start in _readers(network, layout, unit):
         transposed = isinstance(conv, _ConvTransposeNd)
-        fit, offset = _fitted(moments[place], stay, ridge, conv.bias is not None and not transposed)
+        fit, offset = _fitted(moments[place], stay, unit.width, ridge, conv.bias is not None and not transposed)
         read = read.double()
         folded = torch.einsum("ck,cot->kot", fit, read).to(conv.weight.dtype)
         dim = 0 if transposed else 1
@@ -363,16 +439,20 @@ def _fold(
         conv.weight.index_copy_(dim, start + stay, folded)
 
 
-def _fitted(moments: Moments, stay: torch.Tensor, ridge: float, intercept: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """W (C, kept) and b (C) of `x ~ W x'_K + b`, float64, from moments of (x', x); b is 0 without an intercept."""
-    channels = len(moments.total) // 2
+def _fitted(
+    moments: Moments, stay: torch.Tensor, channels: int, ridge: float, intercept: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """W (C, kept) and b (C) of `x ~ W x'_K + b`, float64; b is 0 without an intercept.
+
+    The moments are of x' and x, (2C), or of x alone, which is fitted by its own kept channels then.
+    """
     matrix = moments.covariance if intercept else moments.second
-    of_kept, with_aims = matrix[stay][:, stay], matrix[stay][:, channels:]
+    of_kept, with_aims = matrix[stay][:, stay], matrix[stay][:, -channels:]
     alone = torch.eye(channels, dtype=torch.float64, device=stay.device)[stay]  # every kept channel as it is
     # The second and third term are for maps that hardly vary: something positive to divide by, above their rounding.
     level = moments.second.diagonal().mean()
     diagonal = ridge * of_kept.diagonal().mean() + ROUNDING * level + torch.finfo(torch.float64).tiny
     damped = of_kept + diagonal * torch.eye(len(stay), dtype=torch.float64, device=stay.device)
     fit = (alone + torch.linalg.solve(damped, with_aims - of_kept @ alone)).T
-    offset = moments.mean[channels:] - fit @ moments.mean[stay]
+    offset = moments.mean[-channels:] - fit @ moments.mean[stay]
     return fit, offset if intercept else torch.zeros_like(offset)

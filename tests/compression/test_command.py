@@ -17,6 +17,7 @@ from nnunet_sauron.analysis.timing import Timing
 from nnunet_sauron.cli import main
 from nnunet_sauron.compression.compress import Compressor, Goal, Segmenter
 from nnunet_sauron.compression.images import batches, patches
+from nnunet_sauron.compression.widths import weighted
 from nnunet_sauron.pruning import (
     CostModel,
     channel_layout,
@@ -373,6 +374,19 @@ def test_compressing_leaves_the_model_as_it_was_for_the_next_tolerance(folders):
     assert all(torch.equal(tensor, same.weights[name]) for name, tensor in one.weights.items())
 
 
+def test_channels_are_to_save_what_is_asked_for(folders, monkeypatch):
+    """Parameters lie in the deep layers, multiply-accumulates in the fine ones."""
+    write_model(folders / "model")
+    assert compress(folders, "--params", "0.5", output="params") == 0
+    assert compress(folders, "--macs", "0.5", output="macs") == 0
+    left = {}
+    for output in ("params", "macs"):
+        ((_, fold),) = json.loads((folders / output / "compression.json").read_text())["folds"].items()
+        left[output] = {name: fold["after"][name] / width for name, width in fold["before"].items()}
+    finest, deepest = "decoder.stages.1.convs.1", "encoder.stages.2.0.convs.1"
+    assert left["params"][deepest] / left["params"][finest] < left["macs"][deepest] / left["macs"][finest]
+
+
 @pytest.mark.parametrize("regions", [False, True])
 def test_positions_count_by_how_unsure_the_network_is(folders, regions):
     model = TrainedModel.read(write_model(folders / "model", **({"whole": [1, 2]} if regions else {})))
@@ -384,7 +398,7 @@ def test_positions_count_by_how_unsure_the_network_is(folders, regions):
     for kind in (regions, not regions, None):
         network = model.network("0")
         weights = None if kind is None else position_weights(network, inputs, regions=kind)
-        rankings = rank_units(network, inputs, weights)
+        rankings = weighted(rank_units(network, inputs, weights, regions=regions), compressor.cost.macs)
         errors = rankings["encoder.stages.0.0.convs.0"].errors
         keep = {name: rankings[name].keep(width) for name, width in one.after.items()}
         merge_channels(network, keep, inputs, weights=weights)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from nnunet_sauron.compression.widths import LATENCY_STEPS, cost_left, tolerance_for, widths_at
+from nnunet_sauron.compression.widths import LATENCY_STEPS, cost_left, tolerance_for, weighted, widths_at
 from nnunet_sauron.pruning import Ranking
 
 RANKINGS = {
@@ -20,6 +22,27 @@ def test_one_tolerance_gives_each_layer_its_own_width():
     assert widths_at(0.015, RANKINGS) == {"redundant": 1, "dense": 8}
     assert widths_at(0.25, RANKINGS) == {"redundant": 1, "dense": 5}
     assert widths_at(1e-9, RANKINGS) == CHANNELS
+
+
+def test_errors_count_by_powers_of_the_sensitivity_and_of_what_a_channel_saves():
+    rankings = {
+        "a": Ranking((1, 0), (1.0, 0.5, 0.0), sensitivity=3.0),
+        "b": Ranking((0, 1, 2), (1.0, 0.5, 0.25, 0.0), sensitivity=0.2),
+        "single": Ranking((0,), (1.0, 0.0)),
+    }
+    found = weighted(rankings, lambda widths: 8 * widths["a"] + widths["a"] * widths["b"] ** 2 + 7 * widths["single"])
+    saved_a, saved_b = 8 + 9, 2 * (9 - 4)
+    mean = (saved_a * saved_b) ** 0.5
+    assert found["a"].errors == pytest.approx([3**0.75 / (saved_a / mean) ** 0.5 * e for e in (1.0, 0.5, 0.0)])
+    assert found["b"].errors == pytest.approx([0.2**0.75 / (saved_b / mean) ** 0.5 * e for e in (1.0, 0.5, 0.25, 0.0)])
+    assert found["single"] == rankings["single"]
+    assert [r.order for r in found.values()] == [r.order for r in rankings.values()]
+
+
+def test_errors_above_one_do_not_hide_what_can_be_had():
+    rankings = {name: replace(r, errors=tuple(50 * e for e in r.errors)) for name, r in RANKINGS.items()}
+    left = cost_left(in_channels, CHANNELS)
+    assert left(widths_at(tolerance_for(0.2, left, rankings), rankings)) <= 0.2
 
 
 @pytest.mark.parametrize(("round_to", "expected"), [(4, 4), (3, 3), (16, 8)])

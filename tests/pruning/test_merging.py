@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from nnunet_sauron.pruning import channel_layout, merge_channels, position_weights, rank_units
-from nnunet_sauron.pruning.merging import Moments, collect_moments, rank_channels
+from nnunet_sauron.pruning.merging import PROBED, Moments, collect_moments, rank_channels
 
 from ..contracts.networks import build, patch
 
@@ -323,9 +324,72 @@ def test_a_layer_whose_maps_are_constant_merges_into_one_channel(bias):
         assert difference.abs().max() < 1e-4
 
 
-def test_rank_units_sees_what_every_unit_looks_like_in_one_forward_of_each_input():
-    network, forwards = build(), []
-    network.encoder.register_forward_pre_hook(lambda *_: forwards.append(1))
-    rankings = rank_units(network, [patch(), patch(seed=2)])
-    assert {name: len(r.order) for name, r in rankings.items()} == channel_layout(network).widths
-    assert len(forwards) == 2
+class TestRankUnits:
+    def test_every_input_is_run_once_and_few_of_them_once_more_for_every_unit(self):
+        network, forwards, done = build(), [], []
+        network.encoder.register_forward_pre_hook(lambda *_: forwards.append(1))
+        rankings = rank_units(network, [patch(seed=i) for i in range(PROBED + 3)], after_unit=done.append)
+        assert {name: len(r.order) for name, r in rankings.items()} == channel_layout(network).widths
+        assert len(forwards) == PROBED + 3 + PROBED * (1 + len(rankings))
+        assert done == list(rankings) and network.training
+
+    @pytest.mark.parametrize("regions", [False, True])
+    @pytest.mark.parametrize("architecture", ["plain", "residual"])
+    def test_sensitivity_is_how_far_the_output_diverges_for_an_error(self, architecture, regions):
+        """Every unit's maps replaced, in all of their places, by least squares from the channels that stay."""
+        network, inputs = build(architecture).eval(), [patch(seed=2), patch(seed=3)]
+        divergences = {}
+        rankings = rank_units(network, inputs, regions=regions)
+        expected = [distribution(network, x, regions) for x in inputs]
+        for unit in channel_layout(network).units:
+            ranking = rankings[unit.name]
+            kept = ranking.keep(min(ranking.least(0.1), unit.width - 1))
+            maps = {place: [] for place in unit.feature_maps}
+            with hooked(network, {place: found.append for place, found in maps.items()}):
+                for x in inputs:
+                    distribution(network, x, regions)
+            refits = {}
+            for place, found in maps.items():
+                samples = torch.cat([m.transpose(0, 1).flatten(1).T for m in found]).double()
+                ones = torch.ones(len(samples), 1)
+                fit = torch.linalg.lstsq(torch.cat([samples[:, kept], ones], 1), samples).solution
+
+                def refit(out, fit=fit, kept=kept):
+                    channels_last = out.movedim(1, -1).double()
+                    with_one = torch.cat([channels_last[..., kept], torch.ones_like(channels_last[..., :1])], -1)
+                    return (with_one @ fit).movedim(-1, 1).float()
+
+                refits[place] = refit
+            with hooked(network, refits):
+                after = [distribution(network, x, regions) for x in inputs]
+            lost = sum((p * (p / q).log()).sum() for p, q in zip(expected, after, strict=True))
+            divergences[unit.name] = float(lost) / ranking.errors[len(kept)]
+        mean = np.exp(np.mean(np.log(list(divergences.values()))))
+        found = {name: ranking.sensitivity for name, ranking in rankings.items()}
+        assert found == pytest.approx({name: d / mean for name, d in divergences.items()}, rel=1e-3)
+        assert max(found.values()) > 10 * min(found.values())
+
+    def test_an_output_that_tells_nothing_gives_a_ranking_all_the_same(self):
+        network = build()
+        with torch.no_grad():
+            for parameter in network.decoder.seg_layers[-1].parameters():
+                parameter.zero_()
+        assert all(r.sensitivity > 0 for r in rank_units(network, [patch()]).values())
+
+
+@contextlib.contextmanager
+def hooked(network: nn.Module, functions: dict):
+    """What a function of a module's output returns, if anything, takes its place."""
+    hooks = [
+        network.get_submodule(name).register_forward_hook(lambda m, i, out, function=function: function(out))
+        for name, function in functions.items()
+    ]
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+@torch.no_grad()
+def distribution(network: nn.Module, tensor: torch.Tensor, regions: bool) -> torch.Tensor:
+    logits = network(tensor).double()
+    return torch.stack([logits.sigmoid(), (-logits).sigmoid()]) if regions else logits.softmax(1)

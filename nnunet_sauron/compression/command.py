@@ -22,7 +22,7 @@ from .display import Trial, plot_trade_off, plot_widths, print_compressed, print
 from .images import batches, patches
 from .model import read_prunable, write_model
 
-TOLERANCES = (0.003, 0.01, 0.02, 0.03, 0.05, 0.08)
+TOLERANCES = (0.003, 0.01, 0.02, 0.05, 0.1, 0.2)
 
 
 def compress(
@@ -92,8 +92,8 @@ def compress(
         segmenter.segment_with_old_model()
         old = segmenter.against_labels("old")
         for fold, one in compressors.items():
-            with progress.bar(f"fold {fold}: ranking channels", len(one.before)) as step:
-                one.rank(inputs, goal.saves if goal else "macs", after_unit=step)
+            with progress.bar(f"fold {fold}: ranking channels", one.probes(inputs)) as step:
+                one.rank(inputs, goal.saves if goal else "macs", after_probe=step)
         tolerances = {fold: one.tolerance(goal) for fold, one in compressors.items()} if goal else {}
         if dry_run:
             ((fold, compressor),) = compressors.items()

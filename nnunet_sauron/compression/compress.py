@@ -27,7 +27,7 @@ from ..pruning import (
     rank_units,
     resize,
 )
-from ..pruning.merging import UNSURE
+from ..pruning.merging import PROBED, UNSURE
 from .images import check_enough, enough_patches
 from .widths import LATENCY_STEPS, cost_left, tolerance_for, weighted, widths_at
 
@@ -111,6 +111,10 @@ class Compressor:
         self._positions = feature_map_voxels(self.network, self.patch_size, self._channels)
         self.wanted = enough_patches(self._positions, self.before)
 
+    def probes(self, inputs: Sequence[torch.Tensor]) -> int:
+        """How many steps `rank` takes on so many inputs."""
+        return len(self.before) * min(len(inputs), PROBED)
+
     def check(self, patches: int) -> None:
         """Raise ValueError if so many patches are too few for a stable fit."""
         check_enough(patches, self._positions, self.before)
@@ -121,7 +125,7 @@ class Compressor:
         saves: str = "macs",
         *,
         unsure: float = UNSURE,
-        after_unit: Callable[[str], None] = lambda _: None,
+        after_probe: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Rank every layer's channels on patches (B, channels, *patch). Comes before what follows.
 
@@ -129,7 +133,7 @@ class Compressor:
             inputs: The patches.
             saves: Which cost channels are to save, "macs" or "parameters".
             unsure: That of `position_weights`.
-            after_unit: Called with each unit's name when it is done.
+            after_probe: Called `probes` times, with a unit's name.
 
         Raises:
             ValueError: They are too few for a stable fit.
@@ -137,7 +141,7 @@ class Compressor:
         self.check(sum(map(len, inputs)))
         self.inputs = inputs
         self.weights = position_weights(self.network, inputs, regions=self.regions, unsure=unsure)
-        found = rank_units(self.network, inputs, self.weights, regions=self.regions, after_unit=after_unit)
+        found = rank_units(self.network, inputs, self.weights, regions=self.regions, after_probe=after_probe)
         self.rankings: dict[str, Ranking] = weighted(found, getattr(self.cost, saves))
 
     def tolerance(self, goal: Goal) -> float:

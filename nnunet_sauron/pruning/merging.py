@@ -92,7 +92,7 @@ def rank_units(
     weights: Sequence[torch.Tensor] | None = None,
     *,
     regions: bool = False,
-    after_unit: Callable[[str], None] = lambda _: None,
+    after_probe: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Ranking]:
     """The ranking of every unit's channels, by name.
 
@@ -102,7 +102,7 @@ def rank_units(
         inputs: Tensors (B, channels, *patch): run once, and up to `PROBED` of them once more for every unit.
         weights: As in `merge_channels`.
         regions: Whether classes may overlap (sigmoid instead of softmax).
-        after_unit: Called with each unit's name when it is done.
+        after_probe: Called with each unit's name, once for each of those.
     """
     layout = channel_layout(network)
     places = [place for unit in layout.units for place in unit.feature_maps]
@@ -115,25 +115,35 @@ def rank_units(
             read_by[place] += filters @ filters.T
         rankings[unit.name] = rank_channels([moments[place] for place in read_by], list(read_by.values()))
     probed = [inputs[i * len(inputs) // PROBED] for i in range(PROBED)] if len(inputs) > PROBED else inputs
-    before = _log_probabilities(network, probed, regions)
-    divergences = {}
-    for unit in layout.units:
-        ranking = rankings[unit.name]
-        kept = ranking.keep(min(ranking.least(PROBE), unit.width - 1))
-        if kept and ranking.errors[len(kept)] > 0:
-            with _refitted(network, unit, kept, moments):
-                after = _log_probabilities(network, probed, regions)
-            lost = sum(
-                float(functional.kl_div(q, p, reduction="sum", log_target=True))
-                for p, q in zip(before, after, strict=True)
-            )
-            divergences[unit.name] = lost / ranking.errors[len(kept)]
-        after_unit(unit.name)
+    found = _sensitivities(network, layout, rankings, moments, probed, regions, after_probe)
+    return {name: replace(ranking, sensitivity=found.get(name, 1.0)) for name, ranking in rankings.items()}
+
+
+def _sensitivities(
+    network: nn.Module,
+    layout: ChannelLayout,
+    rankings: Mapping[str, Ranking],
+    moments: Mapping[str, Moments],
+    inputs: Sequence[torch.Tensor],
+    regions: bool,
+    after_probe: Callable[[str], None],
+) -> dict[str, float]:
+    """Of the units that can lose anything."""
+    divergences: dict[str, float] = {}
+    for tensor in inputs:
+        before = _log_probabilities(network, tensor, regions)
+        for unit in layout.units:
+            ranking = rankings[unit.name]
+            kept = ranking.keep(min(ranking.least(PROBE), unit.width - 1))
+            if kept and ranking.errors[len(kept)] > 0:
+                with _refitted(network, unit, kept, moments):
+                    after = _log_probabilities(network, tensor, regions)
+                lost = float(functional.kl_div(after, before, reduction="sum", log_target=True))
+                divergences[unit.name] = divergences.get(unit.name, 0.0) + lost / ranking.errors[len(kept)]
+            after_probe(unit.name)
     logarithms = [math.log(d) for d in divergences.values() if d > 0]
     mean = math.exp(sum(logarithms) / max(1, len(logarithms)))
-    for name, divergence in divergences.items():
-        rankings[name] = replace(rankings[name], sensitivity=max(divergence / mean, LEAST_SENSITIVITY))
-    return rankings
+    return {name: max(d / mean, LEAST_SENSITIVITY) for name, d in divergences.items()}
 
 
 @contextlib.contextmanager
@@ -181,8 +191,8 @@ def position_weights(
         (B, *patch) each, float32, on the network's device; their mean over all inputs is 1.
     """
     found = []
-    for logarithms in _log_probabilities(network, inputs, regions):
-        probabilities = logarithms.exp()
+    for tensor in inputs:
+        probabilities = _log_probabilities(network, tensor, regions).exp()
         found.append((probabilities * (1 - probabilities)).sum(1).sqrt())
     mean = sum(one.double().sum() for one in found) / sum(one.numel() for one in found)
     if not mean > 0:
@@ -191,21 +201,15 @@ def position_weights(
 
 
 @torch.no_grad()
-def _log_probabilities(network: nn.Module, inputs: Sequence[torch.Tensor], regions: bool) -> list[torch.Tensor]:
-    """(B, classes, *patch) each, float32, in evaluation mode; of regions (B, 2 * regions, *patch): in it, and not."""
-    device = next(network.parameters()).device
+def _log_probabilities(network: nn.Module, tensor: torch.Tensor, regions: bool) -> torch.Tensor:
+    """(B, classes, *patch), float32, in evaluation mode; of regions (B, 2 * regions, *patch): in it, and not."""
     was_training = network.training
-    found = []
     try:
-        network.eval()
-        for tensor in inputs:
-            output = network(tensor.to(device))
-            logits = (output[0] if isinstance(output, (list, tuple)) else output).float()
-            both = functional.logsigmoid(torch.cat([logits, -logits], 1)) if regions else logits.log_softmax(1)
-            found.append(both)
+        output = network.eval()(tensor.to(next(network.parameters()).device))
     finally:
         network.train(was_training)
-    return found
+    logits = (output[0] if isinstance(output, (list, tuple)) else output).float()
+    return functional.logsigmoid(torch.cat([logits, -logits], 1)) if regions else logits.log_softmax(1)
 
 
 class Moments:

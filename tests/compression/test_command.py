@@ -53,7 +53,7 @@ def what_is_left(root, fold: str, cost: str) -> float:
 def test_the_target_is_met_and_nearly_used_up(folders, dim, architecture):
     write_model(folders / "model", dim, architecture=architecture, widths=(8, 10, 12))
     assert compress(folders, "--macs", "0.6") == 0
-    assert 0.585 < what_is_left(folders, "0", "macs") <= 0.6
+    assert 0.54 < what_is_left(folders, "0", "macs") <= 0.6  # one of eight fine channels is up to 0.06
 
 
 def test_every_fold_gets_its_own_widths_and_its_own_weights(folders):

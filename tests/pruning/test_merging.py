@@ -328,10 +328,10 @@ class TestRankUnits:
     def test_every_input_is_run_once_and_few_of_them_once_more_for_every_unit(self):
         network, forwards, done = build(), [], []
         network.encoder.register_forward_pre_hook(lambda *_: forwards.append(1))
-        rankings = rank_units(network, [patch(seed=i) for i in range(PROBED + 3)], after_unit=done.append)
+        rankings = rank_units(network, [patch(seed=i) for i in range(PROBED + 3)], after_probe=done.append)
         assert {name: len(r.order) for name, r in rankings.items()} == channel_layout(network).widths
         assert len(forwards) == PROBED + 3 + PROBED * (1 + len(rankings))
-        assert done == list(rankings) and network.training
+        assert done == PROBED * list(rankings) and network.training
 
     @pytest.mark.parametrize("regions", [False, True])
     @pytest.mark.parametrize("architecture", ["plain", "residual"])

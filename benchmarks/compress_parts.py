@@ -1,10 +1,9 @@
-"""What it does for a compressed model that positions count by how unsure the network is (`position_weights`).
+"""What two parts of compress do for it: that positions do not count alike, nor layers (`position_weights`, `weighted`).
 
-A trained model is compressed on patches of some images, with shares from 0 (all positions alike) to 1 (by the
-network's doubt alone) and for several draws of patches; segmentations of patches of the other images are compared with
-the model's own, without a training step in between.
+A trained model is compressed on patches of some images, with and without either, for several draws of patches;
+segmentations of patches of the other images are compared with the model's own, without a training step in between.
 
-    python benchmarks/merge_weights.py -m MODEL_FOLDER -i imagesTs [--unsure 0 0.7] [--macs 0.5 0.35 0.25] [--json FILE]
+    python benchmarks/compress_parts.py -m MODEL_FOLDER -i imagesTs [--macs 0.5 0.35 0.25] [--json FILE]
 """
 
 from __future__ import annotations
@@ -22,15 +21,23 @@ from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.analysis.timing import machine
 from nnunet_sauron.compression.compress import Compressor, Goal
 from nnunet_sauron.compression.images import batches, patches
+from nnunet_sauron.pruning import rank_units
+from nnunet_sauron.pruning.merging import UNSURE
 
 HELD_OUT = 7  # every seventh case
+VARIANTS = {  # share of `position_weights`, and whether layers' errors are weighted
+    "as it is": (UNSURE, True),
+    "positions alike": (0, True),
+    "layers alike": (UNSURE, False),
+    "both alike": (0, False),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-m", dest="model", type=Path, required=True, help="folder of a trained model; its first fold")
     parser.add_argument("-i", dest="images", type=Path, required=True, help="raw images")
-    parser.add_argument("--unsure", type=float, nargs="+", default=[0, 0.7], help="shares")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--macs", type=float, nargs="+", default=[0.5, 0.35, 0.25], help="targets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="draws of patches")
     parser.add_argument("--json", type=Path)
@@ -46,20 +53,25 @@ def main() -> None:
     rows = []
     for seed in arguments.seeds:
         cut, _ = patches(model, used[:15], max(15, compressor.wanted), seed)
-        for unsure in arguments.unsure:
+        for variant in arguments.variants:
+            unsure, layers_weighted = VARIANTS[variant]
             compressor.rank(batches(cut), unsure=unsure)
+            if not layers_weighted:
+                compressor.rankings = rank_units(compressor.network, compressor.inputs, compressor.weights)
             for macs in arguments.macs:
                 network = model.network(fold)
-                network.load_state_dict(compressor.compress(compressor.tolerance(Goal(macs=macs))).weights)
+                small = compressor.compress(compressor.tolerance(Goal(macs=macs)))
+                network.load_state_dict(small.weights)
+                parameters = small.parameters[1] / small.parameters[0]
                 dice = agreement(segmented(network, judged), old, list(model.classes.values()))
-                rows.append({"unsure": unsure, "macs": macs, "seed": seed, "patches": len(cut), "dice": dice})
-                print(f"{macs:.0%} of the MACs, unsure {unsure:g}, draw {seed}: {', '.join(f'{d:.3f}' for d in dice)}")
+                rows.append({"variant": variant, "macs": macs, "parameters": parameters, "seed": seed,
+                             "patches": len(cut), "dice": dice})  # fmt: skip
+                print(f"{macs:.0%} of the MACs, {parameters:.0%} of the parameters, {variant}, draw {seed}: "
+                      f"{', '.join(f'{d:.3f}' for d in dice)}", flush=True)  # fmt: skip
     for macs in arguments.macs:
-        for unsure in arguments.unsure:
-            means = [statistics.mean(r["dice"]) for r in rows if (r["macs"], r["unsure"]) == (macs, unsure)]
-            print(
-                f"{macs:.0%}, unsure {unsure:g}: {statistics.median(means):.3f} ({min(means):.3f} to {max(means):.3f})"
-            )
+        for variant in arguments.variants:
+            means = [statistics.mean(r["dice"]) for r in rows if (r["macs"], r["variant"]) == (macs, variant)]
+            print(f"{macs:.0%}, {variant}: {statistics.median(means):.3f} ({min(means):.3f} to {max(means):.3f})")
     if arguments.json:
         arguments.json.write_text(
             json.dumps({"machine": machine(), "model": model.folder.name, "rows": rows}, indent=1)

@@ -121,7 +121,7 @@ def _add_compress(verbs: argparse._SubParsersAction) -> None:
     compress.add_argument("-o", dest="output", **folder, help="the new model; for nnUNetv2_predict_from_modelfolder")
     compress.add_argument("-f", dest="folds", metavar="FOLD", nargs="+", help="only these; default all there are")
     goal = compress.add_mutually_exclusive_group()
-    goal.add_argument("--tolerance", type=float, metavar="T", help="what every layer may lose, such as 0.02")
+    goal.add_argument("--tolerance", type=float, metavar="T", help="what every layer may lose; see --dry-run")
     goal.add_argument("--macs", type=float, metavar="PART", help="part of the multiply-accumulates left, such as 0.5")
     goal.add_argument("--params", type=float, metavar="PART", help="part of the parameters left, such as 0.3")
     goal.add_argument("--latency", type=float, metavar="PART", help="part of the time left, measured on this machine")

@@ -93,7 +93,7 @@ def compress(
         old = segmenter.against_labels("old")
         for fold, one in compressors.items():
             with progress.bar(f"fold {fold}: ranking channels", one.probes(inputs)) as step:
-                one.rank(inputs, goal.saves if goal else "macs", after_probe=step)
+                one.rank(inputs, after_probe=step)
         tolerances = {fold: one.tolerance(goal) for fold, one in compressors.items()} if goal else {}
         if dry_run:
             ((fold, compressor),) = compressors.items()

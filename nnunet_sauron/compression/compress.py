@@ -41,8 +41,8 @@ class Goal:
     """What the small model is to meet: exactly one of these.
 
     Attributes:
-        tolerance: Error that every layer may make in what its readers get, relative, squared, as `weighted` counts it;
-            above 0, below 1.
+        tolerance: Error that every layer may make in what its readers get, relative, squared, as `weighted` counts it
+            by MACs; above 0.
         macs, parameters, latency: Fraction that is to be left.
     """
 
@@ -56,14 +56,11 @@ class Goal:
         if len(given) != 1:
             raise ValueError(f"Give exactly one of {', '.join(GOALS)}; got {', '.join(given) or 'none'}.")
         ((name, value),) = given.items()
-        if not 0 < value < 1:
-            raise ValueError(f"{name} is a fraction between 0 and 1, such as {0.02 if name == 'tolerance' else 0.5}; "
-                             f"got {value:g}.")  # fmt: skip
-
-    @property
-    def saves(self) -> str:
-        """Which cost channels are to save: "parameters" or "macs"."""
-        return "macs" if self.parameters is None else "parameters"
+        if name == "tolerance":
+            if not 0 < value < math.inf:
+                raise ValueError(f"tolerance is a number above 0, such as 0.02; got {value:g}.")
+        elif not 0 < value < 1:
+            raise ValueError(f"{name} is a fraction between 0 and 1, such as 0.5; got {value:g}.")
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ class Compressor:
         self.patch_size = model.patch_size
         self.before = channel_layout(self.network).widths
         self._channels = next(self.network.parameters()).shape[1]
-        self.regions = model.manager.get_label_manager(model.dataset_json).has_regions
+        self._regions = model.manager.get_label_manager(model.dataset_json).has_regions
         self.cost = CostModel(self.network, self.patch_size, self._channels)
         self._positions = feature_map_voxels(self.network, self.patch_size, self._channels)
         self.wanted = enough_patches(self._positions, self.before)
@@ -122,7 +119,6 @@ class Compressor:
     def rank(
         self,
         inputs: Sequence[torch.Tensor],
-        saves: str = "macs",
         *,
         unsure: float = UNSURE,
         after_probe: Callable[[str], None] = lambda _: None,
@@ -131,7 +127,6 @@ class Compressor:
 
         Args:
             inputs: The patches.
-            saves: Which cost channels are to save, "macs" or "parameters".
             unsure: That of `position_weights`.
             after_probe: Called `probes` times, with a unit's name.
 
@@ -140,9 +135,9 @@ class Compressor:
         """
         self.check(sum(map(len, inputs)))
         self.inputs = inputs
-        self.weights = position_weights(self.network, inputs, regions=self.regions, unsure=unsure)
-        found = rank_units(self.network, inputs, self.weights, regions=self.regions, after_probe=after_probe)
-        self.rankings: dict[str, Ranking] = weighted(found, getattr(self.cost, saves))
+        self.weights = position_weights(self.network, inputs, regions=self._regions, unsure=unsure)
+        found = rank_units(self.network, inputs, self.weights, regions=self._regions, after_probe=after_probe)
+        self.rankings: dict[str, Ranking] = weighted(found, self.cost.macs)
 
     def tolerance(self, goal: Goal) -> float:
         """The tolerance that meets a goal.
@@ -154,8 +149,9 @@ class Compressor:
             return goal.tolerance
         if goal.latency is not None:
             return tolerance_for(goal.latency, self._time_left, self.rankings, self.round_to, LATENCY_STEPS)
-        left = cost_left(getattr(self.cost, goal.saves), self.before)
-        return tolerance_for(getattr(goal, goal.saves), left, self.rankings, self.round_to)
+        measure = self.cost.macs if goal.macs is not None else self.cost.parameters
+        wanted = goal.macs if goal.macs is not None else goal.parameters
+        return tolerance_for(wanted, cost_left(measure, self.before), self.rankings, self.round_to)
 
     def compress(self, tolerance: float, after_unit: Callable[[str], None] = lambda _: None) -> Compressed:
         """Cut to the widths of a tolerance, merging; the network itself stays as it is."""

@@ -128,6 +128,7 @@ def plot_trade_off(trials: Sequence[Trial], path: Path) -> None:
                 axes.annotate(f"{trial.compressed.tolerance:.3g}", (x, y), (-5, 4), textcoords="offset points",
                               fontsize=8, ha="right")  # fmt: skip
     axes.set(xlabel="left of the old model (%)", ylabel="Dice, new against old segmentations")
+    axes.margins(0.1)
     axes.legend()
     figure.savefig(path, dpi=150)
 

@@ -18,12 +18,12 @@ LATENCY_STEPS = 10  # each is measured
 
 
 def weighted(rankings: Mapping[str, Ranking], cost: Cost) -> dict[str, Ranking]:
-    """Rankings whose errors count by what they do to the output, and by what is saved at that price.
+    """Rankings whose errors, from their factor down to 0, count by what they do to the output and what is saved for it.
 
     Each unit's errors times `sensitivity ** 0.75 / saved ** 0.5`, where `saved` is the cost of its last channel
-    relative to the geometric mean over the units. Did errors add up in the output, and fall exponentially with the
-    channels kept, both powers would be 1; these are what kept the segmentations of 2D, 3D and residual networks best
-    (benchmarks/results).
+    relative to the geometric mean over the units. Did errors add up in the output, fall exponentially with the part of
+    the channels kept, and costs add up as well, both powers would be 1; these kept the segmentations of 2D, 3D and
+    residual networks best (benchmarks/results).
 
     Args:
         rankings: Of every unit, as `rank_units` gives them.
@@ -36,7 +36,7 @@ def weighted(rankings: Mapping[str, Ranking], cost: Cost) -> dict[str, Ranking]:
         name: rankings[name].sensitivity ** SENSITIVITY_POWER / (saved[name] / mean) ** COST_POWER for name in saved
     }
     return {
-        name: replace(ranking, errors=tuple(factors.get(name, 1.0) * error for error in ranking.errors))
+        name: replace(ranking, errors=tuple(factors.get(name, 1.0) * e for e in ranking.errors), sensitivity=1.0)
         for name, ranking in rankings.items()
     }
 

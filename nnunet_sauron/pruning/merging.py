@@ -23,6 +23,8 @@ from .channels import ChannelLayout, ChannelUnit, channel_layout
 from .removal import check_kept, remove_channels
 
 RIDGE = 1e-8  # of the kept channels' mean variance
+AIM_RIDGE = 1e-2  # the same for what a fit adds to mend the cuts before it, which may rest on few positions
+NEGLIGIBLE = 1e-6  # relative error below which a sensitivity would be one of rounding
 NOISE = 1e-9  # what is left of a channel's variance below this is rounding of maps in float32
 ROUNDING = 1e-12  # of a covariance, relative to the maps' squares
 VALUES_AT_ONCE = 1 << 22  # float64 copies of whole maps would need gigabytes
@@ -45,26 +47,28 @@ def merge_channels(
     """Remove channels in place, and let the others carry what they carried.
 
     Unit by unit in the data's order. The maps x that the network had before any cut are fitted by what it makes of the
-    kept ones after the cuts before this one: `x ~ W x'_K + b`, by least squares with a ridge. So every fit mends what
-    the cuts before it left wrong (asymmetric reconstruction: Zhang et al., TPAMI 38, 2016, arXiv 1505.06798).
-    Every reader's weights take W on, and its bias takes b times the weights' sum. A reader without a bias, or a
-    transposed convolution, whose taps fall on different voxels, gets a fit without b. Where x is a linear combination
-    of x_K the output stays the same; if it needs b, up to the zero padding: a tap outside of the image reads 0, not b,
-    so a reader's output is off by at most `sum_r |b_r| sum_taps |weight|` there.
+    kept ones after the cuts before this one: `x ~ W x'_K + b`, by least squares. So every fit mends what the cuts
+    before it left wrong (asymmetric reconstruction: Zhang et al., TPAMI 38, 2016, arXiv 1505.06798). It begins with the
+    fit of x' itself, in which kept channels stay as they are, and a ridge (`AIM_RIDGE`) keeps it near that. Every
+    reader's weights take W on, and its bias takes b times the weights' sum. A reader without a bias, or a transposed
+    convolution, whose taps fall on different voxels, gets a fit without b. Where x is a linear combination of x'_K the
+    output stays the same; if it needs b, up to the zero padding: a tap outside of the image reads 0, not b, so a
+    reader's output is off by at most `sum_c |b_c| sum_taps |weight|` there.
 
     Args:
         network: A network that `channel_layout` knows, unwrapped; run in evaluation mode.
         keep: For each unit to cut, by name: its channels that stay, ascending (`rank_units` tells the best). Units not
             named stay as they are.
-        inputs: What to fit on: tensors (B, channels, *patch), run one after the other, twice for every unit.
+        inputs: What to fit on: tensors (B, channels, *patch), run in turn, twice for each unit that is cut.
         weights: How much each of their positions counts, (B, *patch) each, such as `position_weights`; None for all
             alike.
         optimizer: Its parameter groups and its state follow, as in `remove_channels`.
-        ridge: Weight of the ridge, relative to the kept channels' mean variance; draws them to themselves.
+        ridge: Weight of the ridge in the fit of x', relative to the kept channels' mean variance.
         after_unit: Called with each unit's name when it is done.
 
     Raises:
-        ValueError: An unknown unit, a channel that it does not have, or no inputs. Nothing is changed then.
+        ValueError: An unknown unit, a channel that it does not have, no inputs, or weights of other shapes. Nothing is
+            changed then.
     """
     layout = channel_layout(network)
     check_kept(layout, keep)
@@ -99,7 +103,7 @@ def rank_units(
     Args:
         network: A segmentation network that `channel_layout` knows; run in evaluation mode. Of several outputs the
             first is taken.
-        inputs: Tensors (B, channels, *patch): run once, and up to `PROBED` of them once more for every unit.
+        inputs: Tensors (B, channels, *patch): run once, and up to `PROBED` of them once more, also for every unit.
         weights: As in `merge_channels`.
         regions: Whether classes may overlap (sigmoid instead of softmax).
         after_probe: Called with each unit's name, once for each of those.
@@ -128,21 +132,26 @@ def _sensitivities(
     regions: bool,
     after_probe: Callable[[str], None],
 ) -> dict[str, float]:
-    """Of the units that can lose anything."""
+    """Of the units that can lose anything; of none if the output tells nothing."""
     divergences: dict[str, float] = {}
     for tensor in inputs:
         before = _log_probabilities(network, tensor, regions)
         for unit in layout.units:
             ranking = rankings[unit.name]
             kept = ranking.keep(min(ranking.least(PROBE), unit.width - 1))
-            if kept and ranking.errors[len(kept)] > 0:
+            if kept and ranking.errors[len(kept)] > NEGLIGIBLE:
                 with _refitted(network, unit, kept, moments):
                     after = _log_probabilities(network, tensor, regions)
-                lost = float(functional.kl_div(after, before, reduction="sum", log_target=True))
+                # Both distributions' sums are 1; with them no term is negative, however sure the network is.
+                terms = before.exp() * (before - after) - before.exp() + after.exp()
+                del after
+                lost = terms.clamp_min_(0).sum(dtype=torch.float64).item()
                 divergences[unit.name] = divergences.get(unit.name, 0.0) + lost / ranking.errors[len(kept)]
             after_probe(unit.name)
     logarithms = [math.log(d) for d in divergences.values() if d > 0]
-    mean = math.exp(sum(logarithms) / max(1, len(logarithms)))
+    if not logarithms:
+        return {}
+    mean = math.exp(sum(logarithms) / len(logarithms))
     return {name: max(d / mean, LEAST_SENSITIVITY) for name, d in divergences.items()}
 
 
@@ -194,6 +203,7 @@ def position_weights(
     for tensor in inputs:
         probabilities = _log_probabilities(network, tensor, regions).exp()
         found.append((probabilities * (1 - probabilities)).sum(1).sqrt())
+        del probabilities
     mean = sum(one.double().sum() for one in found) / sum(one.numel() for one in found)
     if not mean > 0:
         return [torch.ones_like(one) for one in found]
@@ -265,8 +275,9 @@ class Ranking:
         errors: `errors[k]` is the part of what the unit's readers get that is lost when the first k are kept: C + 1
             values from 1 to 0 that never rise.
         sensitivity: What such an error does to the network's output, relative to other units: its divergence
-            (Kullback-Leibler) when this unit alone is replaced by its fit at an error of about `PROBE`, divided by that
-            error and by the geometric mean over the units. 1 where none was measured.
+            (Kullback-Leibler) when this unit's maps alone are replaced by their fit from so many channels that the
+            error is at most `PROBE`, or from all but one; divided by that error and by the geometric mean over the
+            units. 1 where none was measured.
     """
 
     order: tuple[int, ...]
@@ -291,7 +302,8 @@ def collect_moments(
 ) -> dict[str, Moments]:
     """Second moments of the outputs of the named modules, in evaluation mode.
 
-    The forward stops after the last of them. Memory: one input's forward and a (C, C) matrix each.
+    The forward stops after the last of them. Memory: one input's forward and a (C, C) matrix each; with another network
+    beside it, that one's outputs as well.
 
     Args:
         network: The network.
@@ -452,11 +464,13 @@ def _fitted(
     """
     matrix = moments.covariance if intercept else moments.second
     of_kept, with_aims = matrix[stay][:, stay], matrix[stay][:, -channels:]
-    alone = torch.eye(channels, dtype=torch.float64, device=stay.device)[stay]  # every kept channel as it is
     # The second and third term are for maps that hardly vary: something positive to divide by, above their rounding.
     level = moments.second.diagonal().mean()
     diagonal = ridge * of_kept.diagonal().mean() + ROUNDING * level + torch.finfo(torch.float64).tiny
-    damped = of_kept + diagonal * torch.eye(len(stay), dtype=torch.float64, device=stay.device)
-    fit = (alone + torch.linalg.solve(damped, with_aims - of_kept @ alone)).T
+    identity = torch.eye(len(stay), dtype=torch.float64, device=stay.device)
+    own = torch.linalg.solve(of_kept + diagonal * identity, matrix[stay][:, :channels])
+    own[:, stay] = identity
+    diagonal = diagonal + AIM_RIDGE * of_kept.diagonal().mean()
+    fit = (own + torch.linalg.solve(of_kept + diagonal * identity, with_aims - of_kept @ own)).T
     offset = moments.mean[-channels:] - fit @ moments.mean[stay]
     return fit, offset if intercept else torch.zeros_like(offset)

@@ -249,8 +249,10 @@ class TestReaders:
         expected = before[1:] + fit.view(-1, 1, 1, 1) * before[0]
         torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-4)
 
-    def test_a_fit_aims_at_the_maps_before_any_cut(self):
-        """The second of two cuts mends what the first one left wrong: least squares from there to the old maps."""
+    @pytest.mark.parametrize("ridge", [0, 1e9])
+    def test_a_fit_aims_at_the_maps_before_any_cut(self, ridge, monkeypatch):
+        """The second of two cuts mends what the first left wrong, by least squares, as far as a ridge lets it."""
+        monkeypatch.setattr("nnunet_sauron.pruning.merging.AIM_RIDGE", ridge)
         network, tensor = build(dim=2).eval(), patch(seed=2)
         first, second = "encoder.stages.0.0.convs.0", "encoder.stages.0.0.convs.1"
         kept, maps = [0, 2, 3], []
@@ -264,10 +266,11 @@ class TestReaders:
                 each(tensor)
             hook.remove()
         aims, samples = (m.transpose(0, 1).flatten(1).T for m in maps)
-        samples = torch.cat([samples[:, kept], torch.ones(len(samples), 1)], 1)
-        *fit, offset = torch.linalg.lstsq(samples, aims).solution
+        with_one = torch.cat([samples[:, kept], torch.ones(len(samples), 1)], 1)
+        fit = torch.linalg.lstsq(with_one, samples if ridge else aims).solution[:-1]
+        offset = aims.mean(0) - samples[:, kept].mean(0) @ fit
         merge_channels(network, {first: [0, 1], second: kept}, [tensor])
-        expected = torch.einsum("kc,ochw->okhw", torch.stack(fit), weight)
+        expected = torch.einsum("kc,ochw->okhw", fit, weight)
         torch.testing.assert_close(reader.weight.double(), expected, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(reader.bias.double(), bias + torch.einsum("c,ochw->o", offset, weight))
 
@@ -280,7 +283,7 @@ def test_nothing_changes_when_what_is_asked_for_is_wrong():
     before = copy.deepcopy(network.state_dict())
     name = channel_layout(network).units[0].name
     for keep, inputs, said in (
-        ({"nowhere": 3}, [patch()], "There is no channel unit 'nowhere'"),
+        ({"nowhere": [3]}, [patch()], "There is no channel unit 'nowhere'"),
         ({name: []}, [patch()], "would lose all"),
         ({name: [2, 7]}, [patch()], "in 0..5"),
         ({name: [3, 1]}, [patch()], "ascending"),
@@ -374,7 +377,7 @@ class TestRankUnits:
         with torch.no_grad():
             for parameter in network.decoder.seg_layers[-1].parameters():
                 parameter.zero_()
-        assert all(r.sensitivity > 0 for r in rank_units(network, [patch()]).values())
+        assert {r.sensitivity for r in rank_units(network, [patch()]).values()} == {1.0}
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""How long ranking and merging take: half of every layer of nnU-Net's 3D default, 31.2 M parameters, five patches of 64^3.
+"""How long ranking and merging take: half of every layer of nnU-Net's 3D default (31.2 M), five patches of 64^3.
 
 python benchmarks/merge_time.py [--json FILE]
 """

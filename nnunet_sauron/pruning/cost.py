@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from .channels import Segment, channel_layout, feature_map_modules
+from .evaluating import evaluating
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -137,19 +138,13 @@ def forward_on_meta(
     patch = torch.empty((1, input_channels, *patch_size), device="meta")
     decoder = getattr(network, "decoder", None)
     supervised = getattr(decoder, "deep_supervision", None)
-    was_training = network.training
-    handles = [module.register_forward_hook(hook) for module, hook in (hooks or {}).items()]
     try:
-        network.eval()
         if supervised is not None:
             decoder.deep_supervision = False
-        with torch.no_grad(), during or nullcontext():
+        with torch.no_grad(), evaluating(network, hooks), during or nullcontext():
             # tie_weights: nnU-Net holds its modules under several names, and with it each would be swapped once per
             # name, the last time for the meta tensor itself: that is what the network would be left with.
             functional_call(network, tensors, (patch,), tie_weights=False)
     finally:
-        for handle in handles:
-            handle.remove()
-        network.train(was_training)
         if supervised is not None:
             decoder.deep_supervision = supervised

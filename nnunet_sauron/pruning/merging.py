@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from .channels import ChannelLayout, ChannelUnit, channel_layout
+from .evaluating import evaluating
 from .removal import check_kept, remove_channels
 
 RIDGE = 1e-8  # of the kept channels' mean variance
@@ -41,7 +42,6 @@ def merge_channels(
     *,
     weights: Sequence[torch.Tensor] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    ridge: float = RIDGE,
     after_unit: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Remove channels in place, and let the others carry what they carried.
@@ -63,7 +63,6 @@ def merge_channels(
         weights: How much each of their positions counts, (B, *patch) each, such as `position_weights`; None for all
             alike.
         optimizer: Its parameter groups and its state follow, as in `remove_channels`.
-        ridge: Weight of the ridge in the fit of x', relative to the kept channels' mean variance.
         after_unit: Called with each unit's name when it is done.
 
     Raises:
@@ -79,7 +78,7 @@ def merge_channels(
         kept = keep.get(unit.name, range(unit.width))
         if len(kept) < unit.width:
             moments = collect_moments(network, unit.feature_maps, inputs, weights, before)
-            _fold(network, channel_layout(network), unit, kept, moments, ridge)
+            _fold(network, channel_layout(network), unit, kept, moments)
             remove_channels(network, {unit.name: kept}, optimizer)
         after_unit(unit.name)
 
@@ -133,21 +132,25 @@ def _sensitivities(
     after_probe: Callable[[str], None],
 ) -> dict[str, float]:
     """Of the units that can lose anything; of none if the output tells nothing."""
-    divergences: dict[str, float] = {}
+    refits: dict[str, Mapping[nn.Module, Callable]] = {}
+    errors: dict[str, float] = {}
+    for unit in layout.units:
+        ranking = rankings[unit.name]
+        count = min(ranking.least(PROBE), unit.width - 1)
+        if count and ranking.errors[count] > NEGLIGIBLE:
+            refits[unit.name] = _refits(network, unit, ranking.keep(count), moments)
+            errors[unit.name] = ranking.errors[count]
+    divergences = dict.fromkeys(refits, 0.0)
     for tensor in inputs:
         before = _log_probabilities(network, tensor, regions)
-        for unit in layout.units:
-            ranking = rankings[unit.name]
-            kept = ranking.keep(min(ranking.least(PROBE), unit.width - 1))
-            if kept and ranking.errors[len(kept)] > NEGLIGIBLE:
-                with _refitted(network, unit, kept, moments):
-                    after = _log_probabilities(network, tensor, regions)
+        for name in rankings:
+            if name in refits:
+                after = _log_probabilities(network, tensor, regions, refits[name])
                 # Both distributions' sums are 1; with them no term is negative, however sure the network is.
                 terms = before.exp() * (before - after) - before.exp() + after.exp()
                 del after
-                lost = terms.clamp_min_(0).sum(dtype=torch.float64).item()
-                divergences[unit.name] = divergences.get(unit.name, 0.0) + lost / ranking.errors[len(kept)]
-            after_probe(unit.name)
+                divergences[name] += terms.clamp_min_(0).sum(dtype=torch.float64).item() / errors[name]
+            after_probe(name)
     logarithms = [math.log(d) for d in divergences.values() if d > 0]
     if not logarithms:
         return {}
@@ -155,15 +158,14 @@ def _sensitivities(
     return {name: max(d / mean, LEAST_SENSITIVITY) for name, d in divergences.items()}
 
 
-@contextlib.contextmanager
-def _refitted(
+def _refits(
     network: nn.Module, unit: ChannelUnit, kept: Sequence[int], moments: Mapping[str, Moments]
-) -> Iterator[None]:
-    """As long as it lasts, a unit's maps are what its kept channels make of them."""
+) -> dict[nn.Module, Callable]:
+    """Forward hooks that make a unit's maps, in each of their places, what its kept channels make of them."""
+    stay = torch.tensor(list(kept), device=next(network.parameters()).device)
 
     def hook(place: str):
-        stay = torch.tensor(list(kept), device=next(network.parameters()).device)
-        fit, offset = _fitted(moments[place], stay, unit.width, RIDGE, intercept=True)
+        fit, offset = _fitted(moments[place], stay, unit.width, intercept=True)
 
         def refit(module, inputs, maps: torch.Tensor) -> torch.Tensor:
             refitted = torch.einsum("ck,bk...->bc...", fit.to(maps.dtype), maps[:, stay])
@@ -171,12 +173,7 @@ def _refitted(
 
         return refit
 
-    hooks = [network.get_submodule(place).register_forward_hook(hook(place)) for place in unit.feature_maps]
-    try:
-        yield
-    finally:
-        for each in hooks:
-            each.remove()
+    return {network.get_submodule(place): hook(place) for place in unit.feature_maps}
 
 
 @torch.no_grad()
@@ -211,13 +208,12 @@ def position_weights(
 
 
 @torch.no_grad()
-def _log_probabilities(network: nn.Module, tensor: torch.Tensor, regions: bool) -> torch.Tensor:
+def _log_probabilities(
+    network: nn.Module, tensor: torch.Tensor, regions: bool, hooks: Mapping[nn.Module, Callable] | None = None
+) -> torch.Tensor:
     """(B, classes, *patch), float32, in evaluation mode; of regions (B, 2 * regions, *patch): in it, and not."""
-    was_training = network.training
-    try:
-        output = network.eval()(tensor.to(next(network.parameters()).device))
-    finally:
-        network.train(was_training)
+    with evaluating(network, hooks):
+        output = network(tensor.to(next(network.parameters()).device))
     logits = (output[0] if isinstance(output, (list, tuple)) else output).float()
     return functional.logsigmoid(torch.cat([logits, -logits], 1)) if regions else logits.log_softmax(1)
 
@@ -363,17 +359,8 @@ def _forward_until(network: nn.Module, tensor: torch.Tensor, places: Collection[
 
         return hook
 
-    was_training = network.training
-    hooks = [network.get_submodule(name).register_forward_hook(observe(name)) for name in places]
-    try:
-        network.eval()
+    with contextlib.suppress(_Enough), evaluating(network, {network.get_submodule(n): observe(n) for n in places}):
         network(tensor)
-    except _Enough:
-        pass
-    finally:
-        network.train(was_training)
-        for hook in hooks:
-            hook.remove()
 
 
 def rank_channels(moments: Sequence[Moments], weights: Sequence[torch.Tensor]) -> Ranking:
@@ -439,13 +426,12 @@ def _fold(
     unit: ChannelUnit,
     kept: Sequence[int],
     moments: Mapping[str, Moments],
-    ridge: float,
 ) -> None:
     """Let the readers of a unit read its kept channels as all of them (in place; nothing is removed yet)."""
     stay = torch.tensor(list(kept), device=next(network.parameters()).device)
     for place, conv, read, start in _readers(network, layout, unit):
         transposed = isinstance(conv, _ConvTransposeNd)
-        fit, offset = _fitted(moments[place], stay, unit.width, ridge, conv.bias is not None and not transposed)
+        fit, offset = _fitted(moments[place], stay, unit.width, conv.bias is not None and not transposed)
         read = read.double()
         folded = torch.einsum("ck,cot->kot", fit, read).to(conv.weight.dtype)
         dim = 0 if transposed else 1
@@ -455,9 +441,7 @@ def _fold(
         conv.weight.index_copy_(dim, start + stay, folded)
 
 
-def _fitted(
-    moments: Moments, stay: torch.Tensor, channels: int, ridge: float, intercept: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _fitted(moments: Moments, stay: torch.Tensor, channels: int, intercept: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """W (C, kept) and b (C) of `x ~ W x'_K + b`, float64; b is 0 without an intercept.
 
     The moments are of x' and x, (2C), or of x alone, which is fitted by its own kept channels then.
@@ -466,7 +450,7 @@ def _fitted(
     of_kept, with_aims = matrix[stay][:, stay], matrix[stay][:, -channels:]
     # The second and third term are for maps that hardly vary: something positive to divide by, above their rounding.
     level = moments.second.diagonal().mean()
-    diagonal = ridge * of_kept.diagonal().mean() + ROUNDING * level + torch.finfo(torch.float64).tiny
+    diagonal = RIDGE * of_kept.diagonal().mean() + ROUNDING * level + torch.finfo(torch.float64).tiny
     identity = torch.eye(len(stay), dtype=torch.float64, device=stay.device)
     own = torch.linalg.solve(of_kept + diagonal * identity, matrix[stay][:, :channels])
     own[:, stay] = identity

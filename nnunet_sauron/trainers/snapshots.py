@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..pruning import channel_layout
+from ..pruning.evaluating import evaluating
 from .checkpoints import TEMPORARY, write_atomically
 
 FOLDER = "feature_maps"
@@ -158,25 +159,15 @@ def pooled_maps(network: nn.Module, data: torch.Tensor) -> dict[str, np.ndarray]
         network: One that `channel_layout` knows, unwrapped.
         data: (patches, input channels, *patch), on the network's device.
     """
-    was_training = network.training
     maps: dict[str, np.ndarray] = {}
 
     def keep(name: str, module: nn.Module, inputs, output: torch.Tensor) -> None:
         maps[name] = pooled(output)
 
     # A unit has the name of the first module that makes its feature maps.
-    hooks = [
-        network.get_submodule(unit.name).register_forward_hook(partial(keep, unit.name))
-        for unit in channel_layout(network).units
-    ]
-    network.eval()
-    try:
-        with torch.inference_mode():
-            network(data)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        network.train(was_training)
+    hooks = {network.get_submodule(unit.name): partial(keep, unit.name) for unit in channel_layout(network).units}
+    with torch.inference_mode(), evaluating(network, hooks):
+        network(data)
     return maps
 
 

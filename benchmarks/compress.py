@@ -193,8 +193,9 @@ def network_times(models: list[Path]) -> dict[Path, float]:
 
 
 def plot(result: dict, png: Path) -> None:
-    """Dice against the part of the MACs that is left, a panel a model."""
+    """Dice against the part of the MACs that is left, a panel a model; spaced by the logarithm of 1 - Dice."""
     import matplotlib
+    import numpy as np
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -205,7 +206,7 @@ def plot(result: dict, png: Path) -> None:
     for axis, (name, rows) in zip(axes[0], result["models"].items(), strict=True):
         stock, *others = rows
         axis.axhline(stock["dice"], color="black", linewidth=1)
-        axis.annotate("stock", (1, stock["dice"]), (0, 3), textcoords="offset points", ha="right", fontsize=8)
+        axis.annotate("stock", (104, stock["dice"]), (0, 3), textcoords="offset points", ha="right", fontsize=8)
         kinds = list(dict.fromkeys(row["what"].split(" ", 1)[1] for row in others))
         styles = zip(kinds, ("o-", "s--", "D-.", "^:"), ("#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=False)
         for kind, marker, colour in styles:
@@ -215,8 +216,14 @@ def plot(result: dict, png: Path) -> None:
                       label=label.replace("and ", ""))  # fmt: skip
         axis.set(title=MODELS[name].title, xlabel="multiply-accumulates left, %", xlim=(0, 105))
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("mean Dice, 40 validation cases")
-    axes[0][0].legend(fontsize=8, loc="lower right")
+    left = axes[0][0]
+    to_scale, from_scale = (lambda dice: -np.log(np.maximum(1 - dice, 1e-3)), lambda y: 1 - np.exp(-y))
+    left.set_yscale("function", functions=(to_scale, from_scale))
+    ticks = [0.1, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.82, 0.84, 0.86, 0.88, 0.9, 0.92, 0.94, 0.96, 0.98]
+    low, high = left.get_ylim()
+    left.set_yticks([tick for tick in ticks if low <= tick <= high])
+    left.set_ylabel("mean Dice, 40 validation cases")
+    left.legend(fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(png, dpi=130)
 

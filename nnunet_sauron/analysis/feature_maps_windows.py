@@ -16,6 +16,8 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from torch import nn
 from torch.nn import functional
 
+from ..pruning.evaluating import evaluating
+
 Bar = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
 """Shows progress: bar(what is done, steps) is a context that yields what to call with each step's name, or ""."""
 
@@ -78,26 +80,21 @@ class Windows:
         slicers = [one for one in self.slicers if plane is None or _holds(one[1], plane)]
         outputs: list[torch.Tensor] = []
         self.network.to(self.device)
-        hook = self.network.get_submodule(self.layer.name).register_forward_hook(
-            lambda module, inputs, output: outputs.append(output[0])
-        )
-        try:
-            with bar(f"gathering {self.layer.channels} maps", len(slicers)) as step:
-                for slicer in slicers:
-                    self.network(self.image[slicer][None].to(self.device))
-                    maps, where, weights = outputs.pop(), slicer[1:], self.weights
-                    if plane is not None:
-                        where = slicer[2:]
-                        if isinstance(slicer[1], slice):  # of a 3D window
-                            inside = plane - slicer[1].start
-                            maps = maps[:, int((inside + 0.5) * maps.shape[1] / self.patch_size[0])]
-                            weights = weights[inside]
-                    for total, one in zip(totals, maps.float().cpu(), strict=True):
-                        total[where] += weights * _repeat_voxels(one, weights.shape)
-                    sums[where] += weights
-                    step("")
-        finally:
-            hook.remove()
+        hooks = {self.network.get_submodule(self.layer.name): lambda module, inputs, output: outputs.append(output[0])}
+        with evaluating(self.network, hooks), bar(f"gathering {self.layer.channels} maps", len(slicers)) as step:
+            for slicer in slicers:
+                self.network(self.image[slicer][None].to(self.device))
+                maps, where, weights = outputs.pop(), slicer[1:], self.weights
+                if plane is not None:
+                    where = slicer[2:]
+                    if isinstance(slicer[1], slice):  # of a 3D window
+                        inside = plane - slicer[1].start
+                        maps = maps[:, int((inside + 0.5) * maps.shape[1] / self.patch_size[0])]
+                        weights = weights[inside]
+                for total, one in zip(totals, maps.float().cpu(), strict=True):
+                    total[where] += weights * _repeat_voxels(one, weights.shape)
+                sums[where] += weights
+                step("")
         return sums
 
 

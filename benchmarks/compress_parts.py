@@ -22,7 +22,7 @@ from nnunet_sauron.analysis.timing import machine
 from nnunet_sauron.compression.compress import Compressor, Goal
 from nnunet_sauron.compression.images import batches, patches
 from nnunet_sauron.pruning import rank_units
-from nnunet_sauron.pruning.merging import UNSURE
+from nnunet_sauron.pruning.moments import UNSURE
 
 HELD_OUT = 7  # every seventh case
 VARIANTS = {  # share of `position_weights`, and whether layers' errors are weighted

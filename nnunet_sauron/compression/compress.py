@@ -27,7 +27,8 @@ from ..pruning import (
     rank_units,
     resize,
 )
-from ..pruning.merging import PROBED, UNSURE
+from ..pruning.moments import UNSURE
+from ..pruning.ranking import PROBED
 from .images import check_enough, enough_patches
 from .widths import LATENCY_STEPS, cost_left, tolerance_for, weighted, widths_at
 

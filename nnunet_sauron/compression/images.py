@@ -11,9 +11,8 @@ from nnunetv2.inference.sliding_window_prediction import compute_steps_for_slidi
 
 from ..analysis.cases import Case, preprocess, read_case
 from ..analysis.models import TrainedModel
+from ..pruning.moments import LEAST_SAMPLES_PER_CHANNEL, SAMPLES_PER_CHANNEL, patches_needed
 
-SAMPLES_PER_CHANNEL = 4  # positions for each channel of a layer, so that a fit is a fit and not a memory
-LEAST_SAMPLES_PER_CHANNEL = 2
 LEAST_PATCHES = 8
 VOXELS_AT_ONCE = 1 << 16  # in one forward: small patches are faster together
 
@@ -59,13 +58,8 @@ def batches(cut: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def enough_patches(positions: Mapping[str, int], widths: Mapping[str, int]) -> int:
-    """How many patches give every layer `SAMPLES_PER_CHANNEL` positions a channel, and at least `LEAST_PATCHES`.
-
-    Args:
-        positions: Of every unit's feature maps in one patch.
-        widths: Its channels.
-    """
-    return max(LEAST_PATCHES, *(-(-SAMPLES_PER_CHANNEL * widths[name] // n) for name, n in positions.items()))
+    """How many patches give every layer `SAMPLES_PER_CHANNEL` positions a channel, and at least `LEAST_PATCHES`."""
+    return max(LEAST_PATCHES, patches_needed(positions, widths, SAMPLES_PER_CHANNEL))
 
 
 def check_enough(patches: int, positions: Mapping[str, int], widths: Mapping[str, int]) -> None:

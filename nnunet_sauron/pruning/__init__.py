@@ -3,7 +3,9 @@
 from .channels import ChannelLayout, ChannelUnit, channel_layout
 from .cost import CostModel, count_macs, count_parameters, feature_map_voxels
 from .loading import accept_pruned_weights, densify, resize, widths_of
-from .merging import Ranking, merge_channels, position_weights, rank_units
+from .merging import merge_channels
+from .moments import position_weights
+from .ranking import Ranking, rank_units
 from .removal import remove_channels
 
 __all__ = [

@@ -1,0 +1,188 @@
+"""Second moments of feature maps, all that a least squares fit of channels needs, and which positions count in them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .evaluating import evaluating
+
+VALUES_AT_ONCE = 1 << 22  # float64 copies of whole maps would need gigabytes
+SAMPLES_PER_CHANNEL = 4  # positions for each channel of a layer, so that a fit is a fit and not a memory
+LEAST_SAMPLES_PER_CHANNEL = 2
+UNSURE = 0.7  # share of `position_weights` that goes by how unsure the network is, the rest to all positions alike
+
+
+class Moments:
+    """Weighted sums over the positions of feature maps, in float64: all that a least squares fit of channels needs.
+
+    Attributes:
+        count: Sum of the positions' weights so far, over all samples.
+        total: Sums, (C,).
+        products: Sums of products, (C, C).
+    """
+
+    def __init__(self, channels: int, device: torch.device | str = "cpu"):
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.total = torch.zeros(channels, dtype=torch.float64, device=device)
+        self.products = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+
+    def add(self, feature_maps: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Take in feature maps (B, C, *spatial) of any floating dtype; weights of the positions, (B, *spatial)."""
+        step = max(1, VALUES_AT_ONCE // feature_maps.shape[1])
+        feature_maps = feature_maps.detach().flatten(2)
+        if weights is None:
+            weights = feature_maps.new_ones(()).expand(feature_maps.shape[0], feature_maps.shape[2])
+        for sample, counts in zip(feature_maps, weights.flatten(1), strict=True):
+            for part, count in zip(sample.split(step, dim=1), counts.split(step), strict=True):
+                values, count = part.double(), count.double()
+                weighted = values * count
+                self.count += count.sum()
+                self.total += weighted.sum(1)
+                self.products += weighted @ values.T
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """(C,)"""
+        return self.total / self.count
+
+    @property
+    def covariance(self) -> torch.Tensor:
+        """(C, C)"""
+        return self.products / self.count - torch.outer(self.mean, self.mean)
+
+    @property
+    def second(self) -> torch.Tensor:
+        """Mean of products without the mean taken off, (C, C)."""
+        return self.products / self.count
+
+
+def collect_moments(
+    network: nn.Module,
+    places: Collection[str],
+    inputs: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor] | None = None,
+    before: nn.Module | None = None,
+) -> dict[str, Moments]:
+    """Second moments of the outputs of the named modules, in evaluation mode.
+
+    The forward stops after the last of them. Memory: one input's forward and a (C, C) matrix each; with another network
+    beside it, that one's outputs as well.
+
+    Args:
+        network: The network.
+        places: Names of modules; each is run once in a forward.
+        inputs: Tensors (B, channels, *patch), on any device.
+        weights: Of their positions, (B, *patch) each, averaged to the resolution of the maps; None for all alike.
+        before: Another network with modules of these names: its maps follow, as channels C and up of (2C, 2C) moments.
+
+    Raises:
+        ValueError: The weights are not of the inputs' shapes.
+    """
+    if weights is not None:
+        shapes, expected = ([tuple(w.shape) for w in weights], [(len(x), *x.shape[2:]) for x in inputs])
+        if shapes != expected:
+            raise ValueError(
+                f"Weights of positions are {shapes}; of these inputs they are {expected}, (B, *patch) each."
+            )
+    device = next(network.parameters()).device
+    moments: dict[str, Moments] = {}
+    for index, tensor in enumerate(inputs):
+        counts = None if weights is None else weights[index].to(device)
+        maps_before: dict[str, torch.Tensor] = {}
+        if before is not None:
+            _forward_until(before, tensor.to(device), places, maps_before.__setitem__)
+
+        def take(name: str, maps: torch.Tensor, counts=counts, maps_before=maps_before) -> None:
+            if name in maps_before:
+                maps = torch.cat([maps, maps_before.pop(name)], 1)
+            if name not in moments:
+                moments[name] = Moments(maps.shape[1], maps.device)
+            moments[name].add(maps, counts if counts is None else _averaged(counts, maps.shape[2:]))
+
+        _forward_until(network, tensor.to(device), places, take)
+    return moments
+
+
+def _averaged(weights: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """(B, *patch) -> (B, *shape)"""
+    pool = functional.adaptive_avg_pool2d if len(shape) == 2 else functional.adaptive_avg_pool3d
+    return pool(weights[:, None], tuple(shape))[:, 0]
+
+
+class _Enough(Exception):  # noqa: N818  (no error)
+    """Ends a forward whose later layers nobody needs."""
+
+
+@torch.no_grad()
+def _forward_until(network: nn.Module, tensor: torch.Tensor, places: Collection[str], take) -> None:
+    left = set(places)
+
+    def observe(name: str):
+        def hook(module, inputs, output) -> None:
+            take(name, output)
+            left.discard(name)
+            if not left:
+                raise _Enough
+
+        return hook
+
+    with contextlib.suppress(_Enough), evaluating(network, {network.get_submodule(n): observe(n) for n in places}):
+        network(tensor)
+
+
+def patches_needed(positions: Mapping[str, int], widths: Mapping[str, int], samples_per_channel: int) -> int:
+    """How many patches give every unit so many positions a channel.
+
+    Args:
+        positions: Of every unit's feature maps in one patch, as `feature_map_voxels` counts them.
+        widths: Its channels.
+        samples_per_channel: `SAMPLES_PER_CHANNEL` for a good fit, `LEAST_SAMPLES_PER_CHANNEL` for a stable one.
+    """
+    return max(-(-samples_per_channel * widths[name] // n) for name, n in positions.items())
+
+
+@torch.no_grad()
+def position_weights(
+    network: nn.Module, inputs: Sequence[torch.Tensor], *, regions: bool = False, unsure: float = UNSURE
+) -> list[torch.Tensor]:
+    """How much each position should count in a fit: more where the network is unsure.
+
+    An image is mostly background that no error of a feature map turns into anything else; alike for all positions, a
+    fit spends its channels there. The second-order term of the divergence between old and new probabilities weights a
+    logit's squared error by `sum_k p_k (1 - p_k)`. Its square root, the standard deviation of the label, is what
+    kept the segmentations best (benchmarks/results), mixed with a constant, since layers see beyond a voxel.
+
+    Args:
+        network: A segmentation network, run in evaluation mode; of several outputs the first is taken.
+        inputs: Tensors (B, channels, *patch).
+        regions: Whether classes may overlap (sigmoid instead of softmax).
+        unsure: The share that goes by how unsure the network is; the rest counts all positions alike.
+
+    Returns:
+        (B, *patch) each, float32, on the network's device; their mean over all inputs is 1.
+    """
+    found = []
+    for tensor in inputs:
+        probabilities = log_probabilities(network, tensor, regions).exp()
+        found.append((probabilities * (1 - probabilities)).sum(1).sqrt())
+        del probabilities
+    mean = sum(one.double().sum() for one in found) / sum(one.numel() for one in found)
+    if not mean > 0:
+        return [torch.ones_like(one) for one in found]
+    return [unsure * one / mean.float() + (1 - unsure) for one in found]
+
+
+@torch.no_grad()
+def log_probabilities(
+    network: nn.Module, tensor: torch.Tensor, regions: bool, hooks: Mapping[nn.Module, Callable] | None = None
+) -> torch.Tensor:
+    """(B, classes, *patch), float32, in evaluation mode; of regions (B, 2 * regions, *patch): in it, and not."""
+    with evaluating(network, hooks):
+        output = network(tensor.to(next(network.parameters()).device))
+    logits = (output[0] if isinstance(output, (list, tuple)) else output).float()
+    return functional.logsigmoid(torch.cat([logits, -logits], 1)) if regions else logits.log_softmax(1)

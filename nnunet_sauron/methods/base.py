@@ -33,7 +33,7 @@ class PruningSettings:
             width go down to a multiple with their first cut.
         merge: Fold what goes into what stays, fitted on a few training batches (`pruning.merging`), instead of dropping
             it as the papers do.
-        merge_batches: How many batches.
+        merge_batches: How many batches; None: 6, or as many as give every layer enough positions.
     """
 
     cut_from: float = 0.0
@@ -43,7 +43,7 @@ class PruningSettings:
     min_channels: int = 2
     round_to: int = 1
     merge: bool = False
-    merge_batches: int = 6
+    merge_batches: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("cut_from", "cut_until", "max_fraction_per_epoch"):
@@ -54,7 +54,7 @@ class PruningSettings:
         if self.max_loss_increase is not None and not self.max_loss_increase > 0:
             raise ValueError(f"max_loss_increase must be above 0; got {self.max_loss_increase}.")
         for name in ("min_channels", "round_to", "merge_batches"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
 
     def may_cut_after(self, epoch: int, num_epochs: int) -> bool:

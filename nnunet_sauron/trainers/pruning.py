@@ -22,12 +22,14 @@ from ..methods.base import Progress, PruningMethod, channels_to_keep
 from ..pruning import (
     CostModel,
     channel_layout,
+    feature_map_voxels,
     merge_channels,
     position_weights,
     remove_channels,
     widths_of,
 )
 from ..pruning.channels import check_prunable
+from ..pruning.moments import LEAST_SAMPLES_PER_CHANNEL, SAMPLES_PER_CHANNEL, patches_needed
 from .checkpoints import TEMPORARY, read_checkpoint
 from .plots import NowAndThen
 from .pruning_plot import plot_pruning
@@ -37,6 +39,7 @@ from .snapshots import Snapshots, SnapshotSettings
 
 SERIES = "pruning"
 NNUNET_EPOCHS = 1000  # nnU-Net's length of training, which its constructor sets
+MERGE_BATCHES = 6
 
 
 class PruningTrainer(ResizingTrainer):
@@ -79,7 +82,18 @@ class PruningTrainer(ResizingTrainer):
         path = getattr(self.pruning_settings, "widths_from", None)
         self._given_widths = widths_of(network, read_checkpoint(path)["network_weights"]) if path else None
         self._cost = CostModel(network, chosen.patch_size, channels)
+        self._positions = feature_map_voxels(network, chosen.patch_size, channels)
+        self._check_merge_batches(channel_layout(network).widths, chosen.batch_size)
         self.Method(self.pruning_settings, num_epochs).prepare(channel_layout(network), self._cost, self._given_widths)
+
+    def _check_merge_batches(self, widths: dict[str, int], batch_size: int) -> None:
+        batches = self.pruning_settings.merge_batches
+        least = -(-patches_needed(self._positions, widths, LEAST_SAMPLES_PER_CHANNEL) // batch_size)
+        if self.pruning_settings.merge and batches is not None and batches < least:
+            raise ValueError(
+                f"merge_batches={batches} of {batch_size} patches are too few for a stable fit of these layers; take "
+                f"at least {least}, or None for as many as a good one needs."
+            )
 
     # The network
 
@@ -251,7 +265,9 @@ class PruningTrainer(ResizingTrainer):
         self.method.before_removal(keep)
         if self.pruning_settings.merge:
             # Every rank fits on patches of its own; wrapping again spreads rank 0's weights.
-            batches = [next(self.dataloader_train)["data"] for _ in range(self.pruning_settings.merge_batches)]
+            wanted = patches_needed(self._positions, channel_layout(network).widths, SAMPLES_PER_CHANNEL)
+            count = self.pruning_settings.merge_batches or max(MERGE_BATCHES, -(-wanted // self.batch_size))
+            batches = [next(self.dataloader_train)["data"] for _ in range(count)]
             weights = position_weights(network, batches, regions=self.label_manager.has_regions)
             merge_channels(network, keep, batches, weights=weights, optimizer=self.optimizer)
         else:

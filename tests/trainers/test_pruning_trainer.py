@@ -250,6 +250,34 @@ def test_a_cut_that_merges_counts_positions_by_how_unsure_the_network_is(folder,
     assert same == {"these": True, "other": False, "none": False}
 
 
+class CountedPatches(RandomPatches):
+    drawn = 0
+
+    def __next__(self) -> dict:
+        self.drawn += 1
+        return super().__next__()
+
+
+@pytest.mark.parametrize(
+    ("widths", "given", "drawn"), [((6, 8, 10), None, 6), ((6, 8, 160), None, 20), ((6, 8, 160), 11, 11)]
+)
+def test_a_cut_that_merges_fits_on_as_many_batches_as_its_widest_layers_need(folder, widths, given, drawn):
+    """Patches of 16 x 16, two a batch: 16 positions a patch in the deepest of three stages."""
+    trainer = small_trainer(folder, type("T", (SmallTrainer,), {"merge": True, "merge_batches": given}), widths=widths)
+    trainer.initialize()
+    trainer.dataloader_train = loader = CountedPatches(trainer, 0)
+    trainer._remove({"encoder.stages.0.0.convs.0": [0, 1]})
+    assert loader.drawn == drawn
+
+
+def test_too_few_batches_to_merge_on_are_refused_before_anything_is_written(folder):
+    attributes = {"merge": True, "merge_batches": 9}
+    with pytest.raises(ValueError, match=r"merge_batches=9 of 2 patches are too few.*at least 10, or None"):
+        small_trainer(folder, type("T", (SmallTrainer,), attributes), widths=(6, 8, 160))
+    assert not list((folder / "results").rglob("*"))
+    small_trainer(folder, type("T", (SmallTrainer,), {**attributes, "merge": False}), widths=(6, 8, 160))
+
+
 def test_settings_come_from_the_class_then_from_the_environment(folder, monkeypatch):
     monkeypatch.setenv("nnunet_sauron", "num_epochs=2, min_channels=5,rho=3,enable_deep_supervision=False")
     trainer = trained(folder, min_channels=3, lambda_=0.25)

@@ -44,9 +44,8 @@ def merge_channels(
     reader's weights take W on, and its bias takes b times the weights' sum. A reader without a bias, or a transposed
     convolution, whose taps fall on different voxels, gets a fit without b. Where x is a linear combination of x'_K the
     output stays the same; if it needs b, up to the zero padding: a tap outside of the image reads 0, not b, so a
-    reader's output is off by at most `sum_c |b_c| sum_taps |weight|` there. At last the scale and shift of norms are
-    fitted, too: to an instance norm, what a cut left unexplained is part of the variance that it divides by. Norms
-    whose output is added to other maps are left alone: there it made segmentations worse (benchmarks/results).
+    reader's output is off by at most `sum_c |b_c| sum_taps |weight|` there. At last every norm's scale and shift are
+    fitted, too: to an instance norm, what a cut left unexplained is part of the variance that it divides by.
 
     Args:
         network: A network that `channel_layout` knows, unwrapped; run in evaluation mode.
@@ -145,10 +144,8 @@ def _refit_norms(
     inputs: Sequence[torch.Tensor],
     weights: Sequence[torch.Tensor] | None,
 ) -> None:
-    """Give each channel of a norm the scale and shift that bring it nearest to what it was before any cut."""
-    layout = channel_layout(before)
-    alone = {unit.name for unit in layout.units if len(unit.producers) == 1}
-    units = {a.module: a.segments[0][0] for a in layout.axes if not a.reads and a.segments[0][0] in alone}
+    """Give each channel of every norm the scale and shift that bring it nearest to what it was before any cut."""
+    units = {axis.module: axis.segments[0][0] for axis in channel_layout(before).axes if not axis.reads}
     norms = {name: module for name, module in network.named_modules() if isinstance(module, _NormBase)}
     norms = {name: module for name, module in norms.items() if name in units and module.affine}
     for name, moments in collect_moments(network, norms, inputs, weights, before).items():

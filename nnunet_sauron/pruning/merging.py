@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from .channels import ChannelLayout, ChannelUnit, channel_layout
@@ -22,7 +21,6 @@ from .removal import check_kept, remove_channels
 
 RIDGE = 1e-8  # of the kept channels' mean variance
 AIM_RIDGE = 1e-2  # the same for what a fit adds to mend the cuts before it, which may rest on few positions
-NORM_RIDGE = 1e-3  # of a norm's own variance, towards the scale that it has
 ROUNDING = 1e-12  # of a covariance, relative to the maps' squares
 
 
@@ -44,15 +42,13 @@ def merge_channels(
     reader's weights take W on, and its bias takes b times the weights' sum. A reader without a bias, or a transposed
     convolution, whose taps fall on different voxels, gets a fit without b. Where x is a linear combination of x'_K the
     output stays the same; if it needs b, up to the zero padding: a tap outside of the image reads 0, not b, so a
-    reader's output is off by at most `sum_c |b_c| sum_taps |weight|` there. At last every norm's scale and shift are
-    fitted, too: to an instance norm, what a cut left unexplained is part of the variance that it divides by.
+    reader's output is off by at most `sum_c |b_c| sum_taps |weight|` there.
 
     Args:
         network: A network that `channel_layout` knows, unwrapped; run in evaluation mode.
         keep: For each unit to cut, by name: its channels that stay, ascending (`rank_units` tells the best). Units not
             named stay as they are.
-        inputs: What to fit on: tensors (B, channels, *patch), run in turn, twice for each unit that is cut, and twice
-            at last.
+        inputs: What to fit on: tensors (B, channels, *patch), run in turn, twice for each unit that is cut.
         weights: How much each of their positions counts, (B, *patch) each, such as `position_weights`; None for all
             alike.
         optimizer: Its parameter groups and its state follow, as in `remove_channels`.
@@ -74,7 +70,6 @@ def merge_channels(
             _fold(network, channel_layout(network), unit, kept, moments)
             remove_channels(network, {unit.name: kept}, optimizer)
         after_unit(unit.name)
-    _refit_norms(network, before, keep, inputs, weights)
 
 
 def _copied(network: nn.Module) -> nn.Module:
@@ -134,27 +129,3 @@ def fitted(moments: Moments, stay: torch.Tensor, channels: int, intercept: bool)
     fit = (own + torch.linalg.solve(of_kept + diagonal * identity, with_aims - of_kept @ own)).T
     offset = moments.mean[-channels:] - fit @ moments.mean[stay]
     return fit, offset if intercept else torch.zeros_like(offset)
-
-
-@torch.no_grad()
-def _refit_norms(
-    network: nn.Module,
-    before: nn.Module,
-    keep: Mapping[str, Sequence[int]],
-    inputs: Sequence[torch.Tensor],
-    weights: Sequence[torch.Tensor] | None,
-) -> None:
-    """Give each channel of every norm the scale and shift that bring it nearest to what it was before any cut."""
-    units = {axis.module: axis.segments[0][0] for axis in channel_layout(before).axes if not axis.reads}
-    norms = {name: module for name, module in network.named_modules() if isinstance(module, _NormBase)}
-    norms = {name: module for name, module in norms.items() if name in units and module.affine}
-    for name, moments in collect_moments(network, norms, inputs, weights, before).items():
-        norm, width = norms[name], norms[name].num_features
-        now = torch.arange(width, device=norm.weight.device)
-        was = width + torch.tensor(list(keep.get(units[name], range(width))), device=now.device)
-        variance, common = moments.covariance[now, now], moments.covariance[now, was]
-        ridge = NORM_RIDGE * variance + ROUNDING * moments.second[now, now] + torch.finfo(torch.float64).tiny
-        scale = (common + ridge) / (variance + ridge)
-        shift = moments.mean[was] - scale * moments.mean[now]
-        norm.weight.mul_(scale)
-        norm.bias.mul_(scale).add_(shift)

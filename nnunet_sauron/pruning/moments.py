@@ -95,10 +95,7 @@ def collect_moments(
         counts = None if weights is None else weights[index].to(device)
         maps_before: dict[str, torch.Tensor] = {}
         if before is not None:
-            # Copies, since a nonlinearity may follow that works in place.
-            _forward_until(
-                before, tensor.to(device), places, lambda n, maps, to=maps_before: to.update({n: maps.clone()})
-            )
+            _forward_until(before, tensor.to(device), places, maps_before.__setitem__)
 
         def take(name: str, maps: torch.Tensor, counts=counts, maps_before=maps_before) -> None:
             if name in maps_before:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional
-from torch.nn.modules.batchnorm import _NormBase
 
 from nnunet_sauron.pruning import channel_layout, merge_channels
 from nnunet_sauron.pruning.moments import collect_moments
@@ -95,7 +91,6 @@ class TestReaders:
     def test_a_fit_aims_at_the_maps_before_any_cut(self, ridge, monkeypatch):
         """The second of two cuts mends what the first left wrong, by least squares, as far as a ridge lets it."""
         monkeypatch.setattr("nnunet_sauron.pruning.merging.AIM_RIDGE", ridge)
-        monkeypatch.setattr("nnunet_sauron.pruning.merging._refit_norms", lambda *_: None)
         network, tensor = build(dim=2).eval(), patch(seed=2)
         first, second = "encoder.stages.0.0.convs.0", "encoder.stages.0.0.convs.1"
         kept, maps = [0, 2, 3], []
@@ -116,41 +111,6 @@ class TestReaders:
         expected = torch.einsum("kc,ochw->okhw", fit, weight)
         torch.testing.assert_close(reader.weight.double(), expected, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(reader.bias.double(), bias + torch.einsum("c,ochw->o", offset, weight))
-
-
-@pytest.mark.parametrize(
-    ("architecture", "norm"), [("plain", "instance"), ("residual", "instance"), ("plain", "batch")]
-)
-def test_every_norm_is_fitted_to_what_it_gave_before_any_cut(architecture, norm, monkeypatch):
-    network, tensor = build(architecture, norm=norm).eval(), patch(seed=2)
-    weights = torch.rand(len(tensor), *tensor.shape[2:])
-    keep = {unit.name: range(1, unit.width) for unit in channel_layout(network).units}
-    monkeypatch.setattr("nnunet_sauron.pruning.merging.NORM_RIDGE", 0)
-    merged = {name: copy.deepcopy(network) for name in ("fitted", "unfitted")}
-    merge_channels(merged["fitted"], keep, [tensor], weights=[weights])
-    monkeypatch.setattr("nnunet_sauron.pruning.merging._refit_norms", lambda *_: None)
-    merge_channels(merged["unfitted"], keep, [tensor], weights=[weights])
-    aims, found = norm_outputs(network, tensor), norm_outputs(merged["unfitted"], tensor)
-    assert len(found) == sum(isinstance(m, _NormBase) for m in network.modules()) > 5
-    for name, maps in found.items():
-        counts = functional.adaptive_avg_pool2d(weights[:, None], maps.shape[2:])[:, 0].flatten().double().sqrt()
-        unfitted, fitted = (merged[key].get_submodule(name) for key in ("unfitted", "fitted"))
-        for channel, weight, bias in zip(range(len(fitted.weight)), fitted.weight, fitted.bias, strict=True):
-            aim, given = (m.double().flatten() for m in (aims[name][:, 1 + channel], maps[:, channel]))
-            scale, shift = np.polyfit(given, aim, 1, w=counts)
-            assert weight.item() == pytest.approx(scale * unfitted.weight[channel].item(), abs=1e-4)
-            assert bias.item() == pytest.approx(scale * unfitted.bias[channel].item() + shift, abs=1e-4)
-
-
-@torch.no_grad()
-def norm_outputs(network: nn.Module, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    outputs = {}
-    for name, module in network.named_modules():
-        if isinstance(module, _NormBase):
-            # Cloned, since the nonlinearity that follows works in place.
-            module.register_forward_hook(lambda m, i, out, name=name: outputs.update({name: out.clone()}))
-    network(tensor)
-    return outputs
 
 
 def test_nothing_changes_when_what_is_asked_for_is_wrong():

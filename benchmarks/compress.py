@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import time
 from dataclasses import dataclass
@@ -56,10 +55,12 @@ def main() -> None:
     parser.add_argument("--png", type=Path)
     arguments = parser.parse_args()
 
+    from nnunet_sauron.analysis.timing import machine
+
     folder = arguments.o.resolve()
     set_environment(folder)
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),
         "train": arguments.train,
         "iterations": arguments.iterations,
@@ -143,14 +144,18 @@ class Study:
         cost = {"seconds": round(time.perf_counter() - begun, 1), "peak_gb": round(usage.ru_maxrss / 1e6, 2)}
         Path(f"{small}_cost.json").write_text(json.dumps(cost))
 
-    def trained(self, trainer: str, plans: str, epochs: int, results: Path, **settings: object) -> Path:
-        """The fold's folder after a training and its validation."""
+    def trained(
+        self, trainer: str, plans: str, epochs: int, results: Path, weights: Path | None = None, **settings: object
+    ) -> Path:
+        """The fold's folder after a training, begun with these weights, and its validation."""
         fold = results / DATASET / f"{trainer}__{plans}__{self.model.configuration}" / "fold_0"
         if not (fold / "validation" / "summary.json").is_file():
             command = ["nnUNetv2_train", "4", self.model.configuration, "0", "-tr", trainer, "-p", plans]
             words = [f"{self.length}{epochs}", *(f"{name}={value}" for name, value in settings.items())]
             environment = {"nnunet_sauron": ",".join(words), "nnUNet_results": str(results)}
-            run([*command, "-device", "cpu", "--c"], nnUNet_n_proc_DA="0", OMP_WAIT_POLICY="PASSIVE", **environment)
+            begun = any(fold.glob("checkpoint_*.pth"))
+            start = ["-pretrained_weights", str(weights)] if weights and not begun else ["--c"]
+            run([*command, "-device", "cpu", *start], nnUNet_n_proc_DA="0", OMP_WAIT_POLICY="PASSIVE", **environment)
         return fold
 
     def predicted(self, model: Path, stock: Path) -> Path:

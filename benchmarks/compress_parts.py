@@ -1,7 +1,8 @@
 """What two parts of compress do for it: that positions do not count alike, nor layers (`position_weights`, `weighted`).
 
 A trained model is compressed on patches of some images, with and without either, for several draws of patches;
-segmentations of patches of the other images are compared with the model's own, without a training step in between.
+segmentations of patches of the other images are compared with the model's own, without a training step in between. For
+models with batch norm there is a variant that compress does not have, with running statistics made anew on the patches.
 
     python benchmarks/compress_parts.py -m MODEL_FOLDER -i imagesTs [--macs 0.5 0.35 0.25] [--json FILE]
 """
@@ -12,9 +13,11 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nnunet_sauron.analysis.cases import find_cases
 from nnunet_sauron.analysis.models import TrainedModel
@@ -25,11 +28,23 @@ from nnunet_sauron.pruning import rank_units
 from nnunet_sauron.pruning.moments import UNSURE
 
 HELD_OUT = 7  # every seventh case
-VARIANTS = {  # share of `position_weights`, and whether layers' errors are weighted
-    "as it is": (UNSURE, True),
-    "positions alike": (0, True),
-    "layers alike": (UNSURE, False),
-    "both alike": (0, False),
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Share of `position_weights`, whether layers' errors are `weighted`, whether batch norm's statistics are new."""
+
+    unsure: float = UNSURE
+    weighted: bool = True
+    statistics_anew: bool = False
+
+
+VARIANTS = {
+    "as it is": Variant(),
+    "positions alike": Variant(unsure=0),
+    "layers alike": Variant(weighted=False),
+    "both alike": Variant(unsure=0, weighted=False),
+    "statistics anew": Variant(statistics_anew=True),
 }
 
 
@@ -37,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-m", dest="model", type=Path, required=True, help="folder of a trained model; its first fold")
     parser.add_argument("-i", dest="images", type=Path, required=True, help="raw images")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS)[:-1])
     parser.add_argument("--macs", type=float, nargs="+", default=[0.5, 0.35, 0.25], help="targets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="draws of patches")
     parser.add_argument("--json", type=Path)
@@ -53,29 +68,43 @@ def main() -> None:
     rows = []
     for seed in arguments.seeds:
         cut, _ = patches(model, used[:15], max(15, compressor.wanted), seed)
-        for variant in arguments.variants:
-            unsure, layers_weighted = VARIANTS[variant]
-            compressor.rank(batches(cut), unsure=unsure)
-            if not layers_weighted:
+        for name in arguments.variants:
+            variant = VARIANTS[name]
+            compressor.rank(batches(cut), unsure=variant.unsure)
+            if not variant.weighted:
                 compressor.rankings = rank_units(compressor.network, compressor.inputs, compressor.weights)
             for macs in arguments.macs:
                 network = model.network(fold)
                 small = compressor.compress(compressor.tolerance(Goal(macs=macs)))
                 network.load_state_dict(small.weights)
+                if variant.statistics_anew:
+                    make_statistics(network, compressor.inputs)
                 parameters = small.parameters[1] / small.parameters[0]
                 dice = agreement(segmented(network, judged), old, list(model.classes.values()))
-                rows.append({"variant": variant, "macs": macs, "parameters": parameters, "seed": seed,
+                rows.append({"variant": name, "macs": macs, "parameters": parameters, "seed": seed,
                              "patches": len(cut), "dice": dice})  # fmt: skip
-                print(f"{macs:.0%} of the MACs, {parameters:.0%} of the parameters, {variant}, draw {seed}: "
+                print(f"{macs:.0%} of the MACs, {parameters:.0%} of the parameters, {name}, draw {seed}: "
                       f"{', '.join(f'{d:.3f}' for d in dice)}", flush=True)  # fmt: skip
     for macs in arguments.macs:
-        for variant in arguments.variants:
-            means = [statistics.mean(r["dice"]) for r in rows if (r["macs"], r["variant"]) == (macs, variant)]
-            print(f"{macs:.0%}, {variant}: {statistics.median(means):.3f} ({min(means):.3f} to {max(means):.3f})")
+        for name in arguments.variants:
+            means = [statistics.mean(r["dice"]) for r in rows if (r["macs"], r["variant"]) == (macs, name)]
+            print(f"{macs:.0%}, {name}: {statistics.median(means):.3f} ({min(means):.3f} to {max(means):.3f})")
     if arguments.json:
         arguments.json.write_text(
             json.dumps({"machine": machine(), "model": model.folder.name, "rows": rows}, indent=1)
         )
+
+
+@torch.no_grad()
+def make_statistics(network: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> None:
+    """Batch norm's running mean and variance, averaged over these inputs alone."""
+    norms = [module for module in network.eval().modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
+        norm.train()
+    for patches_together in inputs:
+        network(patches_together)
 
 
 @torch.no_grad()

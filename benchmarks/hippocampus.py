@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import time
@@ -44,8 +43,10 @@ def main() -> None:
             command = ["nnUNetv2_train", "4", "2d", "0", "-tr", trainer, "-p", PLANS, "-device", "cpu", "--c"]
             run(command, nnunet_sauron=settings, nnUNet_n_proc_DA="0", OMP_WAIT_POLICY="PASSIVE")
 
+    from nnunet_sauron.analysis.timing import machine
+
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),
         "length": length,
         "sauron": arguments.sauron,

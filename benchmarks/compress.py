@@ -155,7 +155,13 @@ class Study:
             environment = {"nnunet_sauron": ",".join(words), "nnUNet_results": str(results)}
             begun = any(fold.glob("checkpoint_*.pth"))
             start = ["-pretrained_weights", str(weights)] if weights and not begun else ["--c"]
-            run([*command, "-device", "cpu", *start], nnUNet_n_proc_DA="0", OMP_WAIT_POLICY="PASSIVE", **environment)
+            run(
+                [*command, "-device", "cpu", *start],
+                nnUNet_n_proc_DA="0",
+                nnUNet_def_n_proc="1",
+                OMP_WAIT_POLICY="PASSIVE",
+                **environment,
+            )
         return fold
 
     def predicted(self, model: Path, stock: Path) -> Path:

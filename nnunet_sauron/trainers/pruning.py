@@ -7,6 +7,7 @@ the very network that was validated and what is to go next, and a resumed run ma
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -268,8 +269,11 @@ class PruningTrainer(ResizingTrainer):
             wanted = patches_needed(self._positions, channel_layout(network).widths, SAMPLES_PER_CHANNEL)
             count = self.pruning_settings.merge_batches or max(MERGE_BATCHES, -(-wanted // self.batch_size))
             batches = [next(self.dataloader_train)["data"] for _ in range(count)]
+            begun = time.perf_counter()
             weights = position_weights(network, batches, regions=self.label_manager.has_regions)
             merge_channels(network, keep, batches, weights=weights, optimizer=self.optimizer)
+            seconds = time.perf_counter() - begun
+            self.print_to_log_file(f"Folded into what stays, fitted on {count} batches, in {seconds:.1f} s")
         else:
             remove_channels(network, keep, self.optimizer)
         self._wrap()

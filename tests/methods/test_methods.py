@@ -14,6 +14,7 @@ from nnunet_sauron.methods.filters import filters, tensors_of
 from nnunet_sauron.methods.fpgm import FPGM
 from nnunet_sauron.methods.l1 import L1
 from nnunet_sauron.methods.random import RandomLargestLayer
+from nnunet_sauron.methods.sauron import Sauron
 from nnunet_sauron.methods.sfp import SFP, zero_channels
 from nnunet_sauron.methods.stamp import STAMP, STAMPRandomChannel, targeted_dropout
 from nnunet_sauron.methods.taylor import Taylor
@@ -395,11 +396,17 @@ def step_terms(network, method) -> None:
     ("method_class", "bad"),
     [(STAMP, {"ranking": "l3"}), (STAMP, {"b_drop": 1.0}), (STAMP, {"k": 0}), (STAMP, {"recovery_epochs": 0}),
      (CSGD, {"eps": 0.0}), (CSGD, {"merge": True}),
-     (AutoPruner, {"alpha_max": 0.5}), (AutoPruner, {"weight": -1.0}), (SFP, {"rate": 1.0})],
+     (AutoPruner, {"merge": True}), (AutoPruner, {"alpha_max": 0.5}), (AutoPruner, {"weight": -1.0}),
+     (SFP, {"rate": 1.0})],
 )  # fmt: skip
 def test_bad_settings_are_named(method_class, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         method_class.Settings(**bad)
+
+
+def test_what_goes_is_merged_unless_the_method_has_seen_to_it_itself():
+    methods = {Sauron, STAMP, STAMPRandomChannel, RandomLargestLayer, L1, Taylor, SFP, FPGM, CSGD, AutoPruner}
+    assert {method for method in methods if not method.Settings().merge} == {CSGD, AutoPruner}
 
 
 def test_a_k_that_cannot_reach_the_target_is_refused():

@@ -268,6 +268,8 @@ def test_a_cut_that_merges_fits_on_as_many_batches_as_its_widest_layers_need(fol
     trainer.dataloader_train = loader = CountedPatches(trainer, 0)
     trainer._remove({"encoder.stages.0.0.convs.0": [0, 1]})
     assert loader.drawn == drawn
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    assert f"fitted on {drawn} batches" in log
 
 
 def test_too_few_batches_to_merge_on_are_refused_before_anything_is_written(folder):

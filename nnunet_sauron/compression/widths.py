@@ -60,8 +60,9 @@ def tolerance_for(
 ) -> float:
     """The least tolerance at which the network costs at most `goal` of what it did.
 
-    A cost that does not always fall with the widths is met all the same, by a tolerance that need not be the least:
-    PyTorch computes some narrow convolutions slower than wider ones (benchmarks/results).
+    A measured cost need not fall with the widths, since PyTorch computes some narrow convolutions slower than wider
+    ones (benchmarks/results): where the narrowest network misses the goal, one of a few coarse steps may meet it. The
+    tolerance that is found then need not be the least.
 
     Args:
         goal: A fraction, between 0 and 1.

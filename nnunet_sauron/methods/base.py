@@ -32,8 +32,8 @@ class PruningSettings:
         round_to: Widths stay at multiples of this number, which vector units reward; layers that begin at another
             width go down to a multiple with their first cut.
         merge: Fold what goes into what stays, fitted on a few training batches (`pruning.merging`). False drops it, as
-            the papers do; in short trainings that left a lower Dice (benchmarks/results).
-        merge_batches: How many batches; None: 6, or as many as give every layer enough positions.
+            published; in short trainings that left a lower Dice (benchmarks/results).
+        merge_batches: How many batches; None: at least 6, and enough for 4 positions a channel in every layer.
     """
 
     cut_from: float = 0.0
@@ -116,7 +116,10 @@ class PruningMethod:
         """
 
     def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
-        """Begin to observe an unwrapped network. Its modules stay the same objects through every cut."""
+        """Begin to observe an unwrapped network. Its modules stay the same objects through every cut.
+
+        A hook does nothing in evaluation mode: merging runs the network in it, and a copy with the same hooks.
+        """
 
     def start_epoch(self, epoch: int, widths: dict[str, int]) -> None:
         """An epoch begins, with these channels per unit."""

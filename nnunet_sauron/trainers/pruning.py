@@ -89,11 +89,13 @@ class PruningTrainer(ResizingTrainer):
 
     def _check_merge_batches(self, widths: dict[str, int], batch_size: int) -> None:
         batches = self.pruning_settings.merge_batches
+        if distributed.is_initialized():  # nnU-Net shares a batch out among the ranks, and each fits on its own part
+            batch_size = max(1, batch_size // distributed.get_world_size())
         least = -(-patches_needed(self._positions, widths, LEAST_SAMPLES_PER_CHANNEL) // batch_size)
         if self.pruning_settings.merge and batches is not None and batches < least:
             raise ValueError(
                 f"merge_batches={batches} of {batch_size} patches are too few for a stable fit of these layers; take "
-                f"at least {least}, or None for as many as a good one needs."
+                f"at least {least}, or None, which takes enough."
             )
 
     # The network
@@ -143,9 +145,9 @@ class PruningTrainer(ResizingTrainer):
         return {**asdict(self.pruning_settings), **training, **asdict(self._snapshots.settings)}
 
     def on_epoch_start(self) -> None:
+        super().on_epoch_start()  # first, so that an epoch's time is counted with what the cut before it took
         if self.current_epoch > 0 and self.history()[self.current_epoch - 1]["keep"]:
             self._remove(self.history()[self.current_epoch - 1]["keep"])
-        super().on_epoch_start()
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -264,7 +266,9 @@ class PruningTrainer(ResizingTrainer):
         network = self.bare_network
         self._unwrap()
         self.method.before_removal(keep)
-        if self.pruning_settings.merge:
+        if self.pruning_settings.merge and self.device.type == "mps":
+            self.print_to_log_file("WARNING: dropped, not merged: a fit needs float64, which MPS does not have")
+        if self.pruning_settings.merge and self.device.type != "mps":
             # Every rank fits on patches of its own; wrapping again spreads rank 0's weights.
             wanted = patches_needed(self._positions, channel_layout(network).widths, SAMPLES_PER_CHANNEL)
             count = self.pruning_settings.merge_batches or max(MERGE_BATCHES, -(-wanted // self.batch_size))

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import distributed
 
 from nnunet_sauron.methods.sauron import Sauron, Threshold, delta_opt
-from nnunet_sauron.pruning import channel_layout, merge_channels, position_weights
+from nnunet_sauron.pruning import channel_layout, merge_channels, position_weights, remove_channels
 from nnunet_sauron.trainers import SauronTrainer
 
 from ..contracts.pruned_network import make_multiples
@@ -228,7 +229,7 @@ def test_a_cut_of_multiples_that_merges_leaves_the_output_as_it_was(folder, merg
 @pytest.mark.parametrize("regions", [False, True])
 def test_a_cut_that_merges_counts_positions_by_how_unsure_the_network_is(folder, monkeypatch, regions):
     """What a trainer makes of a cut is what `merge_channels` makes of it on the same batches, with these weights."""
-    trainer = small_trainer(folder, type("T", (SmallTrainer,), {"merge": True, "merge_batches": 2}))
+    trainer = small_trainer(folder, type("T", (SmallTrainer,), {"merge_batches": 2}))
     trainer.initialize()
     # The network's outputs stay the same; what they mean is another matter.
     monkeypatch.setattr(type(trainer.label_manager), "has_regions", property(lambda _: regions))
@@ -261,9 +262,9 @@ class CountedPatches(RandomPatches):
 @pytest.mark.parametrize(
     ("widths", "given", "drawn"), [((6, 8, 10), None, 6), ((6, 8, 160), None, 20), ((6, 8, 160), 11, 11)]
 )
-def test_a_cut_that_merges_fits_on_as_many_batches_as_its_widest_layers_need(folder, widths, given, drawn):
+def test_a_cut_that_merges_fits_on_as_many_batches_as_its_layers_need(folder, widths, given, drawn):
     """Patches of 16 x 16, two a batch: 16 positions a patch in the deepest of three stages."""
-    trainer = small_trainer(folder, type("T", (SmallTrainer,), {"merge": True, "merge_batches": given}), widths=widths)
+    trainer = small_trainer(folder, type("T", (SmallTrainer,), {"merge_batches": given}), widths=widths)
     trainer.initialize()
     trainer.dataloader_train = loader = CountedPatches(trainer, 0)
     trainer._remove({"encoder.stages.0.0.convs.0": [0, 1]})
@@ -273,11 +274,35 @@ def test_a_cut_that_merges_fits_on_as_many_batches_as_its_widest_layers_need(fol
 
 
 def test_too_few_batches_to_merge_on_are_refused_before_anything_is_written(folder):
-    attributes = {"merge": True, "merge_batches": 9}
+    attributes = {"merge_batches": 9}
     with pytest.raises(ValueError, match=r"merge_batches=9 of 2 patches are too few.*at least 10, or None"):
         small_trainer(folder, type("T", (SmallTrainer,), attributes), widths=(6, 8, 160))
     assert not list((folder / "results").rglob("*"))
     small_trainer(folder, type("T", (SmallTrainer,), {**attributes, "merge": False}), widths=(6, 8, 160))
+
+
+def test_a_rank_needs_as_many_batches_as_its_part_of_them_asks_for(folder, monkeypatch):
+    attributes = {"merge_batches": 19}
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    small_trainer(folder, type("T", (SmallTrainer,), attributes), widths=(6, 8, 160))
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    with pytest.raises(ValueError, match="merge_batches=19 of 1 patches.*at least 20"):
+        small_trainer(folder, type("T", (SmallTrainer,), attributes), widths=(6, 8, 160))
+
+
+def test_where_there_is_no_float64_channels_are_dropped(folder, monkeypatch):
+    monkeypatch.setattr("nnunet_sauron.trainers.pruning.empty_cache", lambda device: None)  # there is no such device
+    trainer = small_trainer(folder)
+    trainer.initialize()
+    trainer.device = torch.device("mps")
+    dropped = copy.deepcopy(trainer.network)
+    keep = {"encoder.stages.0.0.convs.0": [0, 1]}
+    trainer._remove(keep)
+    remove_channels(dropped, keep)
+    after = trainer.network.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in dropped.state_dict().items())
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    assert "dropped, not merged" in log
 
 
 def test_settings_come_from_the_class_then_from_the_environment(folder, monkeypatch):

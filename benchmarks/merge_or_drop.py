@@ -1,10 +1,10 @@
-"""Whether a cut while training should merge or drop, on real hippocampus MRI: every trainer both ways, from one start.
+"""Whether a cut while training should merge or drop, on real hippocampus MRI: trainers both ways, from one start.
 
-A stock nnU-Net is trained as benchmarks/compress.py does, in its folder; each trainer then prunes it from those weights
-(-pretrained_weights: nnU-Net gives it new heads) to the same target, once with `merge=True` and once without, in turn.
-Dice and HD95 are of the validation cases of fold 0; `lowest` is the lowest pseudo Dice after the first cut. Trainings
-that are done are skipped and an interrupted one goes on, so that the same command can be given again, also at the same
-time for other trainers.
+A stock nnU-Net is trained as benchmarks/compress.py does, in its folder; each trainer then prunes it from those
+weights (-pretrained_weights: nnU-Net gives it new heads), with `merge=True` and without in turn: to the same target,
+but Sauron, which has none, by the same thresholds. Dice and HD95 are of the validation cases of fold 0; `lowest` is
+the lowest pseudo Dice after the first cut. Trainings that are done are skipped and an interrupted one goes on, so that
+the same command can be given again, also at the same time for other trainers; other settings need another folder.
 
     python benchmarks/merge_or_drop.py .../Task04_Hippocampus -o FOLDER [--trainers L1Trainer ...] [--json FILE]
 """
@@ -61,18 +61,19 @@ def main() -> None:
                 row = {"trainer": trainer, "merge": merge, "repeat": repeat, **of_training(fold)}
                 rows.append(study.row(f"{trainer} {'merge' if merge else 'drop'}", fold / "validation", stock, row))
                 print(f"{rows[-1]['what']:32s} MACs {row['macs']:.2f}  parameters {row['parameters']:.2f}  lowest "
-                      f"{row['lowest']:.3f}  Dice {rows[-1]['dice']:.4f}  HD95 {rows[-1]['hd95_mm']:6.2f} mm  "
-                      f"{row['seconds']:.0f} s", flush=True)  # fmt: skip
-    print(f"\n{'medians':28s}{'MACs':>6s}{'params':>8s}{'lowest':>8s}{'Dice':>8s}{'HD95 mm':>9s}{'s':>6s}")
+                      f"{row['lowest']:.3f}  Dice {rows[-1]['dice']:.4f}  HD95 {rows[-1]['hd95_mm']:6.2f} mm",
+                      flush=True)  # fmt: skip
+    print(f"\n{'medians':28s}{'MACs':>6s}{'params':>8s}{'lowest':>8s}{'Dice':>8s}{'HD95 mm':>9s}")
     for what in dict.fromkeys(row["what"] for row in rows[1:]):
         runs = [row for row in rows if row["what"] == what]
-        of = {key: statistics.median(row[key] for row in runs) for key in ("macs", "parameters", "lowest", "dice",
-                                                                           "hd95_mm", "seconds")}  # fmt: skip
+        keys = ("macs", "parameters", "lowest", "dice", "hd95_mm")
+        of = {key: statistics.median(row[key] for row in runs) for key in keys}
         print(f"{what:28s}{of['macs']:6.2f}{of['parameters']:8.2f}{of['lowest']:8.3f}{of['dice']:8.4f}"
-              f"{of['hd95_mm']:9.2f}{of['seconds']:6.0f}")  # fmt: skip
+              f"{of['hd95_mm']:9.2f}")  # fmt: skip
     if arguments.json:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()
                     if key not in ("data", "o", "json")}  # fmt: skip
+        settings |= {"phase": PHASE, "sauron": SAURON}
         result = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), **settings, "rows": rows}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -84,12 +85,10 @@ def of_training(fold: Path) -> dict:
     logging = read_checkpoint(fold / "checkpoint_final.pth")["logging"]
     history = logging["pruning"]
     first_cut = next((epoch for epoch, record in enumerate(history) if record["keep"]), len(history) - 1)
-    begun, ended = logging["epoch_start_timestamps"], logging["epoch_end_timestamps"]
     return {
         "macs": history[-1]["macs"] / history[0]["macs"],
         "parameters": history[-1]["parameters"] / history[0]["parameters"],
         "lowest": min(logging["mean_fg_dice"][first_cut + 1 :], default=float("nan")),
-        "seconds": ended[-1] - begun[0],
         "pseudo_dice": [round(float(dice), 4) for dice in logging["mean_fg_dice"]],
     }
 

@@ -23,7 +23,7 @@ from hippocampus import set_environment
 TO_TARGET = ("L1Trainer", "TaylorTrainer", "STAMPTrainer", "RandomLargestLayerTrainer", "FPGMTrainer")
 PHASE = {"cut_from": 0.2, "cut_until": 0.7}
 # Sauron has no target; these thresholds climb as fast as so few epochs allow.
-SAURON = {"tau_max": 0.6, "kappa": 2, "rho": 1, "max_loss_increase": 0.3}
+SAURON = {"tau_max": 0.6, "kappa": 1, "rho": 2, "max_loss_increase": 0.3}
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from pathlib import Path
@@ -88,7 +89,7 @@ def of_training(fold: Path) -> dict:
     return {
         "macs": history[-1]["macs"] / history[0]["macs"],
         "parameters": history[-1]["parameters"] / history[0]["parameters"],
-        "lowest": min(logging["mean_fg_dice"][first_cut + 1 :], default=float("nan")),
+        "lowest": float(min(logging["mean_fg_dice"][first_cut + 1 :], default=math.nan)),
         "pseudo_dice": [round(float(dice), 4) for dice in logging["mean_fg_dice"]],
     }
 

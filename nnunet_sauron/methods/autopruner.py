@@ -27,14 +27,12 @@ class AutoPrunerSettings(LayerwiseSettings):
         alpha_max: Sharpness of the codes' sigmoid at the end of the cutting phase; it begins at 1.
         code_lr: Learning rate of the codes (Adam).
         seed: Of the codes' first weights.
-        merge: Must be False: the network has learned to do without the maps that its codes silence.
     """
 
     weight: float = 10.0
     alpha_max: float = 100.0
     code_lr: float = 1e-3
     seed: int = 0
-    merge: bool = False
 
     def __post_init__(self) -> None:
         self.use_target("rate", 0.5)

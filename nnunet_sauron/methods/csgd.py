@@ -25,12 +25,10 @@ class CSGDSettings(LayerwiseSettings):
     Attributes:
         eps: Strength of the pull to the cluster's mean. 0.01 is for U-Nets; 0.05 diverged there (Valverde et al.).
         seed: Of k-means.
-        merge: Must be False: clusters are merged by the method itself.
     """
 
     eps: float = 1e-2
     seed: int = 0
-    merge: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

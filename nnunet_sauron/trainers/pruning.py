@@ -145,9 +145,10 @@ class PruningTrainer(ResizingTrainer):
         return {**asdict(self.pruning_settings), **training, **asdict(self._snapshots.settings)}
 
     def on_epoch_start(self) -> None:
-        super().on_epoch_start()  # first, so that an epoch's time is counted with what the cut before it took
+        # First, so that an epoch's time is its training's; the log tells what a merge took.
         if self.current_epoch > 0 and self.history()[self.current_epoch - 1]["keep"]:
             self._remove(self.history()[self.current_epoch - 1]["keep"])
+        super().on_epoch_start()
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()

@@ -31,8 +31,8 @@ class PruningSettings:
         min_channels: No layer gets narrower.
         round_to: Widths stay at multiples of this number, which vector units reward; layers that begin at another
             width go down to a multiple with their first cut.
-        merge: Fold what goes into what stays, fitted on a few training batches (`pruning.merging`). False drops it, as
-            published; in short trainings that left a lower Dice (benchmarks/results).
+        merge: Fold what goes into what stays, fitted on a few training batches (`pruning.merging`), instead of dropping
+            it as published.
         merge_batches: How many batches; None: at least 6, and enough for 4 positions a channel in every layer.
     """
 
@@ -42,7 +42,7 @@ class PruningSettings:
     max_loss_increase: float | None = 0.05
     min_channels: int = 2
     round_to: int = 1
-    merge: bool = True
+    merge: bool = False
     merge_batches: int | None = None
 
     def __post_init__(self) -> None:

@@ -16,13 +16,7 @@ from .targets import TargetSettings, even_widths, make_target
 @dataclass(frozen=True, kw_only=True)
 class LayerwiseSettings(TargetSettings):
     """Settings of a pruning layer by layer; without a target, `rate` is 0.4. A target for the whole network is met by
-    the same fraction of every layer.
-
-    Attributes:
-        merge: As in `PruningSettings`, but False: these methods have prepared the network for the cut already.
-    """
-
-    merge: bool = False
+    the same fraction of every layer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

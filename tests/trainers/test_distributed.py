@@ -49,8 +49,8 @@ class SauronRank(OnCPURanks, SmallTrainer):
     pass
 
 
-class DroppingRank(SauronRank):
-    merge = False
+class MergingRank(SauronRank):
+    merge = True
 
 
 class STAMPRank(OnCPURanks, STAMPTrainer):
@@ -95,7 +95,7 @@ def flat(state):
 
 @pytest.mark.parametrize(
     ("trainer_class", "cuts"),
-    [(SauronRank, 3), (DroppingRank, 3), (STAMPRank, 3), (AutoPrunerRank, 1)],
+    [(SauronRank, 3), (MergingRank, 3), (STAMPRank, 3), (AutoPrunerRank, 1)],
     ids=lambda v: getattr(v, "__name__", ""),
 )
 def test_ranks_keep_equal_weights_through_cuts(tmp_path, trainer_class, cuts):

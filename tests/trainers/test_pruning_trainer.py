@@ -229,7 +229,7 @@ def test_a_cut_of_multiples_that_merges_leaves_the_output_as_it_was(folder, merg
 @pytest.mark.parametrize("regions", [False, True])
 def test_a_cut_that_merges_counts_positions_by_how_unsure_the_network_is(folder, monkeypatch, regions):
     """What a trainer makes of a cut is what `merge_channels` makes of it on the same batches, with these weights."""
-    trainer = small_trainer(folder, type("T", (SmallTrainer,), {"merge_batches": 2}))
+    trainer = small_trainer(folder, type("T", (SmallTrainer,), {"merge": True, "merge_batches": 2}))
     trainer.initialize()
     # The network's outputs stay the same; what they mean is another matter.
     monkeypatch.setattr(type(trainer.label_manager), "has_regions", property(lambda _: regions))
@@ -264,7 +264,7 @@ class CountedPatches(RandomPatches):
 )
 def test_a_cut_that_merges_fits_on_as_many_batches_as_its_layers_need(folder, widths, given, drawn):
     """Patches of 16 x 16, two a batch: 16 positions a patch in the deepest of three stages."""
-    trainer = small_trainer(folder, type("T", (SmallTrainer,), {"merge_batches": given}), widths=widths)
+    trainer = small_trainer(folder, type("T", (SmallTrainer,), {"merge": True, "merge_batches": given}), widths=widths)
     trainer.initialize()
     trainer.dataloader_train = loader = CountedPatches(trainer, 0)
     trainer._remove({"encoder.stages.0.0.convs.0": [0, 1]})
@@ -274,7 +274,7 @@ def test_a_cut_that_merges_fits_on_as_many_batches_as_its_layers_need(folder, wi
 
 
 def test_too_few_batches_to_merge_on_are_refused_before_anything_is_written(folder):
-    attributes = {"merge_batches": 9}
+    attributes = {"merge": True, "merge_batches": 9}
     with pytest.raises(ValueError, match=r"merge_batches=9 of 2 patches are too few.*at least 10, or None"):
         small_trainer(folder, type("T", (SmallTrainer,), attributes), widths=(6, 8, 160))
     assert not list((folder / "results").rglob("*"))
@@ -282,7 +282,7 @@ def test_too_few_batches_to_merge_on_are_refused_before_anything_is_written(fold
 
 
 def test_a_rank_needs_as_many_batches_as_its_part_of_them_asks_for(folder, monkeypatch):
-    attributes = {"merge_batches": 19}
+    attributes = {"merge": True, "merge_batches": 19}
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
     small_trainer(folder, type("T", (SmallTrainer,), attributes), widths=(6, 8, 160))
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
@@ -292,7 +292,7 @@ def test_a_rank_needs_as_many_batches_as_its_part_of_them_asks_for(folder, monke
 
 def test_where_there_is_no_float64_channels_are_dropped(folder, monkeypatch):
     monkeypatch.setattr("nnunet_sauron.trainers.pruning.empty_cache", lambda device: None)  # there is no such device
-    trainer = small_trainer(folder)
+    trainer = small_trainer(folder, type("T", (SmallTrainer,), {"merge": True}))
     trainer.initialize()
     trainer.device = torch.device("mps")
     dropped = copy.deepcopy(trainer.network)

@@ -14,9 +14,8 @@ Cost = Callable[[Mapping[str, int]], int]  # a method of `CostModel`
 SENSITIVITY_POWER, COST_POWER = 0.75, 0.5  # of `weighted`
 LEAST_TOLERANCE = 1e-7
 STEPS = 40  # halvings of the tolerance's logarithm
-LATENCY_STEPS = 10  # each is measured
-COARSE_STEPS = 10  # divisions of the highest tolerance by `COARSE_STEP`, where its network costs more than a wider one
-COARSE_STEP = 3
+LATENCY_STEPS = 5  # each is measured
+COARSE_STEPS, COARSE_STEP = 10, 3  # so many divisions of the highest tolerance by so much
 
 
 def weighted(rankings: Mapping[str, Ranking], cost: Cost) -> dict[str, Ranking]:
@@ -61,8 +60,8 @@ def tolerance_for(
     """The least tolerance at which the network costs at most `goal` of what it did.
 
     A measured cost need not fall with the widths, since PyTorch computes some narrow convolutions slower than wider
-    ones (benchmarks/results): where the narrowest network misses the goal, one of a few coarse steps may meet it. The
-    tolerance that is found then need not be the least.
+    ones (benchmarks/results). So coarse steps, up from the least, find the first tolerance that meets the goal, and
+    halvings then look between it and the one before.
 
     Args:
         goal: A fraction, between 0 and 1.
@@ -73,20 +72,27 @@ def tolerance_for(
     """
     if not 0 < goal < 1:
         raise ValueError(f"A target is a fraction between 0 and 1, such as 0.5; got {goal:g}.")
-    high = max(ranking.errors[0] for ranking in rankings.values())
-    left = [part_left(widths_at(high, rankings, round_to))]
-    while left[-1] > goal and len(left) <= COARSE_STEPS:
-        high /= COARSE_STEP
-        left.append(part_left(widths_at(high, rankings, round_to)))
-    if left[-1] > goal:
+    measured: dict[tuple[int, ...], float] = {}
+
+    def left_at(tolerance: float) -> float:
+        widths = widths_at(tolerance, rankings, round_to)
+        key = tuple(widths.values())
+        if key not in measured:
+            measured[key] = part_left(widths)
+        return measured[key]
+
+    highest = max(ranking.errors[0] for ranking in rankings.values())
+    coarse = [highest / COARSE_STEP**k for k in range(COARSE_STEPS, -1, -1)]
+    high = next((tolerance for tolerance in coarse if left_at(tolerance) <= goal), None)
+    if high is None:
         raise ValueError(
-            f"A target of {goal:g} cannot be met: at best {min(left):.2g} of the cost are left. Choose a larger target"
-            + (" or a smaller --round-to." if round_to > 1 else ".")
+            f"A target of {goal:g} cannot be met: at best {min(measured.values()):.2g} of the cost are left. Choose a "
+            f"larger target" + (" or a smaller --round-to." if round_to > 1 else ".")
         )
-    low = LEAST_TOLERANCE
+    low = max((tolerance for tolerance in coarse if tolerance < high), default=LEAST_TOLERANCE)
     for _ in range(steps):
         middle = math.sqrt(low * high)  # useful tolerances lie decades apart
-        low, high = (low, middle) if part_left(widths_at(middle, rankings, round_to)) <= goal else (middle, high)
+        low, high = (low, middle) if left_at(middle) <= goal else (middle, high)
     return high
 
 

@@ -84,6 +84,15 @@ def test_a_goal_is_met_although_the_narrowest_network_costs_most(goal):
         tolerance_for(0.3, left, smooth)
 
 
+def test_of_two_ranges_of_widths_that_meet_a_goal_the_wider_is_taken():
+    smooth = {"layer": Ranking(tuple(range(100)), (*(10 ** (-k / 16) for k in range(100)), 0.0))}
+
+    def left(widths):
+        return 0.5 if 60 <= widths["layer"] <= 75 or widths["layer"] < 10 else 1.0
+
+    assert 60 <= widths_at(tolerance_for(0.6, left, smooth, steps=LATENCY_STEPS), smooth)["layer"] <= 75
+
+
 @pytest.mark.parametrize("goal", [0.95, 0.9, 0.8, 0.5])
 def test_the_few_steps_that_a_measured_goal_gets_come_near_it(goal):
     """Useful tolerances lie decades apart: halving the tolerance itself would never see the small ones."""

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 
 from ..pruning import Ranking
 
@@ -82,14 +83,14 @@ def tolerance_for(
         return measured[key]
 
     highest = max(ranking.errors[0] for ranking in rankings.values())
-    coarse = [highest / COARSE_STEP**k for k in range(COARSE_STEPS, -1, -1)]
-    high = next((tolerance for tolerance in coarse if left_at(tolerance) <= goal), None)
-    if high is None:
+    coarse = [LEAST_TOLERANCE, *(highest / COARSE_STEP**k for k in range(COARSE_STEPS, -1, -1))]
+    found = next(((low, high) for low, high in pairwise(coarse) if left_at(high) <= goal), None)
+    if found is None:
         raise ValueError(
             f"A target of {goal:g} cannot be met: at best {min(measured.values()):.2g} of the cost are left. Choose a "
             f"larger target" + (" or a smaller --round-to." if round_to > 1 else ".")
         )
-    low = max((tolerance for tolerance in coarse if tolerance < high), default=LEAST_TOLERANCE)
+    low, high = found
     for _ in range(steps):
         middle = math.sqrt(low * high)  # useful tolerances lie decades apart
         low, high = (low, middle) if left_at(middle) <= goal else (middle, high)

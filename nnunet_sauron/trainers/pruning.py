@@ -1,7 +1,7 @@
 """The base of every pruning trainer: nnU-Net's training, with channels removed between epochs.
 
 What goes is decided after an epoch's validation and removed before the next epoch's first step. So a checkpoint holds
-the very network that was validated and what is to go next, and a resumed run makes the same cut.
+the very network that was validated and what is to go next, and a resumed run removes the same channels.
 """
 
 from __future__ import annotations
@@ -84,8 +84,9 @@ class PruningTrainer(ResizingTrainer):
         self._given_widths = widths_of(network, read_checkpoint(path)["network_weights"]) if path else None
         self._cost = CostModel(network, chosen.patch_size, channels)
         self._positions = feature_map_voxels(network, chosen.patch_size, channels)
-        self._check_merge_batches(channel_layout(network).widths, chosen.batch_size)
-        self.Method(self.pruning_settings, num_epochs).prepare(channel_layout(network), self._cost, self._given_widths)
+        layout = channel_layout(network)
+        self._check_merge_batches(layout.widths, chosen.batch_size)
+        self.Method(self.pruning_settings, num_epochs).prepare(layout, self._cost, self._given_widths)
 
     def _check_merge_batches(self, widths: dict[str, int], batch_size: int) -> None:
         batches = self.pruning_settings.merge_batches
@@ -267,9 +268,11 @@ class PruningTrainer(ResizingTrainer):
         network = self.bare_network
         self._unwrap()
         self.method.before_removal(keep)
-        if self.pruning_settings.merge and self.device.type == "mps":
+        merge = self.pruning_settings.merge
+        if merge and self.device.type == "mps":
             self.print_to_log_file("WARNING: dropped, not merged: a fit needs float64, which MPS does not have")
-        if self.pruning_settings.merge and self.device.type != "mps":
+            merge = False
+        if merge:
             # Every rank fits on patches of its own; wrapping again spreads rank 0's weights.
             wanted = patches_needed(self._positions, channel_layout(network).widths, SAMPLES_PER_CHANNEL)
             count = self.pruning_settings.merge_batches or max(MERGE_BATCHES, -(-wanted // self.batch_size))

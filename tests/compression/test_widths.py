@@ -11,6 +11,7 @@ RANKINGS = {
     "redundant": Ranking(tuple(range(8)), (1.0, 0.01, 0.001, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 0.0)),
     "dense": Ranking(tuple(range(8)), (1.0, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0.05, 0.0)),
 }
+SMOOTH = {"layer": Ranking(tuple(range(100)), (*(10 ** (-k / 16) for k in range(100)), 0.0))}
 CHANNELS = {"redundant": 8, "dense": 8}
 
 
@@ -74,29 +75,25 @@ def test_a_goal_out_of_reach_is_refused_with_what_can_be_had():
 @pytest.mark.parametrize("goal", [0.9, 0.5])
 def test_a_goal_is_met_although_the_narrowest_network_costs_most(goal):
     """As PyTorch's time of narrow convolutions on small patches."""
-    smooth = {"layer": Ranking(tuple(range(100)), (*(10 ** (-k / 16) for k in range(100)), 0.0))}
 
     def left(widths):
         return 2.0 if widths["layer"] < 40 else widths["layer"] / 100
 
-    assert goal - 0.1 < left(widths_at(tolerance_for(goal, left, smooth, steps=LATENCY_STEPS), smooth)) <= goal
+    assert goal - 0.1 < left(widths_at(tolerance_for(goal, left, SMOOTH, steps=LATENCY_STEPS), SMOOTH)) <= goal
     with pytest.raises(ValueError, match="at best 0.4"):
-        tolerance_for(0.3, left, smooth)
+        tolerance_for(0.3, left, SMOOTH)
 
 
 def test_of_two_ranges_of_widths_that_meet_a_goal_the_wider_is_taken():
-    smooth = {"layer": Ranking(tuple(range(100)), (*(10 ** (-k / 16) for k in range(100)), 0.0))}
-
     def left(widths):
         return 0.5 if 60 <= widths["layer"] <= 75 or widths["layer"] < 10 else 1.0
 
-    assert 60 <= widths_at(tolerance_for(0.6, left, smooth, steps=LATENCY_STEPS), smooth)["layer"] <= 75
+    assert 60 <= widths_at(tolerance_for(0.6, left, SMOOTH, steps=LATENCY_STEPS), SMOOTH)["layer"] <= 75
 
 
 @pytest.mark.parametrize("goal", [0.95, 0.9, 0.8, 0.5])
 def test_the_few_steps_that_a_measured_goal_gets_come_near_it(goal):
     """Useful tolerances lie decades apart: halving the tolerance itself would never see the small ones."""
-    smooth = {"layer": Ranking(tuple(range(100)), (*(10 ** (-k / 16) for k in range(100)), 0.0))}
     left = cost_left(in_channels, {"layer": 100})
-    tolerance = tolerance_for(goal, left, smooth, steps=LATENCY_STEPS)
-    assert goal - 0.02 < left(widths_at(tolerance, smooth)) <= goal
+    tolerance = tolerance_for(goal, left, SMOOTH, steps=LATENCY_STEPS)
+    assert goal - 0.02 < left(widths_at(tolerance, SMOOTH)) <= goal

@@ -29,8 +29,8 @@ from ..pruning import (
 )
 from ..pruning.moments import UNSURE
 from ..pruning.ranking import PROBED
+from ..pruning.tolerance import LATENCY_STEPS, cost_left, tolerance_for, weighted, widths_at
 from .images import check_enough, enough_patches
-from .widths import LATENCY_STEPS, cost_left, tolerance_for, weighted, widths_at
 
 HELD_OUT = 0.25  # of the images: what the agreement is measured on
 REPEATS = 9

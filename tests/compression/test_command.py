@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from nnunet_sauron.compression.widths import weighted
 
 from nnunet_sauron.analysis.cases import find_cases
 from nnunet_sauron.analysis.models import TrainedModel
@@ -17,7 +18,6 @@ from nnunet_sauron.analysis.timing import Timing
 from nnunet_sauron.cli import main
 from nnunet_sauron.compression.compress import Compressor, Goal, Segmenter
 from nnunet_sauron.compression.images import batches, patches
-from nnunet_sauron.compression.widths import weighted
 from nnunet_sauron.pruning import (
     CostModel,
     channel_layout,

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from nnunet_sauron.compression.widths import LATENCY_STEPS, cost_left, tolerance_for, weighted, widths_at
 from nnunet_sauron.pruning import Ranking
+from nnunet_sauron.pruning.tolerance import LATENCY_STEPS, cost_left, tolerance_for, weighted, widths_at
 
 RANKINGS = {
     "redundant": Ranking(tuple(range(8)), (1.0, 0.01, 0.001, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 0.0)),

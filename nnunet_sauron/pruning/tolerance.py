@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 
-from ..pruning import Ranking
+from .ranking import Ranking
 
 Cost = Callable[[Mapping[str, int]], int]  # a method of `CostModel`
 

@@ -9,6 +9,7 @@ from .methods import (
     RandomLargestLayerTrainer,
     SauronTrainer,
     SFPTrainer,
+    ShrinkTrainer,
     STAMPRandomChannelTrainer,
     STAMPTrainer,
     TaylorTrainer,
@@ -28,6 +29,7 @@ __all__ = [
     "STAMPRandomChannelTrainer",
     "STAMPTrainer",
     "SauronTrainer",
+    "ShrinkTrainer",
     "StockTrainer",
     "TaylorTrainer",
 ]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from nnunet_sauron.methods.sauron import NORMALISATIONS, delta_opt, delta_prune
+from nnunet_sauron.methods.delta import NORMALISATIONS, delta_opt, delta_prune
 
 SHAPES = [(2, 5, 8, 6), (3, 4, 7, 9), (2, 5, 4, 6, 8), (2, 3, 1, 7, 8), (1, 3, 5, 5, 5), (2, 4, 1, 1)]
 

@@ -66,6 +66,66 @@ def delta_prune(feature_maps: torch.Tensor, *, reference: int) -> torch.Tensor:
     return relative_distances(feature_maps, torch.tensor([reference], device=feature_maps.device))
 
 
+@torch.no_grad()
+def pairwise_distances(feature_maps: torch.Tensor) -> torch.Tensor:
+    """How far every feature map is from every other one, in the maps' own scale. No gradient.
+
+        d[b, r, c] = sqrt(mean_space (phi(h[b, r]) - phi(h[b, c]))^2)
+
+    with phi as in `delta_opt`.
+
+    Args:
+        feature_maps: h, (B, C, *spatial), 2D or 3D, any floating dtype.
+
+    Returns:
+        (B, C, C), float32; 0 on the diagonal.
+
+    Raises:
+        ValueError: The tensor has no channels and space.
+    """
+    _check_feature_maps(feature_maps)
+    maps = _pooled(feature_maps).flatten(2)
+    return (_norms_of_differences(maps) / maps.shape[2] ** 0.5).float()
+
+
+@torch.no_grad()
+def relative_pairwise_distances(feature_maps: torch.Tensor, *, standardise: bool = False) -> torch.Tensor:
+    """delta_prune with every channel as the reference in turn: a row each. No gradient.
+
+        distances[r, c] = mean_b d[b, r, c] / max_c d[b, r, c],    d as in `pairwise_distances`
+
+    so that `distances[r, c]` is `delta_prune(h, reference=r)[c]`. Standardised, each pooled map is first brought to
+    zero mean and unit norm over space, and distances are divided by 2, the largest that two unit vectors can have:
+
+        u = phi(h) - mean_space phi(h)
+        distances[r, c] = mean_b |u[b, r] / |u[b, r]| - u[b, c] / |u[b, c]|| / 2
+
+    which is `sqrt((1 - correlation) / 2)`, whatever the maps' scale. A constant map (up to rounding) becomes 0, at 1/2
+    from every other map and at 0 from another constant one.
+
+    Args:
+        feature_maps: h, (B, C, *spatial), 2D or 3D, any floating dtype.
+        standardise: Compare patterns only, not their level and strength.
+
+    Returns:
+        (C, C) in [0, 1], float32; 0 on the diagonal. Rows do not share a divisor, so this is no symmetric matrix
+        unless standardised.
+
+    Raises:
+        ValueError: The tensor has no channels and space.
+    """
+    if not standardise:
+        return _divided_by_largest(pairwise_distances(feature_maps)).mean(0)
+    _check_feature_maps(feature_maps)
+    maps = _pooled(feature_maps).flatten(2)
+    low, high = torch.aminmax(maps.float(), dim=2, keepdim=True)
+    constant = high - low <= _rounding(low, high, feature_maps.dtype)
+    maps = maps.to(_precise_dtype(maps.device))
+    maps = maps - maps.mean(2, keepdim=True)
+    maps = maps / torch.where(constant, torch.inf, torch.linalg.vector_norm(maps, dim=2, keepdim=True))
+    return (_norms_of_differences(maps) / 2).mean(0).float()
+
+
 def with_delta_opt(feature_maps: torch.Tensor, normalisation: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The feature maps, for the layers after, and their delta_opt."""
     if normalisation not in NORMALISATIONS:
@@ -84,6 +144,22 @@ def relative_distances(feature_maps: torch.Tensor, reference: torch.Tensor) -> t
     pooled = _pooled(feature_maps).flatten(2).float()
     distances = _root_mean_square(pooled - pooled.index_select(1, reference))
     return _divided_by_largest(distances).mean(0)
+
+
+def _norms_of_differences(maps: torch.Tensor) -> torch.Tensor:
+    """(B, C, n) -> (B, C, C): the norm of the difference of every pair, by one product of matrices."""
+    maps = maps.to(_precise_dtype(maps.device))
+    # |a - b|^2 = aa + bb - 2 ab cancels where maps are nearly equal. Taken from the first map it cancels against that
+    # distance only, and the largest distance of both is at least half of it; equal maps are exactly 0.
+    maps = maps - maps[:, :1]
+    products = torch.bmm(maps, maps.mT)
+    squares = products.diagonal(dim1=1, dim2=2)
+    return (squares[:, :, None] + squares[:, None] - 2 * products).clamp_min(0).sqrt()
+
+
+def _precise_dtype(device: torch.device) -> torch.dtype:
+    """float64, of which a root leaves float32's precision; MPS has none, and keeps 3 to 4 digits of the largest."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class _DistancesToFirst(torch.autograd.Function):
@@ -211,7 +287,8 @@ def _root_mean_square(difference: torch.Tensor) -> torch.Tensor:
 
 
 def _divided_by_largest(distances: torch.Tensor, floor: float = 0.0) -> torch.Tensor:
-    largest = distances.amax(dim=1, keepdim=True)
+    """By the largest along the last axis."""
+    largest = distances.amax(dim=-1, keepdim=True)
     return distances / torch.where(largest > floor, largest, torch.inf)
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import distributed
 
-from nnunet_sauron.methods.sauron import Sauron, Threshold, delta_opt
+from nnunet_sauron.methods.delta import delta_opt
+from nnunet_sauron.methods.sauron import Sauron, Threshold
 from nnunet_sauron.pruning import channel_layout, merge_channels, position_weights, remove_channels
 from nnunet_sauron.trainers import SauronTrainer
 

@@ -1,0 +1,297 @@
+"""Distances between a layer's feature maps: Sauron's delta_opt and delta_prune, and the same for every pair of maps.
+
+Valverde, Shatillo, Tohka: Sauron U-Net: Simple automated redundancy elimination in medical image segmentation via
+filter pruning. arXiv 2209.13590; Neurocomputing 594 (2024) 127817.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+NORMALISATIONS = ("minmax", "none", "max_distance")
+
+
+def delta_opt(feature_maps: torch.Tensor, *, normalisation: str = "minmax") -> torch.Tensor:
+    """How far a layer's feature maps are from its first one; the loss term that draws them together (paper, eq. 2).
+
+    With `phi` average pooling of window 2 and stride 2 (axes of length 1 are left alone) and `n` the min-max
+    normalisation of one map over all its spatial axes,
+
+        delta_opt = mean_b mean_{c >= 1} sqrt(mean_space (phi(n(h[b, 0])) - phi(n(h[b, c])))^2)
+
+    Pooling is linear, so `phi(n(h)) = (phi(h) - min h) / (max h - min h)`: the maps are pooled first. Forward and
+    backward are written out, since autograd would keep five pooled tensors where one is enough. The gradient is the
+    formula's own, extrema included. A map that is constant (up to rounding) is normalised to 0. Where two maps are
+    equal, the root's gradient is taken as 0, one of its subgradients.
+
+    Args:
+        feature_maps: h, (B, C, *spatial), 2D or 3D, any floating dtype; computed in float32.
+        normalisation: "minmax"; "none" (raw distances); or "max_distance" (raw distances of a sample divided by its
+            largest one).
+
+    Returns:
+        A scalar, float32; 0 for fewer than two channels.
+
+    Raises:
+        ValueError: Another normalisation, or a tensor without channels and space.
+    """
+    return with_delta_opt(feature_maps, normalisation)[1]
+
+
+@torch.no_grad()
+def delta_prune(feature_maps: torch.Tensor, *, reference: int) -> torch.Tensor:
+    """How far each feature map is from a reference map, relative to the farthest (paper, eq. 3). No gradient.
+
+        d[b, c] = sqrt(mean_space (phi(h[b, reference]) - phi(h[b, c]))^2)
+        delta_prune[c] = mean_b d[b, c] / max_c d[b, c]
+
+    Args:
+        feature_maps: h, (B, C, *spatial), 2D or 3D, any floating dtype; computed in float32.
+        reference: The reference channel, 0..C-1.
+
+    Returns:
+        (C,) in [0, 1], float32; 0 at the reference, and everywhere if all maps are equal.
+
+    Raises:
+        ValueError: The reference is no channel, or the tensor has no channels and space.
+    """
+    _check_feature_maps(feature_maps)
+    channels = feature_maps.shape[1]
+    if not 0 <= reference < channels:
+        raise ValueError(f"reference is a channel, 0..{channels - 1}; got {reference}.")
+    return relative_distances(feature_maps, torch.tensor([reference], device=feature_maps.device))
+
+
+@torch.no_grad()
+def pairwise_distances(feature_maps: torch.Tensor) -> torch.Tensor:
+    """How far every feature map is from every other one, in the maps' own scale. No gradient.
+
+        d[b, r, c] = sqrt(mean_space (phi(h[b, r]) - phi(h[b, c]))^2)
+
+    with phi as in `delta_opt`.
+
+    Args:
+        feature_maps: h, (B, C, *spatial), 2D or 3D, any floating dtype.
+
+    Returns:
+        (B, C, C), float32; 0 on the diagonal.
+
+    Raises:
+        ValueError: The tensor has no channels and space.
+    """
+    _check_feature_maps(feature_maps)
+    maps = _pooled(feature_maps).flatten(2)
+    return (_norms_of_differences(maps) / maps.shape[2] ** 0.5).float()
+
+
+@torch.no_grad()
+def relative_pairwise_distances(feature_maps: torch.Tensor, *, standardise: bool = False) -> torch.Tensor:
+    """delta_prune with every channel as the reference in turn: a row each. No gradient.
+
+        distances[r, c] = mean_b d[b, r, c] / max_c d[b, r, c],    d as in `pairwise_distances`
+
+    so that `distances[r, c]` is `delta_prune(h, reference=r)[c]`. Standardised, each pooled map is first brought to
+    zero mean and unit norm over space, and distances are divided by 2, the largest that two unit vectors can have:
+
+        u = phi(h) - mean_space phi(h)
+        distances[r, c] = mean_b |u[b, r] / |u[b, r]| - u[b, c] / |u[b, c]|| / 2
+
+    which is `sqrt((1 - correlation) / 2)`, whatever the maps' scale. A constant map (up to rounding) becomes 0, at 1/2
+    from every other map and at 0 from another constant one.
+
+    Args:
+        feature_maps: h, (B, C, *spatial), 2D or 3D, any floating dtype.
+        standardise: Compare patterns only, not their level and strength.
+
+    Returns:
+        (C, C) in [0, 1], float32; 0 on the diagonal. Rows do not share a divisor, so this is no symmetric matrix
+        unless standardised.
+
+    Raises:
+        ValueError: The tensor has no channels and space.
+    """
+    if not standardise:
+        return _divided_by_largest(pairwise_distances(feature_maps)).mean(0)
+    _check_feature_maps(feature_maps)
+    maps = _pooled(feature_maps).flatten(2)
+    low, high = torch.aminmax(maps.float(), dim=2, keepdim=True)
+    constant = high - low <= _rounding(low, high, feature_maps.dtype)
+    maps = maps.to(_precise_dtype(maps.device))
+    maps = maps - maps.mean(2, keepdim=True)
+    maps = maps / torch.where(constant, torch.inf, torch.linalg.vector_norm(maps, dim=2, keepdim=True))
+    return (_norms_of_differences(maps) / 2).mean(0).float()
+
+
+def with_delta_opt(feature_maps: torch.Tensor, normalisation: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The feature maps, for the layers after, and their delta_opt."""
+    if normalisation not in NORMALISATIONS:
+        raise ValueError(f"normalisation is one of {', '.join(NORMALISATIONS)}; got '{normalisation}'.")
+    _check_feature_maps(feature_maps)
+    if feature_maps.shape[1] < 2:
+        return feature_maps, feature_maps.new_zeros((), dtype=torch.float32)
+    maps, distances = _DistancesToFirst.apply(feature_maps, normalisation == "minmax")
+    if normalisation == "max_distance":
+        distances = _divided_by_largest(distances, _smallest_spread(feature_maps.dtype))
+    return maps, distances.mean()
+
+
+def relative_distances(feature_maps: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """delta_prune with the reference as a tensor of one index, so that a compiled graph serves every reference."""
+    pooled = _pooled(feature_maps).flatten(2).float()
+    distances = _root_mean_square(pooled - pooled.index_select(1, reference))
+    return _divided_by_largest(distances).mean(0)
+
+
+def _norms_of_differences(maps: torch.Tensor) -> torch.Tensor:
+    """(B, C, n) -> (B, C, C): the norm of the difference of every pair, by one product of matrices."""
+    maps = maps.to(_precise_dtype(maps.device))
+    # |a - b|^2 = aa + bb - 2 ab cancels where maps are nearly equal. Taken from the first map it cancels against that
+    # distance only, and the largest distance of both is at least half of it; equal maps are exactly 0.
+    maps = maps - maps[:, :1]
+    products = torch.bmm(maps, maps.mT)
+    squares = products.diagonal(dim1=1, dim2=2)
+    return (squares[:, :, None] + squares[:, None] - 2 * products).clamp_min(0).sqrt()
+
+
+def _precise_dtype(device: torch.device) -> torch.dtype:
+    """float64, of which a root leaves float32's precision; MPS has none, and keeps 3 to 4 digits of the largest."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+class _DistancesToFirst(torch.autograd.Function):
+    """h (B, C, *spatial) -> h itself, and (B, C - 1): root mean square distance of each pooled map to the first one.
+
+    Who goes on with the returned h spares a full-size tensor: backward then adds the distances' part to the gradient
+    that comes along, where autograd would have to write it out and add it afterwards.
+    """
+
+    @staticmethod
+    def forward(ctx, h: torch.Tensor, normalise: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.set_materialize_grads(False)
+        maps = _pooled(h).flatten(2).float()
+        scale = low_at = high_at = None
+        if normalise:
+            low, low_at = _extreme(h, torch.Tensor.argmin)
+            high, high_at = _extreme(h, torch.Tensor.argmax)
+            spread = high - low
+            constant = spread <= _rounding(low, high, h.dtype)
+            scale = torch.where(constant, torch.inf, spread).reciprocal()[..., None]
+            maps = maps.sub_(low[..., None]).mul_(scale)
+        first = maps[:, :1].clone()
+        difference = maps.sub_(first)
+        distances = _root_mean_square(difference)[:, 1:]
+        ctx.save_for_backward(difference, first, distances, scale, low_at, high_at)
+        ctx.shape, ctx.dtype = h.shape, h.dtype
+        return h, distances
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, onward: torch.Tensor | None, grad: torch.Tensor | None) -> tuple[torch.Tensor | None, None]:
+        if grad is None:
+            return onward, None
+        difference, first, distances, scale, low_at, high_at = ctx.saved_tensors
+        voxels = _voxels(_pooling(ctx.shape[2:]))
+        # d distance_c / d map_c = weight_c * difference_c, divided among a window's voxels; the first map gets the
+        # negative sum. Sums over space are products of matrices, which need no more memory.
+        weight = torch.where(distances > 0, grad / distances, 0) / (difference.shape[2] * voxels)
+        weight = functional.pad(weight, [1, 0])[..., None]
+        to_maps = difference * weight
+        to_maps[:, :1] = -torch.bmm(weight.mT, difference)
+        if scale is not None:
+            to_maps *= scale
+            # The extrema's part needs sum(to_maps * maps), and maps = first + difference.
+            total = voxels * to_maps.sum(-1, keepdim=True)
+            squares = functional.pad(distances.square(), [1, 0])[..., None] * difference.shape[2]
+            to_high = -voxels * (torch.bmm(to_maps, first.mT) + scale * weight * squares)
+        gradient = _spread(to_maps.to(ctx.dtype), ctx.shape, onward)
+        if scale is not None:
+            flat = gradient.view(*ctx.shape[:2], -1)
+            flat.scatter_add_(2, high_at, to_high.to(ctx.dtype))
+            flat.scatter_add_(2, low_at, (-total - to_high).to(ctx.dtype))
+        return gradient, None
+
+
+def _pooling(shape: Sequence[int]) -> list[int]:
+    """Window and stride of phi for these spatial axes."""
+    return [1 if side == 1 else 2 for side in shape]
+
+
+def _pooled(h: torch.Tensor) -> torch.Tensor:
+    """phi. PyTorch pools volumes of half precision on accelerators only, and images on the CPU without vector units:
+    there, sums of neighbours are 3 to 4 times faster (not so in 3D)."""
+    if h.device.type != "cpu":
+        return (functional.avg_pool3d if h.ndim == 5 else functional.avg_pool2d)(h, _pooling(h.shape[2:]))
+    h = h.float()
+    if h.ndim == 5:
+        return functional.avg_pool3d(h, _pooling(h.shape[2:]))
+    shape = h.shape[2:]
+    for axis in (2, 3):
+        if h.shape[axis] > 1:
+            pairs = h.narrow(axis, 0, h.shape[axis] // 2 * 2).unflatten(axis, (-1, 2))
+            h = pairs.select(axis + 1, 0) + pairs.select(axis + 1, 1)
+    return h / _voxels(_pooling(shape))  # never h itself: the caller writes into it
+
+
+def _voxels(window: Sequence[int]) -> int:
+    return 2 ** sum(step > 1 for step in window)
+
+
+def _spread(pooled: torch.Tensor, shape: torch.Size, onto: torch.Tensor | None) -> torch.Tensor:
+    """(B, C, n) -> (*shape): each value over its whole window, added to `onto`; what no window covers is left alone.
+
+    Copies of rows: `interpolate` takes a detour over another memory format for most layers, and 3 times as long.
+    """
+    window = _pooling(shape[2:])
+    inner = [side // step for side, step in zip(shape[2:], window, strict=True)]
+    if window[-1] == 2:
+        pooled = torch.stack([pooled, pooled], -1)
+    axes = [size for side, step in zip(inner[:-1], window[:-1], strict=True) for size in (side, step)]
+    rows = pooled.reshape(*shape[:2], *(n for side in inner[:-1] for n in (side, 1)), inner[-1] * window[-1])
+    rows = rows.expand(*shape[:2], *axes, rows.shape[-1])
+    covered = [side * step for side, step in zip(inner, window, strict=True)]
+    if covered != list(shape[2:]):
+        margins = [m for side, c in zip(shape[:1:-1], covered[::-1], strict=True) for m in (0, side - c)]
+        spread = functional.pad(rows.reshape(*shape[:2], *covered), margins)
+        return spread if onto is None else spread + onto
+    return rows.reshape(shape) if onto is None else (rows + onto.reshape(rows.shape)).view(shape)
+
+
+def _extreme(h: torch.Tensor, argextreme) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least or greatest value of each map (B, C), float32, and its place in the flattened map (B, C, 1)."""
+    # Rows first: reducing the last axis is vectorised and several times faster than one arg-reduction over the map.
+    rows = h.flatten(2, -2)
+    of_rows = rows.amin(-1) if argextreme is torch.Tensor.argmin else rows.amax(-1)
+    row = argextreme(of_rows, dim=-1, keepdim=True)
+    in_row = torch.gather(rows, 2, row[..., None].expand(-1, -1, -1, rows.shape[-1])).squeeze(2)
+    column = argextreme(in_row, dim=-1, keepdim=True)
+    value = torch.gather(in_row, 2, column).squeeze(-1).float()
+    return value, row * rows.shape[-1] + column
+
+
+def _rounding(low: torch.Tensor, high: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A map whose values spread no wider than this holds rounding noise only, and counts as constant."""
+    return (8 * torch.finfo(dtype).eps * torch.maximum(low.abs(), high.abs())).clamp_min(_smallest_spread(dtype))
+
+
+def _smallest_spread(dtype: torch.dtype) -> float:
+    """Dividing by less than this would overflow the gradient."""
+    return max(1e-8, torch.finfo(dtype).tiny)
+
+
+def _root_mean_square(difference: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(difference, dim=-1) / difference.shape[-1] ** 0.5
+
+
+def _divided_by_largest(distances: torch.Tensor, floor: float = 0.0) -> torch.Tensor:
+    """By the largest along the last axis."""
+    largest = distances.amax(dim=-1, keepdim=True)
+    return distances / torch.where(largest > floor, largest, torch.inf)
+
+
+def _check_feature_maps(feature_maps: torch.Tensor) -> None:
+    if feature_maps.ndim not in (4, 5) or 0 in feature_maps.shape:
+        raise ValueError(f"Feature maps are (B, C, *spatial) with 2 or 3 axes; got {tuple(feature_maps.shape)}.")

@@ -1,7 +1,7 @@
 """What every pruning method shares: the settings of when and how much to cut, and the interface a trainer drives.
 
-A method scores channels, may add a term to the loss, and names what is redundant after an epoch. It knows nothing of
-nnU-Net: `trainers.PruningTrainer` calls it, trims its wishes to the settings below, and removes channels.
+A method scores channels, may add a term to the loss, and names what stays after an epoch. It knows nothing of nnU-Net:
+`trainers.PruningTrainer` calls it, and removes channels.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class Progress:
         patches: Draws at least so many patches of training data, in batches (B, channels, *patch), to measure on.
         regions: Whether classes may overlap, and outputs go through a sigmoid.
         last_chance: Whether this is the last epoch after which channels may go.
+        learning_rate_left: Learning rate over the one at the start.
     """
 
     train_losses: Sequence[float]
@@ -82,6 +83,7 @@ class Progress:
     patches: Callable[[int], list[torch.Tensor]] | None = None
     regions: bool = False
     last_chance: bool = False
+    learning_rate_left: float = 1.0
 
     @property
     def epoch(self) -> int:
@@ -145,8 +147,16 @@ class PruningMethod:
         return None
 
     def redundant(self, progress: Progress) -> dict[str, list[int]]:
-        """The channels that should go, by unit name, the most redundant first. Called on one DDP rank only."""
+        """The channels that should go, by unit name, the most redundant first: what `keep` trims to the settings."""
         raise NotImplementedError
+
+    def keep(self, progress: Progress) -> dict[str, list[int]]:
+        """The channels that stay, ascending, of each unit that loses any. Called on one DDP rank only."""
+        kept = {
+            name: channels_to_keep(going, progress.widths[name][-1], self.settings, progress.learning_rate_left)
+            for name, going in self.redundant(progress).items()
+        }
+        return {name: channels for name, channels in kept.items() if len(channels) < progress.widths[name][-1]}
 
     def before_removal(self, keep: dict[str, list[int]]) -> None:
         """All but these channels of these units are about to be removed; on every DDP rank."""

@@ -8,9 +8,10 @@ factor, lead to the target.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from ..pruning import position_weights, rank_units
@@ -111,34 +112,35 @@ class Shrink(PruningMethod):
     def target(self):
         return self.schedule.name, self.schedule.target, self.schedule.left
 
-    def redundant(self, progress: Progress) -> dict[str, list[int]]:
+    def keep(self, progress: Progress) -> dict[str, list[int]]:
         schedule = self.schedule
         widths = {name: series[-1] for name, series in progress.widths.items()}
         wanted = schedule.wanted(progress.epoch)
         if schedule.left(widths) <= wanted:
             return {}
-        found = rank(self._network, progress, self.settings.patches)
-        if not found:
+        inputs = inputs_to_rank_on(self._network, progress, self.settings.patches)
+        if not inputs:
             return {}
-        rankings = weighted(found, schedule.measure)
+        rankings = weighted(rank(self._network, inputs, progress.regions), schedule.measure)
         tolerance = tolerance_for(wanted, schedule.left, rankings, self.settings.round_to)
         chosen = widths_at(tolerance, rankings, self.settings.round_to)
-        return {
-            name: list(ranking.order[max(chosen[name], schedule.least[name]) :][::-1])
-            for name, ranking in rankings.items()
-        }
+        kept = {name: min(widths[name], max(width, schedule.least[name])) for name, width in chosen.items()}
+        return {name: rankings[name].keep(width) for name, width in kept.items() if width < widths[name]}
 
 
-def rank(network: nn.Module, progress: Progress, patches: int) -> dict[str, Ranking]:
-    """Every unit's channels, ranked on training patches as `compress` ranks them on a model's images; of no unit where
-    no patch is finite."""
+def inputs_to_rank_on(network: nn.Module, progress: Progress, patches: int) -> list[torch.Tensor]:
+    """Batches of at least so many training patches, and more where a layer would have too few positions; none where no
+    patch is finite."""
     inputs = progress.patches(patches)
-    if not inputs:
-        return {}
-    widths = {name: series[-1] for name, series in progress.widths.items()}
-    voxels = feature_map_voxels(network, inputs[0].shape[2:], inputs[0].shape[1])
-    missing = patches_needed(voxels, widths, SAMPLES_PER_CHANNEL) - sum(map(len, inputs))
-    if missing > 0:
-        inputs += progress.patches(missing)
-    weights = position_weights(network, inputs, regions=progress.regions)
-    return rank_units(network, inputs, weights, regions=progress.regions, probed=PROBED)
+    if inputs:
+        widths = {name: series[-1] for name, series in progress.widths.items()}
+        voxels = feature_map_voxels(network, inputs[0].shape[2:], inputs[0].shape[1])
+        missing = patches_needed(voxels, widths, SAMPLES_PER_CHANNEL) - sum(map(len, inputs))
+        inputs += progress.patches(missing) if missing > 0 else []
+    return inputs
+
+
+def rank(network: nn.Module, inputs: Sequence[torch.Tensor], regions: bool) -> dict[str, Ranking]:
+    """Every unit's channels, ranked on training patches as `compress` ranks them on a model's images."""
+    weights = position_weights(network, inputs, regions=regions)
+    return rank_units(network, inputs, weights, regions=regions, probed=PROBED)

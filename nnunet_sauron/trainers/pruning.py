@@ -20,7 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed, nn
 
 from ..architecture import network_of_plans
-from ..methods.base import Progress, PruningMethod, channels_to_keep
+from ..methods.base import Progress, PruningMethod
 from ..pruning import (
     CostModel,
     channel_layout,
@@ -232,12 +232,9 @@ class PruningTrainer(ResizingTrainer):
                 self._training_patches,
                 self.label_manager.has_regions,
                 self._is_last_chance(),
+                self.optimizer.param_groups[0]["lr"] / self.initial_lr if self.initial_lr else 1.0,
             )
-            learning_rate_left = self.optimizer.param_groups[0]["lr"] / self.initial_lr if self.initial_lr else 1.0
-            for name, redundant in self.method.redundant(progress).items():
-                kept = channels_to_keep(redundant, widths[name], self.pruning_settings, learning_rate_left)
-                if len(kept) < widths[name]:
-                    record["keep"][name] = kept
+            record["keep"] = self.method.keep(progress)
         if target := self.method.target():
             name, asked, left = target
             kept = {unit: len(record["keep"].get(unit, range(width))) for unit, width in widths.items()}

@@ -390,14 +390,14 @@ def cluster(
     stays: dict[str, set[int]] = {name: set() for name in widths}
     for last in (False, True) if meet else (False,):
         for at, name, one, other in pairs:
-            if met(left, at):
-                return gone, level
             limit = widths[name] - settings.min_channels if last else most[name]
             if len(gone[name]) >= limit or left[name] <= settings.min_channels or gone[name] & {one, other}:
                 continue
             free = [c for c in (one, other) if last or c not in stays[name]]
             if not free:
                 continue
+            if met(left, at):
+                return gone, level
             goes = max(free, key=worth[name].__getitem__)
             gone[name].add(goes)
             stays[name].add(other if goes == one else one)

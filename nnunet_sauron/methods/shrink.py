@@ -23,7 +23,7 @@ from ..pruning.tolerance import tolerance_for, weighted, widths_at
 from .base import Progress, PruningMethod, PruningSettings, spread_steps
 from .targets import least_widths
 
-PROBED = 2  # batches on which a training measures sensitivities
+PROBED = 16  # patches that a training measures sensitivities on, at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,4 +143,4 @@ def inputs_to_rank_on(network: nn.Module, progress: Progress, patches: int) -> l
 def rank(network: nn.Module, inputs: Sequence[torch.Tensor], regions: bool) -> dict[str, Ranking]:
     """Every unit's channels, ranked on training patches as `compress` ranks them on a model's images."""
     weights = position_weights(network, inputs, regions=regions)
-    return rank_units(network, inputs, weights, regions=regions, probed=PROBED)
+    return rank_units(network, inputs, weights, regions=regions, probed=-(-PROBED // len(inputs[0])))

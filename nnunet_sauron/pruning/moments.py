@@ -33,17 +33,16 @@ class Moments:
 
     def add(self, feature_maps: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """Take in feature maps (B, C, *spatial) of any floating dtype; weights of the positions, (B, *spatial)."""
-        step = max(1, VALUES_AT_ONCE // feature_maps.shape[1])
-        feature_maps = feature_maps.detach().flatten(2)
+        values = feature_maps.detach().flatten(2).transpose(0, 1)  # (C, B, positions)
         if weights is None:
-            weights = feature_maps.new_ones(()).expand(feature_maps.shape[0], feature_maps.shape[2])
-        for sample, counts in zip(feature_maps, weights.flatten(1), strict=True):
-            for part, count in zip(sample.split(step, dim=1), counts.split(step), strict=True):
-                values, count = part.double(), count.double()
-                weighted = values * count
-                self.count += count.sum()
-                self.total += weighted.sum(1)
-                self.products += weighted @ values.T
+            weights = values.new_ones(()).expand(values.shape[1:])
+        step = max(1, VALUES_AT_ONCE // len(values))
+        for part, count in zip(values.flatten(1).split(step, 1), weights.flatten().split(step), strict=True):
+            part, count = part.double(), count.double()
+            weighted = part * count
+            self.count += count.sum()
+            self.total += weighted.sum(1)
+            self.products += weighted @ part.T
 
     @property
     def mean(self) -> torch.Tensor:

@@ -148,7 +148,8 @@ def rank_channels(moments: Sequence[Moments], weights: Sequence[torch.Tensor]) -
         moments: Of each place where the unit's maps lie; the channels are chosen for all of them together.
         weights: M of each place, (C, C).
     """
-    residuals = [m.covariance for m in moments]
+    # On the CPU: thousands of small steps, each of which would start several kernels on a GPU and wait for them.
+    residuals, weights = [m.covariance.cpu() for m in moments], [w.cpu() for w in weights]
     totals = [(w * r).sum() for w, r in zip(weights, residuals, strict=True)]
     read = max(1, sum(bool(t > 0) for t in totals))  # a place where all is constant or nobody reads has no say
     weights = [w / (t * read) if t > 0 else torch.zeros_like(w) for w, t in zip(weights, totals, strict=True)]

@@ -172,7 +172,7 @@ class CompressedTrainer(ResizingTrainer):
             self.inference_allowed_mirroring_axes = self._mirroring.get(MIRRORING)
 
     def _choose_teacher(self, source: str | None, before: dict) -> None:
-        """By the settings, then by what a continued training was `before`, then by the `source` of what it starts from."""
+        """By the settings, then by what a continued training was `before`, then by the `source` of its start."""
         settings = self._settings
         self._teacher_from = before.get("teacher", source) if settings.teacher == SOURCE else settings.teacher
         self._teacher_folds = settings.teacher_folds or before.get("teacher_folds", "same")

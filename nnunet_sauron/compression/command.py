@@ -21,6 +21,7 @@ from .compress import Compressor, Goal, Segmenter, provenance, split
 from .display import Trial, plot_trade_off, plot_widths, print_compressed, print_trials
 from .images import batches, patches
 from .model import read_prunable, write_model
+from .recovery import STEPS, Recovery, RecoverySettings
 
 TOLERANCES = (0.003, 0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -36,6 +37,8 @@ def compress(
     labels: Path | None = None,
     max_images: int = 20,
     round_to: int = 1,
+    recover: int | None = None,
+    recover_steps: int | None = None,
     device: str = "cpu",
     json_output: bool = False,
 ) -> None:
@@ -51,6 +54,8 @@ def compress(
         labels: Reference segmentations of the images, to measure both models against.
         max_images: So many are used.
         round_to: Widths are multiples of this, where there are as many channels.
+        recover: At most so many epochs of learning from the old model on the images that were fitted on.
+        recover_steps: Of such an epoch; None for nnU-Net's 250.
         device: "cpu" or "cuda".
         json_output: Print JSON instead of tables.
 
@@ -61,6 +66,11 @@ def compress(
     """
     if goal is None and not dry_run:
         raise ValueError("Nothing to meet: give --tolerance, --macs, --params or --latency, or --dry-run to see them.")
+    if recover is None and recover_steps is not None:
+        raise ValueError("--recover-steps says how long an epoch of --recover is; give --recover EPOCHS as well.")
+    if recover is not None and dry_run:
+        raise ValueError("--dry-run writes no model, so there is none to --recover; give one of the two.")
+    lessons = None if recover is None else RecoverySettings(recover, STEPS if recover_steps is None else recover_steps)
     if output.exists():
         raise FileExistsError(f"{output} exists; give the name of a folder that does not.")
     if max_images < 1:
@@ -78,6 +88,10 @@ def compress(
     if dry_run:  # one fold shows it, and is compared with itself alone
         model = replace(model, checkpoints=dict([next(iter(model.checkpoints.items()))]))
     progress = Progress(quiet=json_output)
+    recovery = None
+    if lessons:
+        made_with = {"goal": asdict(goal), "round_to": round_to}
+        recovery = Recovery(model, output, lessons, fitted_on, held_out, on, progress, made_with)
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's prediction prints a line a case
         segmenter = Segmenter(model, held_out, on, progress, labels)
         compressors = {fold: Compressor(model, fold, on, round_to) for fold in model.checkpoints}
@@ -91,19 +105,23 @@ def compress(
         )
         segmenter.segment_with_old_model()
         old = segmenter.against_labels("old")
-        for fold, one in compressors.items():
+        found = dict(recovery.found) if recovery else {}
+        unmade = {} if found else compressors
+        for fold, one in unmade.items():
             with progress.bar(f"fold {fold}: ranking channels", one.probes(inputs)) as step:
                 one.rank(inputs, after_probe=step)
-        tolerances = {fold: one.tolerance(goal) for fold, one in compressors.items()} if goal else {}
+        tolerances = {fold: one.tolerance(goal) for fold, one in unmade.items()} if goal else {}
         if dry_run:
             ((fold, compressor),) = compressors.items()
             trials = _trials(fold, compressor, sorted({*TOLERANCES, *tolerances.values()}), segmenter, progress)
         else:
-            found = {}
-            for fold, one in compressors.items():
+            for fold, one in unmade.items():
                 with progress.bar(f"fold {fold}: merging", len(one.before)) as step:
                     found[fold] = one.compress(tolerances[fold], step)
-            scores = segmenter.agreement([one.weights for one in found.values()])
+            scores, before = segmenter.agreement([one.weights for one in found.values()]), None
+            if recovery:
+                before, found = scores, recovery.run(found)
+                scores = segmenter.agreement([one.weights for one in found.values()])
             against = {"old": old, "new": segmenter.against_labels("new")}
     if dry_run:
         picture = output.with_name(f"{output.name}_trade_off.png")
@@ -113,14 +131,18 @@ def compress(
         return
     notes = provenance(model, goal, round_to, fitted_on, found)
     notes["summary"] = _summary(scores, against["new"])
+    if recovery:
+        notes["recovery"] = recovery.notes(before, scores)
     with tempfile.TemporaryDirectory() as pictures:
         drawn = {fold: plot_widths(one, Path(pictures) / f"{fold}.png") for fold, one in found.items()}
         write_model(model, output, {fold: one.weights for fold, one in found.items()}, notes, drawn)
+    if recovery:
+        recovery.finish()
     for fold, one in found.items():
         if goal.latency is not None and one.seconds[1] > goal.latency * one.seconds[0]:
             left = one.seconds[1] / one.seconds[0]
             progress.say(f"WARNING: fold {fold}: measured again, {left:.0%} of the time is left; this machine is busy")
-    print_compressed(found, scores, against, output, json_output=json_output)
+    print_compressed(found, scores, against, output, json_output=json_output, before_recovery=before)
 
 
 def _trials(

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from nnunet_sauron.compression.widths import weighted
 
 from nnunet_sauron.analysis.cases import find_cases
 from nnunet_sauron.analysis.models import TrainedModel
@@ -26,6 +25,7 @@ from nnunet_sauron.pruning import (
     position_weights,
     rank_units,
 )
+from nnunet_sauron.pruning.tolerance import weighted
 
 from .small_model import write_images, write_model
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import SimpleITK
@@ -17,8 +18,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.architecture import network_of_plans
 from nnunet_sauron.cli import main
-from nnunet_sauron.pruning import CostModel, channel_layout, resize
+from nnunet_sauron.compression.compress import Goal
+from nnunet_sauron.compression.stages import UniformStages
+from nnunet_sauron.pruning import CostModel, Ranking, channel_layout, resize
+from nnunet_sauron.pruning.tolerance import cost_left, widths_at
 
+from ..contracts.networks import build
 from .small_model import write_images, write_model
 
 UNETS = "dynamic_network_architectures.architectures.unet"
@@ -229,6 +234,36 @@ def test_a_dry_run_shows_what_the_run_gives(folders, capsys, monkeypatch):
     after = json.loads(capsys.readouterr().out)["folds"]["0"]["after"]
     assert row["after"] == after
     assert len({width for name, width in after.items() if name.startswith("encoder.stages.0")}) == 1
+
+
+def ranked_fold(widths=(20, 21, 22), share: float = 1.0) -> SimpleNamespace:
+    """What `UniformStages` asks of a compressor; `share` scales the errors of the first stage's layers."""
+    network = build("resenc", 2, widths)
+    before, cost = channel_layout(network).widths, CostModel(network, (16, 16), 2)
+    ranked = {}
+    for name, width in before.items():
+        factor = share if width == widths[0] else 1.0
+        ranked[name] = Ranking(tuple(range(width)), (1.0, *(factor * 2.0**-k for k in range(1, width)), 0.0))
+    left = cost_left(cost.macs, before)
+    return SimpleNamespace(network=network, before=before, cost=cost, ranked=ranked, part_left=lambda goal: left)
+
+
+def test_the_widths_that_residual_stages_are_kept_apart_by_count_towards_the_target():
+    fold = ranked_fold()
+    uniform = UniformStages([fold], round_to=4)
+    moved = 0
+    for percent in range(10, 90, 4):
+        goal = Goal(macs=percent / 100)
+        tolerance = uniform.tolerance(goal)
+        assert fold.part_left(goal)(uniform.widths(tolerance)) <= goal.macs
+        moved += uniform.features_per_stage(tolerance) != tuple(widths_at(tolerance, uniform.rankings, 4).values())
+    assert moved > 5  # else nothing was tested
+
+
+def test_every_fold_has_its_say_and_their_order_has_none():
+    one, other = ranked_fold(), ranked_fold(share=1e-4)
+    widths = [UniformStages(folds).features_per_stage(1e-4) for folds in ([one], [other], [one, other], [other, one])]
+    assert widths[0][0] > widths[2][0] > widths[1][0] and widths[2] == widths[3]
 
 
 @pytest.mark.parametrize("setting", ["stem_channels", "bottleneck_channels"])

@@ -43,7 +43,7 @@ class Goal:
 
     Attributes:
         tolerance: Error that every layer may make in what its readers get, relative, squared, as `weighted` counts it
-            by MACs; above 0.
+            by MACs, or all layers of a stage together, as `stage_rankings` counts it; above 0.
         macs, parameters, latency: Fraction that is to be left.
     """
 

@@ -256,13 +256,17 @@ def _spread(pooled: torch.Tensor, shape: torch.Size, onto: torch.Tensor | None) 
             pooled = torch.view_as_real(torch.complex(pooled, pooled))
         else:
             pooled = pooled[..., None].expand(*pooled.shape, 2)
-    block = inner[-1] * window[-1]
-    for side, step in zip(inner[-2::-1], window[-2::-1], strict=True):
-        pooled = pooled.reshape(-1, block)
-        if step == 2:
-            pooled = torch.cat([pooled, pooled], -1)
-        block *= side * step
     covered = [side * step for side, step in zip(inner, window, strict=True)]
+    block = covered[-1]
+    for axis in range(len(inner) - 2, -1, -1):
+        pooled = pooled.reshape(-1, block)
+        if axis == 0 and onto is not None and covered == list(shape[2:]) and block >= 32:
+            # Long blocks are added as fast as they are copied: that saves a pass.
+            blocks = onto.reshape(pooled.shape[0], window[0], block)
+            return (pooled[:, None] + blocks).view(shape)
+        if window[axis] == 2:
+            pooled = torch.cat([pooled, pooled], -1)
+        block *= covered[axis]
     spread = pooled.reshape(*shape[:2], *covered)
     if covered != list(shape[2:]):
         margins = [m for side, c in zip(shape[:1:-1], covered[::-1], strict=True) for m in (0, side - c)]

@@ -173,10 +173,9 @@ class _DistancesToFirst(torch.autograd.Function):
     def forward(ctx, h: torch.Tensor, normalise: bool) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.set_materialize_grads(False)
         maps = _pooled(h).flatten(2).float()
-        scale = low_at = high_at = None
+        scale = places = None
         if normalise:
-            low, low_at = _extreme(h, torch.Tensor.argmin)
-            high, high_at = _extreme(h, torch.Tensor.argmax)
+            low, high, places = _extremes(h)
             spread = high - low
             constant = spread <= _rounding(low, high, h.dtype)
             scale = torch.where(constant, torch.inf, spread).reciprocal()[..., None]
@@ -184,7 +183,7 @@ class _DistancesToFirst(torch.autograd.Function):
         first = maps[:, :1].clone()
         difference = maps.sub_(first)
         distances = _root_mean_square(difference)[:, 1:]
-        ctx.save_for_backward(difference, first, distances, scale, low_at, high_at)
+        ctx.save_for_backward(difference, first, distances, scale, places)
         ctx.shape, ctx.dtype = h.shape, h.dtype
         return h, distances
 
@@ -193,25 +192,27 @@ class _DistancesToFirst(torch.autograd.Function):
     def backward(ctx, onward: torch.Tensor | None, grad: torch.Tensor | None) -> tuple[torch.Tensor | None, None]:
         if grad is None:
             return onward, None
-        difference, first, distances, scale, low_at, high_at = ctx.saved_tensors
+        difference, first, distances, scale, places = ctx.saved_tensors
         voxels = _voxels(_pooling(ctx.shape[2:]))
         # d distance_c / d map_c = weight_c * difference_c, divided among a window's voxels; the first map gets the
         # negative sum. Sums over space are products of matrices, which need no more memory.
         weight = torch.where(distances > 0, grad / distances, 0) / (difference.shape[2] * voxels)
         weight = functional.pad(weight, [1, 0])[..., None]
-        to_maps = difference * weight
-        to_maps[:, :1] = -torch.bmm(weight.mT, difference)
+        to_first = -torch.bmm(weight.mT, difference)
         if scale is not None:
-            to_maps *= scale
+            weight = weight * scale
+            to_first *= scale[:, :1]
+        to_maps = difference * weight
+        to_maps[:, :1] = to_first
+        if scale is not None:
             # The extrema's part needs sum(to_maps * maps), and maps = first + difference.
             total = voxels * to_maps.sum(-1, keepdim=True)
             squares = functional.pad(distances.square(), [1, 0])[..., None] * difference.shape[2]
-            to_high = -voxels * (torch.bmm(to_maps, first.mT) + scale * weight * squares)
+            to_high = -voxels * (torch.bmm(to_maps, first.mT) + weight * squares)
         gradient = _spread(to_maps.to(ctx.dtype), ctx.shape, onward)
         if scale is not None:
-            flat = gradient.view(*ctx.shape[:2], -1)
-            flat.scatter_add_(2, high_at, to_high.to(ctx.dtype))
-            flat.scatter_add_(2, low_at, (-total - to_high).to(ctx.dtype))
+            to_extremes = torch.cat([-total - to_high, to_high], -1).to(ctx.dtype)
+            gradient.view(*ctx.shape[:2], -1).scatter_add_(2, places, to_extremes)
         return gradient, None
 
 
@@ -233,7 +234,8 @@ def _pooled(h: torch.Tensor) -> torch.Tensor:
         if h.shape[axis] > 1:
             pairs = h.narrow(axis, 0, h.shape[axis] // 2 * 2).unflatten(axis, (-1, 2))
             h = pairs.select(axis + 1, 0) + pairs.select(axis + 1, 1)
-    return h / _voxels(_pooling(shape))  # never h itself: the caller writes into it
+    voxels = _voxels(_pooling(shape))
+    return h.clone() if voxels == 1 else h.mul_(1 / voxels)  # never h itself: the caller writes into it
 
 
 def _voxels(window: Sequence[int]) -> int:
@@ -243,33 +245,59 @@ def _voxels(window: Sequence[int]) -> int:
 def _spread(pooled: torch.Tensor, shape: torch.Size, onto: torch.Tensor | None) -> torch.Tensor:
     """(B, C, n) -> (*shape): each value over its whole window, added to `onto`; what no window covers is left alone.
 
-    Copies of rows: `interpolate` takes a detour over another memory format for most layers, and 3 times as long.
+    Axis by axis, last one first, each by writing blocks of memory twice: `interpolate` takes a detour over another
+    memory format for most layers, and 3 times as long.
     """
     window = _pooling(shape[2:])
     inner = [side // step for side, step in zip(shape[2:], window, strict=True)]
     if window[-1] == 2:
-        pooled = torch.stack([pooled, pooled], -1)
-    axes = [size for side, step in zip(inner[:-1], window[:-1], strict=True) for size in (side, step)]
-    rows = pooled.reshape(*shape[:2], *(n for side in inner[:-1] for n in (side, 1)), inner[-1] * window[-1])
-    rows = rows.expand(*shape[:2], *axes, rows.shape[-1])
+        if pooled.device.type == "cpu" and pooled.dtype == torch.float32:
+            # Real and imaginary part lie side by side: the fastest way on the CPU to write each value twice.
+            pooled = torch.view_as_real(torch.complex(pooled, pooled))
+        else:
+            pooled = pooled[..., None].expand(*pooled.shape, 2)
     covered = [side * step for side, step in zip(inner, window, strict=True)]
+    block = covered[-1]
+    for axis in range(len(inner) - 2, -1, -1):
+        pooled = pooled.reshape(-1, block)
+        if axis == 0 and onto is not None and covered == list(shape[2:]) and block >= 32:
+            # Long blocks are added as fast as they are copied: that saves a pass.
+            blocks = onto.reshape(pooled.shape[0], window[0], block)
+            return (pooled[:, None] + blocks).view(shape)
+        if window[axis] == 2:
+            pooled = torch.cat([pooled, pooled], -1)
+        block *= covered[axis]
+    spread = pooled.reshape(*shape[:2], *covered)
     if covered != list(shape[2:]):
         margins = [m for side, c in zip(shape[:1:-1], covered[::-1], strict=True) for m in (0, side - c)]
-        spread = functional.pad(rows.reshape(*shape[:2], *covered), margins)
-        return spread if onto is None else spread + onto
-    return rows.reshape(shape) if onto is None else (rows + onto.reshape(rows.shape)).view(shape)
+        spread = functional.pad(spread, margins)
+    return spread if onto is None else spread.add_(onto)
 
 
-def _extreme(h: torch.Tensor, argextreme) -> tuple[torch.Tensor, torch.Tensor]:
-    """The least or greatest value of each map (B, C), float32, and its place in the flattened map (B, C, 1)."""
-    # Rows first: reducing the last axis is vectorised and several times faster than one arg-reduction over the map.
-    rows = h.flatten(2, -2)
-    of_rows = rows.amin(-1) if argextreme is torch.Tensor.argmin else rows.amax(-1)
-    row = argextreme(of_rows, dim=-1, keepdim=True)
-    in_row = torch.gather(rows, 2, row[..., None].expand(-1, -1, -1, rows.shape[-1])).squeeze(2)
-    column = argextreme(in_row, dim=-1, keepdim=True)
-    value = torch.gather(in_row, 2, column).squeeze(-1).float()
-    return value, row * rows.shape[-1] + column
+def _extremes(h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The least and the greatest value of each map (B, C), float32, and their places in the flattened map (B, C, 2)."""
+    # An extreme alone is vectorised; one with its place is not, and takes 5 times as long. So the places are looked
+    # for among the extremes of the map's parts, and then in those two parts by comparing, with floats for booleans,
+    # which again is what is vectorised. Of equal values, the last one in the first part that has one is taken.
+    size = h.shape[2:].numel()
+    parts = 256
+    while size % parts or (parts > 1 and size < 8 * parts**2):
+        parts //= 2
+    rows = h.reshape(-1, size // parts)
+    extremes = torch.cat([rows.amin(1).float(), -rows.amax(1).float()]).view(-1, parts)
+    maps = rows.shape[0] // parts
+    row = torch.arange(0, rows.shape[0], parts, device=h.device).repeat(2)
+    part = None
+    if parts > 1:
+        extremes, part = extremes.min(1, keepdim=True)
+        row = row + part[:, 0]
+    low, high = extremes[:maps], -extremes[maps:]
+    found = rows.index_select(0, row).float().eq_(torch.cat([low, high]))
+    # NaN equals nothing, and place 0 is at least in the map.
+    place = found.mul_(torch.arange(rows.shape[1], device=h.device, dtype=torch.float32)).amax(1).long()
+    if part is not None:
+        place = place + part[:, 0] * rows.shape[1]
+    return low.view(h.shape[:2]), high.view(h.shape[:2]), place.view(2, *h.shape[:2]).movedim(0, -1)
 
 
 def _rounding(low: torch.Tensor, high: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -12,6 +12,7 @@ from nnunet_sauron.methods.delta import (
     delta_prune,
     pairwise_distances,
     relative_pairwise_distances,
+    with_delta_opt,
 )
 
 SHAPES = [(2, 5, 8, 6), (3, 4, 7, 9), (2, 5, 4, 6, 8), (2, 3, 1, 7, 8), (1, 3, 5, 5, 5), (2, 4, 1, 1)]
@@ -53,6 +54,32 @@ def test_delta_opt_and_its_gradient_equal_the_formulas(shape, normalisation):
     expected.backward()
     torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(h.grad, expected_h.grad, atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("shape", [*SHAPES[:-1], (2, 3, 32, 40), (2, 3, 33, 40), (2, 3, 8, 6, 10)], ids=str)
+def test_its_gradient_is_added_to_that_of_the_layers_after(shape, normalisation):
+    h = random_maps(shape).requires_grad_()
+    expected_h = h.detach().clone().requires_grad_()
+    onward = random_maps(shape, seed=1) / 100
+    maps, term = with_delta_opt(h, normalisation)
+    handed_on = (maps * onward).sum()
+    (handed_on + term).backward()
+    ((expected_h * onward).sum() + textbook_delta_opt(expected_h, normalisation)).backward()
+    torch.testing.assert_close(h.grad, expected_h.grad, atol=1e-7, rtol=1e-4)
+    torch.testing.assert_close(onward, random_maps(shape, seed=1) / 100, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 7, 5), (2, 4, 32, 40), (2, 4, 8, 12, 16)], ids=str)
+def test_of_equal_extremes_only_one_has_the_gradient_and_all_of_it(shape):
+    # However it is shared out, delta_opt knows neither a map's level nor its scale.
+    h = random_maps(shape).clamp(0, 3).requires_grad_()
+    delta_opt(h).backward()
+    gradient = h.grad.flatten(2).double()
+    size = gradient.abs().sum(2)
+    assert (size > 0).all()
+    assert (gradient.sum(2).abs() < 1e-5 * size).all()
+    assert ((gradient * h.detach().flatten(2)).sum(2).abs() < 1e-5 * size).all()
 
 
 def test_delta_opt_of_a_hand_computed_case():

@@ -155,11 +155,11 @@ def make_step(name: str, case: str, folder: str):
 
     def step():
         if name == "textbook":
-            original, sauron._with_delta_opt = sauron._with_delta_opt, textbook_delta_opt
+            original, sauron.with_delta_opt = sauron.with_delta_opt, textbook_delta_opt
             try:
                 trainer.train_step({"data": data, "target": target})
             finally:
-                sauron._with_delta_opt = original
+                sauron.with_delta_opt = original
         else:
             trainer.train_step({"data": data, "target": target})
 

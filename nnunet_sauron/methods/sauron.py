@@ -109,6 +109,7 @@ PUBLISHED = {
     "merge": False,
     "target_macs": None,
     "prune_batches": 1,
+    "delta_opt_every": 1,
     "delta_opt_after_cuts": True,
 }
 
@@ -124,6 +125,8 @@ class SauronSettings(PruningSettings):
             `Sauron`.
         lambda_: Weight of delta_opt in the loss; 0 for the ablation that only prunes.
         normalisation: Of the maps in delta_opt: "minmax", "none" or "max_distance".
+        delta_opt_every: Training steps from one with delta_opt to the next; it weighs as many times more there, and
+            costs as many times less (benchmarks/results).
         delta_opt_after_cuts: Whether delta_opt stays in the loss when the cutting phase is over.
         target_macs: The part of a patch's multiply-accumulates that is left at the end of the cutting phase; None: the
             thresholds' common level climbs to `tau_max`, and what is left then is left.
@@ -144,6 +147,7 @@ class SauronSettings(PruningSettings):
     published: bool = False
     lambda_: float = 0.5
     normalisation: str = "minmax"
+    delta_opt_every: int = 2
     delta_opt_after_cuts: bool = False
     target_macs: float | None = 0.1
     cuts: int = 20
@@ -165,7 +169,8 @@ class SauronSettings(PruningSettings):
         _require(self.normalisation in NORMALISATIONS, "normalisation", "one of " + ", ".join(NORMALISATIONS),
                  self.normalisation)  # fmt: skip
         _require(self.prune_batches >= 1, "prune_batches", "at least 1", self.prune_batches)
-        _require(self.cuts >= 1, "cuts", "at least 1", self.cuts)
+        for name in ("cuts", "delta_opt_every"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         if self.target_macs is not None:
             _require(0 < self.target_macs <= 1, "target_macs", "the part that stays, in (0, 1]", self.target_macs)
             _require(not self.published, "target_macs", "None with published=True, which has no target",
@@ -205,6 +210,7 @@ class Sauron(PruningMethod):
         self._network = network
         self._thresholds = {unit.name: self.settings.threshold(self.num_epochs) for unit in layout.units}
         self._terms: list[torch.Tensor] = []
+        self._steps, self._regularising = 0, True
         modules = feature_map_modules(network, layout) if self.settings.lambda_ > 0 else ()
         self._hooks = [module.register_forward_hook(self._observe) for _, _, module in modules]
 
@@ -214,6 +220,7 @@ class Sauron(PruningMethod):
         return self._schedule.name, self._schedule.target, self._schedule.left
 
     def start_epoch(self, epoch: int, widths: dict[str, int]) -> None:
+        self._steps = 0
         over = epoch > self.settings.cut_until * self.num_epochs
         if self._hooks and over and not self.settings.delta_opt_after_cuts:
             for hook in self._hooks:
@@ -223,11 +230,13 @@ class Sauron(PruningMethod):
 
     def before_step(self, steps_left: int) -> None:
         self._terms.clear()
+        self._regularising = self._steps % self.settings.delta_opt_every == 0
+        self._steps += 1
 
     def regulariser(self) -> torch.Tensor | None:
-        """lambda * mean of delta_opt over the layers of the last forward."""
+        """lambda * mean of delta_opt over the layers of the last forward, for the steps up to the next one with it."""
         mean = mean_of(self._terms)
-        return None if mean is None else self.settings.lambda_ * mean
+        return None if mean is None else self.settings.lambda_ * self.settings.delta_opt_every * mean
 
     def redundant(self, progress: Progress) -> dict[str, list[int]]:
         """As published: what is nearer to a random reference channel than the layer's threshold."""
@@ -307,7 +316,7 @@ class Sauron(PruningMethod):
         return mean_distances(self._network, inputs, standardise=self.settings.standardise)
 
     def _observe(self, module: nn.Module, inputs, feature_maps: torch.Tensor) -> torch.Tensor:
-        if not module.training or feature_maps.shape[1] < 2:
+        if not (module.training and self._regularising) or feature_maps.shape[1] < 2:
             return feature_maps
         feature_maps, term = with_delta_opt(feature_maps, self.settings.normalisation)
         self._terms.append(term)

@@ -151,7 +151,7 @@ def test_notes_and_checkpoints_say_it(folders, capsys):
     assert 0.3 < notes["folds"]["0"]["parameters"][1] / notes["folds"]["0"]["parameters"][0] <= 0.5
     written = checkpoint(folders)
     assert written["init_args"]["plans"] == plans and written["trainer_name"] == "nnUNetTrainer"
-    assert written["compression"]["features_per_stage"] == tuple(notes["features_per_stage"])
+    assert written["compression"]["features_per_stage"] == notes["features_per_stage"]
     said = " ".join(capsys.readouterr().err.split())
     assert (
         f"A plain nnU-Net model, which predicts without this package: trainer nnUNetTrainer, plans {notes['plans']}"
@@ -265,7 +265,8 @@ def test_the_widths_that_residual_stages_are_kept_apart_by_count_towards_the_tar
 def test_every_fold_has_its_say_and_their_order_has_none():
     one, other = ranked_fold(), ranked_fold(share=1e-4)
     widths = [UniformStages(folds).of_stages(1e-4) for folds in ([one], [other], [one, other], [other, one])]
-    assert widths[0][0] > widths[2][0] > widths[1][0] and widths[2] == widths[3]
+    first = [next(iter(of_stages.values())) for of_stages in widths]
+    assert first[0] > first[2] > first[1] and widths[2] == widths[3]
 
 
 @pytest.mark.parametrize("setting", ["stem_channels", "bottleneck_channels"])

@@ -168,3 +168,20 @@ def test_delta_opt_ends_with_the_cutting_phase_and_costs_nothing_then():
     stays.start_epoch(9, channel_layout(network).widths)
     network(patches(4)[0])
     assert stays.regulariser() is not None
+
+
+def test_delta_opt_every_second_step_weighs_twice():
+    network, tensor = build().train(), patches(4)[0]
+    terms = {}
+    for every in (1, 2):
+        method = prepared(network, lambda_=0.5, delta_opt_every=every, target_macs=0.5)
+        terms[every] = []
+        method.start_epoch(0, channel_layout(network).widths)
+        for _ in range(4):
+            method.before_step(1)
+            network(tensor)
+            terms[every].append(method.regulariser())
+        for hook in method._hooks:
+            hook.remove()
+    assert [term is None for term in terms[2]] == [False, True, False, True]
+    torch.testing.assert_close(terms[2][0], 2 * terms[1][0])

@@ -169,10 +169,11 @@ class Run:
                 else:
                     self.row(name, str(network), check, network)
 
-    def row(self, check: str, what: str, function: Callable[..., dict], *arguments) -> None:
+    def row(self, check: str, what: str, function: Callable[..., None], *arguments) -> None:
         """Run one check and write down what came of it."""
         left = self.seconds - (time.perf_counter() - self.begun)
         row: dict = {"check": check, "of": what, "result": "ok"}
+        found: dict = {}  # filled as a check goes, so that one which fails leaves what it had measured
         self.log.seek(0)
         self.log.truncate()
         begun = time.perf_counter()
@@ -181,7 +182,7 @@ class Run:
         else:
             try:
                 with alarm(max(20, min(left, self.seconds / 3))), contextlib.redirect_stdout(self.log):
-                    row |= function(*arguments)
+                    function(found, *arguments)
             except Exception as error:  # each check stands by itself
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 text = " ".join(str(error).split())[:300]
@@ -190,6 +191,7 @@ class Run:
                 row["log"] = self.log.getvalue()[-2000:]
             finally:
                 self.tidy()
+        row |= found
         row["seconds"] = round(time.perf_counter() - begun, 1)
         self.rows.append(row)
         at = time.perf_counter() - self.begun
@@ -209,8 +211,7 @@ class Run:
 
     # The checks
 
-    def check_training(self, name: str, network: Network) -> dict:
-        result: dict = {}
+    def check_training(self, result: dict, name: str, network: Network) -> None:
         for merge in (False, True) if name != "StockTrainer" else (None,):
             whole = self.training(name, network, f"{name}_{merge}", merge)
             key = {None: "", False: "drop_", True: "merge_"}[merge]
@@ -219,7 +220,6 @@ class Run:
         resumed = self.resumed(name, network, f"{name}_{merge}")
         result["resume"] = compared(whole, resumed)
         result |= self.predicted(Path(whole.output_folder_base))
-        return result
 
     def training(self, name: str, network: Network, folder: str, merge: bool | None) -> nn.Module:
         """A finished training, from the first of the settings that its trainer knows."""
@@ -263,10 +263,9 @@ class Run:
         result["predict_equal_voxels"] = float((ours == reference).mean())
         return result
 
-    def check_steps(self, name: str, network: Network) -> dict:
+    def check_steps(self, result: dict, name: str, network: Network) -> None:
         from nnunet_sauron.pruning import resize
 
-        result: dict = {}
         os.environ["nnunet_sauron"] = "num_epochs=1000"
         for left in MACS_LEFT:
             trainer = self.trainer(name, network, f"steps_{name}_{left}_{len(network.patch)}")
@@ -295,15 +294,13 @@ class Run:
                 result[f"{key} loss_scale"] = trainer.grad_scaler.get_scale()
             del trainer, bare
             gc.collect()
-        return result
 
-    def check_network(self, network: Network) -> dict:
+    def check_network(self, result: dict, network: Network) -> None:
         from nnunet_sauron.pruning import resize
 
         dense = build(network).to(self.device).eval()
         cost = Cost(dense, network)
         networks = {"dense": dense}
-        result: dict = {}
         for left, round_to in itertools.product(MACS_LEFT[1:], (1, 8)):
             name = f"{left:.0%} {'as cut' if round_to == 1 else f'to {round_to}'}"
             networks[name] = narrow = copy.deepcopy(dense)
@@ -321,15 +318,14 @@ class Run:
                         if turn >= 3:
                             times[name].append(now(self.device) - begun)
             result |= {f"{name} {precision} s": statistics.median(values) for name, values in times.items()}
-        return result
 
-    def check_agreement(self, network: Network) -> dict:
+    def check_agreement(self, result: dict, network: Network) -> None:
         from nnunet_sauron.pruning import resize
 
         narrow = build(network).eval()
         resize(narrow, Cost(narrow, network).widths_at(0.5))
         patch = torch.randn((1, 1, *network.patch))
-        result, saved = {}, (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+        saved = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
         with torch.inference_mode():
             reference = narrow(patch)
             narrow.to(self.device)
@@ -342,16 +338,14 @@ class Run:
                 result[f"{precision} relative_error"] = float(error)
                 result[f"{precision} equal_labels"] = float((output.argmax(1) == reference.argmax(1)).float().mean())
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = saved
-        return result
 
-    def check_compress(self, network: Network) -> dict:
+    def check_compress(self, result: dict, network: Network) -> None:
         from nnunet_sauron.cli import main as nnunetv2_sauron
 
         images = self.images(8)
         models = sorted((self.folder / "StockTrainer_None").glob("*/StockTrainer__*"))
         if not models:
             raise FileNotFoundError("StockTrainer's training has not run; it is part of the check 'training'.")
-        result: dict = {}
         for round_to in (1, 8) if self.device.type == "cuda" else (1,):
             target = self.folder / f"compressed_{round_to}"
             words = ["compress", "-m", models[0], "-i", images[0].parent, "-o", target, "--macs", 0.5]
@@ -367,10 +361,8 @@ class Run:
             result[f"{key}agreement_dice"] = fold.get("agreement_dice")
             result[f"{key}fold"] = next(iter(fold["folds"].values()))
             result |= {f"{key}{k}": v for k, v in self.predicted(target).items()}
-        return result
 
-    def check_compile(self, name: str, network: Network) -> dict:
-        result: dict = {}
+    def check_compile(self, result: dict, name: str, network: Network) -> None:
         for compiled in (False, True):
             os.environ["nnUNet_compile"] = "t" if compiled else "f"
             torch._dynamo.reset()
@@ -381,7 +373,6 @@ class Run:
             result[f"{key} seconds"] = time.perf_counter() - begun
             result |= {f"{key} {k}": v for k, v in described_training(trainer).items()}
             result[f"{key} was_compiled"] = isinstance(trainer.network, torch._dynamo.OptimizedModule)
-        return result
 
     # What they share
 
@@ -615,21 +606,33 @@ def describe_machine() -> dict:
 
 
 def print_tables(rows: Sequence[dict]) -> None:
-    """Every check's rows, each with what it measured, one a line."""
+    """A table for each check and network, with a column for each trainer; what failed below."""
     hidden = ("check", "of", "result", "traceback", "log")
-    for check in dict.fromkeys(row["check"] for row in rows):
-        print(f"\n{check}")
-        for row in (row for row in rows if row["check"] == check):
-            print(f"  {row['of']}: {row['result']}")
-            for key, value in row.items():
-                if key not in hidden:
-                    print(f"    {key:34s} {formatted(value)}")
+    groups: dict[tuple[str, str], dict[str, dict]] = {}
+    for row in rows:
+        trainer, comma, network = row["of"].partition(", ")
+        groups.setdefault((row["check"], network if comma else trainer), {})[trainer if comma else ""] = row
+    for (check, network), columns in groups.items():
+        print(f"\n{check}, {network}")
+        measured = dict.fromkeys(key for row in columns.values() for key in row if key not in hidden)
+        print(f"  {'':30s}" + "".join(f"{name.removesuffix('Trainer'):>13s}" for name in columns))
+        for key in (key for key in measured if not key.endswith(("settings", "resume", "dice", "fold"))):
+            print(f"  {key:30s}" + "".join(f"{formatted(row.get(key)):>13s}" for row in columns.values()))
+        for name, row in columns.items():
+            for key in (key for key in row if key.endswith(("resume", "dice", "fold"))):
+                print(f"  {name or network} {key}: {formatted(row[key])}")
+            if row["result"] != "ok":
+                print(f"  {name or network}: {row['result']}")
     print(flush=True)
 
 
 def formatted(value) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1e6:
+        return f"{value / 1e9:.4g} G"
     if isinstance(value, dict):
         return ", ".join(f"{k}: {formatted(v)}" for k, v in value.items() if not isinstance(v, dict))
     return str(value)

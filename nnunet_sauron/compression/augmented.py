@@ -82,7 +82,7 @@ class AugmentedPatches(Dataset):
             configuration.patch_size,
             model.manager.get_label_manager(model.dataset_json),
             oversample_foreground_percent=0.0,  # nobody knows where it is
-            transforms=_OnCopies(transforms),
+            transforms=transforms,
         )
         self._loader.has_ignore = False  # nor where nobody judged
 
@@ -99,18 +99,9 @@ class _Stored:
         self.identifiers, self.folder = list(names), folder
 
     def load_case(self, name: str) -> tuple:
+        # Mapped anew each time, and copied where transforms write into it: the file stays as it is.
         image, outside = (np.load(self.folder / f"{name}{part}.npy", mmap_mode="c") for part in ("", "_seg"))
         return image, outside, None, {"class_locations": None}
-
-
-class _OnCopies:
-    """Transforms that write into what they are given would write into the mapped image."""
-
-    def __init__(self, transforms):
-        self.transforms = transforms
-
-    def __call__(self, **patch: torch.Tensor) -> dict:
-        return self.transforms(**{name: tensor.clone() for name, tensor in patch.items()})
 
 
 @contextmanager

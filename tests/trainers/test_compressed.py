@@ -152,6 +152,28 @@ def test_the_logged_losses_are_nnunets_own(folder, model, source, monkeypatch):
     assert not torch.equal(learning.network.state_dict()[name], alone.network.state_dict()[name])
 
 
+def test_after_a_training_step_validation_hears_no_teacher(folder, model, source, monkeypatch):
+    trainer = start(folder, monkeypatch, model)
+    steps(trainer)
+    batch = next(RandomPatches(trainer, 6))
+    output = trainer.network(batch["data"])
+    assert torch.equal(trainer.loss(output, batch["target"]), trainer.loss.loss(output, batch["target"]))
+
+
+def test_a_training_from_before_there_were_teachers_is_continued_without(folder, model, monkeypatch):
+    trainer = start(folder, monkeypatch, model)
+    trainer.run_training()
+    final = final_of(trainer)
+    del final["logging"]["distillation"]
+    torch.save(final, Path(trainer.output_folder) / "checkpoint_final.pth")
+    monkeypatch.delenv("nnunet_sauron")
+    resumed = small_trainer(folder, type("T", (SmallCompressedTrainer,), {"num_epochs": 4}))
+    resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_final.pth"))
+    resumed.run_training()
+    # As long as every other series, by the shortest of which nnU-Net draws its progress.
+    assert {len(series) for series in final_of(resumed)["logging"].values()} == {4}
+
+
 def test_without_labels_no_target_is_looked_at(folder, model, source, monkeypatch):
     results = []
     for targets in (torch.zeros_like, torch.ones_like):

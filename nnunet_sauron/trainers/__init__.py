@@ -9,12 +9,12 @@ from .methods import (
     RandomLargestLayerTrainer,
     SauronTrainer,
     SFPTrainer,
-    ShrinkTrainer,
     STAMPRandomChannelTrainer,
     STAMPTrainer,
     TaylorTrainer,
 )
 from .pruning import PruningTrainer
+from .shrink import ShrinkTrainer
 from .stock import StockTrainer
 
 __all__ = [

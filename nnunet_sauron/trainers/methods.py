@@ -9,7 +9,6 @@ from ..methods.l1 import L1
 from ..methods.random import RandomLargestLayer
 from ..methods.sauron import Sauron
 from ..methods.sfp import SFP
-from ..methods.shrink import Shrink
 from ..methods.stamp import STAMP, STAMPRandomChannel
 from ..methods.taylor import Taylor
 from .pruning import PruningTrainer
@@ -19,12 +18,6 @@ class SauronTrainer(PruningTrainer):
     """Draws feature maps into clusters and removes the redundant ones, with thresholds that adjust themselves."""
 
     Method = Sauron
-
-
-class ShrinkTrainer(PruningTrainer):
-    """Cuts what the output misses least, to a tenth of the multiply-accumulates, and merges it into what stays."""
-
-    Method = Shrink
 
 
 class STAMPTrainer(PruningTrainer):

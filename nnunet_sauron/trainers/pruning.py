@@ -57,15 +57,17 @@ class PruningTrainer(ResizingTrainer):
     """
 
     Method: type[PruningMethod]
+    MoreSettings: tuple[type, ...] = ()
 
     # nnU-Net reads this signature and stores these arguments: it must be exactly its own.
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
         if not hasattr(nnunet_logger, "MetaLogger"):
             raise RuntimeError("This nnU-Net is too old for nnunet-sauron; 2.8 is needed: pip install -U nnunetv2")
-        training, self.pruning_settings, snapshot_settings = read_settings(
-            type(self), TrainingSettings, self.Method.Settings, SnapshotSettings
+        training, self.pruning_settings, snapshot_settings, *self._more_settings = read_settings(
+            type(self), TrainingSettings, self.Method.Settings, SnapshotSettings, *self.MoreSettings
         )
         self._check_target(plans, configuration, dataset_json, training.num_epochs or NNUNET_EPOCHS)
+        self._read_before_writing(plans, configuration, fold, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         training.apply_to(self)
         self._series().setdefault(SERIES, [])
@@ -88,6 +90,9 @@ class PruningTrainer(ResizingTrainer):
         layout = channel_layout(network)
         self._check_merge_batches(layout.widths, chosen.batch_size)
         self.Method(self.pruning_settings, num_epochs).prepare(layout, self._cost, self._given_widths)
+
+    def _read_before_writing(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
+        """Read what a subclass starts from, before nnU-Net's constructor writes a log."""
 
     def _check_merge_batches(self, widths: dict[str, int], batch_size: int) -> None:
         batches = self.pruning_settings.merge_batches
@@ -148,7 +153,8 @@ class PruningTrainer(ResizingTrainer):
 
     def _settings(self) -> dict:
         training = {name: getattr(self, name) for name in asdict(TrainingSettings())}
-        return {**asdict(self.pruning_settings), **training, **asdict(self._snapshots.settings)}
+        more = {name: value for settings in self._more_settings for name, value in asdict(settings).items()}
+        return {**asdict(self.pruning_settings), **training, **asdict(self._snapshots.settings), **more}
 
     def on_epoch_start(self) -> None:
         # First, so that an epoch's time is its training's; the log tells what a merge took.

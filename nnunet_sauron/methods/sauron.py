@@ -139,8 +139,8 @@ class SauronSettings(PruningSettings):
             at least the fraction `mu`.
     """
 
-    cut_from: float = 0.15
-    cut_until: float = 0.7
+    cut_from: float = 0.1
+    cut_until: float = 0.5
     max_fraction_per_epoch: float | None = 0.3
     max_loss_increase: float | None = 0.1
     merge: bool = True

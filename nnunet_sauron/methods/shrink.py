@@ -37,8 +37,8 @@ class ShrinkSettings(PruningSettings):
         patches: Training patches that channels are ranked on, at least; more where a layer has few positions.
     """
 
-    cut_from: float = 0.2
-    cut_until: float = 0.7
+    cut_from: float = 0.1
+    cut_until: float = 0.5
     max_fraction_per_epoch: float | None = None
     max_loss_increase: float | None = 0.1
     merge: bool = True

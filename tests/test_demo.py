@@ -186,7 +186,7 @@ def test_half_done_predictions_are_removed_first(tmp_path, monkeypatch):
     leftover.parent.mkdir(parents=True)
     leftover.touch()
     monkeypatch.setattr(steps, "run_command", lambda command, **options: None)
-    next(step for step in demo_steps(tmp_path) if step.name == "predict_stock").run(print)
+    next(step for step in demo_steps(tmp_path) if step.name == "predict_StockTrainer").run(print)
     assert not leftover.exists()
 
 

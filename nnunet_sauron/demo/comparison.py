@@ -1,4 +1,4 @@
-"""Reports on the demo's two models and writes `demo.json`; a command of its own, in nnU-Net's environment."""
+"""Reports on the demo's models and writes `demo.json`; a command of its own, in nnU-Net's environment."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from pathlib import Path
 from ..analysis.report_command import report
 from ..datasets.phantom import DATASET_NAME
 from ..trainers.checkpoints import write_atomically
-from .steps import LENGTH, SAURON, TRAINERS, model_folder
+from .steps import COMPRESS, MODELS, SETTINGS, model_folder
 
 
 def compare(folder: Path) -> dict:
-    """Make the report of both models, on the test cases.
+    """Make the report of all models, on the test cases.
 
     Args:
         folder: The demo's folder, with trained models and predictions.
 
     Returns:
-        What `demo.json` holds: the content of the report's `report.json`, the `settings`, the seconds per case of both
-        trainers, and where the report and the pruning's picture are.
+        What `demo.json` holds: the content of the report's `report.json`, the `settings`, the seconds per case of each
+        model, and where the report and the pruning's picture are.
     """
-    predictions = {trainer: folder / "predictions" / trainer for trainer in TRAINERS}
+    predictions = {name: folder / "predictions" / name for name in MODELS}
     report(
-        [model_folder(folder, trainer) for trainer in TRAINERS],
+        [model_folder(folder, name) for name in MODELS],
         folder / "report",
         predictions=list(predictions.values()),
         labels=folder / "nnUNet_raw" / DATASET_NAME / "labelsTs",
     )
     return {
         **json.loads((folder / "report" / "report.json").read_text()),
-        "settings": {"both": LENGTH, "sauron": SAURON},
-        "seconds_per_case": {trainer: seconds_per_case(path) for trainer, path in predictions.items()},
+        "settings": {**SETTINGS, "compress": " ".join(COMPRESS)},
+        "seconds_per_case": {name: seconds_per_case(path) for name, path in predictions.items()},
         "report_html": str(folder / "report" / "report.html"),
         "pruning_png": str(model_folder(folder, "SauronTrainer") / "fold_0" / "pruning.png"),
     }

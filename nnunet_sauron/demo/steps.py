@@ -27,15 +27,19 @@ DEFAULT_FOLDER = Path("nnunet_sauron_demo")
 CONFIGURATION = "2d"
 PLANS = "nnUNetDemoPlans"
 BATCH_SIZE = 6
-# Many short epochs: a threshold moves only after an epoch whose loss lies within the range of the ones before, which in
-# a short training happens where losses scatter more than they fall.
-EPOCHS = 56
-LENGTH = f"num_epochs={EPOCHS},num_iterations_per_epoch=12,num_val_iterations_per_epoch=3"
-# The paper's ladder of 15 steps with waits of 5 epochs takes hundreds of epochs; this one fits into 56. The default's
-# 0.05 would hold most cuts where losses scatter so much.
-SAURON = "tau_max=0.5,kappa=4,rho=2,max_loss_increase=0.2,cut_from=0.15,cut_until=0.7"
-SETTINGS = {"StockTrainer": LENGTH, "SauronTrainer": f"{LENGTH},{SAURON}"}
-TRAINERS = tuple(SETTINGS)  # the first is what the other is compared with
+EPOCHS = 40
+LENGTH = f"num_epochs={EPOCHS},num_iterations_per_epoch=16,num_val_iterations_per_epoch=2"
+# Fewer cuts than in a real training, measured on fewer patches: here a cut takes as long as several steps.
+SHRINK = "cuts=5,patches=48"
+SAURON = "cuts=8,patches=48,prune_batches=8"
+SETTINGS = {
+    "StockTrainer": LENGTH,
+    "SauronTrainer": f"{LENGTH},{SAURON}",
+    "ShrinkTrainer": f"{LENGTH},{SHRINK}",
+}
+COMPRESSED = "compressed"
+COMPRESS = ("--macs", "0.1", "--recover", "10", "--recover-steps", "24")
+MODELS = (*SETTINGS, COMPRESSED)  # the first is what the others are compared with
 
 # The checkpoint that `nnUNetv2_train --c` takes is the first of these.
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
@@ -61,7 +65,8 @@ class Step:
 
 
 def run_demo(folder: Path | None = None, json_output: bool = False) -> None:
-    """Generate a phantom dataset, train stock nnU-Net and SauronTrainer on it, and print how they compare.
+    """Generate a phantom dataset, train stock nnU-Net, SauronTrainer and ShrinkTrainer on it, compress the stock model
+    and recover it, and print how all four compare.
 
     Every step is one of nnU-Net's own commands, in an environment of its own: nothing is installed, and nothing is left
     outside the folder. Interrupted and called again for the same folder, it goes on where it was.
@@ -78,7 +83,10 @@ def run_demo(folder: Path | None = None, json_output: bool = False) -> None:
     """
     console = Console(stderr=json_output, highlight=False, soft_wrap=True)
     _require_nnunet()
-    demo_folder = DemoFolder.open(DEFAULT_FOLDER if folder is None else folder, {"plans": PLANS, "trainers": SETTINGS})
+    demo_folder = DemoFolder.open(
+        DEFAULT_FOLDER if folder is None else folder,
+        {"plans": PLANS, "trainers": SETTINGS, "compress": list(COMPRESS)},
+    )
     path = demo_folder.path
     console.print(f"Working in {path}, logs in its folder logs. About 10 minutes on two cores.", markup=False)
     go_on = f"nnUNetv2_sauron demo -o {path}"
@@ -110,17 +118,16 @@ def demo_steps(folder: Path) -> list[Step]:
     def train(trainer: str) -> Callable[[Follow], None]:
         return lambda follow: _train(folder, trainer, follow)
 
-    def predict(trainer: str) -> Callable[[Follow], None]:
-        return lambda follow: _predict(folder, trainer, follow)
+    def predict(model: str) -> Callable[[Follow], None]:
+        return lambda follow: _predict(folder, model, follow)
 
     return [
         Step("phantom", "generate the phantom dataset", lambda follow: _generate(folder)),
         Step("plan", "plan and preprocess", lambda follow: _plan(folder, follow)),
-        Step("train_stock", "train stock nnU-Net", train("StockTrainer"), EPOCHS),
-        Step("train_sauron", "train SauronTrainer", train("SauronTrainer"), EPOCHS),
-        Step("predict_stock", "predict the test cases with stock nnU-Net", predict("StockTrainer")),
-        Step("predict_sauron", "predict the test cases with SauronTrainer", predict("SauronTrainer")),
-        Step("compare", "report on both", lambda follow: _compare(folder, follow)),
+        *(Step(f"train_{name}", f"train {name}", train(name), EPOCHS) for name in SETTINGS),
+        Step("compress", "compress the stock model, and recover it", lambda follow: _compress(folder, follow)),
+        *(Step(f"predict_{name}", f"predict the test cases: {name}", predict(name)) for name in MODELS),
+        Step("compare", "report on all", lambda follow: _compare(folder, follow)),
     ]
 
 
@@ -165,9 +172,11 @@ def command_environment(folder: Path, **variables: str) -> dict[str, str]:
     }
 
 
-def model_folder(folder: Path, trainer: str) -> Path:
-    """Where nnU-Net keeps a trainer's model, the folder that `nnUNetv2_predict_from_modelfolder -m` takes."""
-    return folder / "nnUNet_results" / DATASET_NAME / f"{trainer}__{PLANS}__{CONFIGURATION}"
+def model_folder(folder: Path, name: str) -> Path:
+    """Where a model lies, the folder that `nnUNetv2_predict_from_modelfolder -m` takes; `name` is one of `MODELS`."""
+    if name == COMPRESSED:
+        return folder / COMPRESSED
+    return folder / "nnUNet_results" / DATASET_NAME / f"{name}__{PLANS}__{CONFIGURATION}"
 
 
 def drop_unreadable_checkpoints(fold_folder: Path) -> bool:
@@ -226,17 +235,25 @@ def _train(folder: Path, trainer: str, follow: Follow) -> None:
     run_command(command, log=_log(folder, f"train_{trainer}"), environment=environment, on_line=follow)
 
 
-def _predict(folder: Path, trainer: str, follow: Follow) -> None:
-    predictions = folder / "predictions" / trainer
+def _compress(folder: Path, follow: Follow) -> None:
+    output = model_folder(folder, COMPRESSED)
+    shutil.rmtree(output, ignore_errors=True)
+    images = folder / "nnUNet_raw" / DATASET_NAME / "imagesTr"
+    command = ["nnUNetv2_sauron", "compress", "-m", str(model_folder(folder, "StockTrainer")), "-i", str(images)]
+    command += ["-o", str(output), "-device", "cpu", *COMPRESS]
+    environment = command_environment(folder, OMP_WAIT_POLICY="PASSIVE")
+    run_command(command, log=_log(folder, "compress"), environment=environment, on_line=follow)
+
+
+def _predict(folder: Path, model: str, follow: Follow) -> None:
+    predictions = folder / "predictions" / model
     shutil.rmtree(predictions, ignore_errors=True)
     images = folder / "nnUNet_raw" / DATASET_NAME / "imagesTs"
-    command = ["nnUNetv2_predict", "-i", str(images), "-o", str(predictions), "-d", str(DATASET_ID), "-p", PLANS]
-    command += ["-c", CONFIGURATION, "-tr", trainer, "-f", "0", "-chk", "checkpoint_final.pth", "-device", "cpu"]
+    command = ["nnUNetv2_predict_from_modelfolder", "-i", str(images), "-o", str(predictions)]
+    command += ["-m", str(model_folder(folder, model)), "-f", "0", "-chk", "checkpoint_final.pth", "-device", "cpu"]
     # No workers (-npp, -nps): one case after the other, so that the time between two cases is the time of one.
     command += ["--disable_tta", "--disable_progress_bar", "-npp", "0", "-nps", "0"]
-    run_command(
-        command, log=_log(folder, f"predict_{trainer}"), environment=command_environment(folder), on_line=follow
-    )
+    run_command(command, log=_log(folder, f"predict_{model}"), environment=command_environment(folder), on_line=follow)
 
 
 def _compare(folder: Path, follow: Follow) -> None:

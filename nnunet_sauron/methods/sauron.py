@@ -24,7 +24,6 @@ from .delta import NORMALISATIONS, relative_pairwise_distances, with_delta_opt
 from .shrink import Schedule, inputs_to_rank_on, rank
 
 FIRST_THRESHOLD = 0.001
-PATCHES = 96  # that what errors do to the output is measured on, at least
 
 
 class Threshold:
@@ -133,6 +132,7 @@ class SauronSettings(PruningSettings):
         cuts: Number of cuts between `cut_from` and `cut_until`. (With `published`, one after every epoch.)
         standardise: Measure distances of maps of zero mean and unit norm (a correlation distance).
         prune_batches: Training batches over which distances are averaged.
+        patches: Training patches on which layers' factors are measured, at least.
         tau_max: Upper end of the thresholds.
         kappa, rho, mu: With `published`: steps from 0.001 to `tau_max`; epochs that a threshold looks back and waits
             (None: 5 for each 1000 epochs of training, at least 2); it stays while the layer's last loss of channels was
@@ -153,6 +153,7 @@ class SauronSettings(PruningSettings):
     cuts: int = 20
     standardise: bool = False
     prune_batches: int = 8
+    patches: int = 96
     tau_max: float = 0.3
     kappa: int = 15
     rho: int | None = None
@@ -168,8 +169,7 @@ class SauronSettings(PruningSettings):
         _require(self.lambda_ >= 0, "lambda_", "0 or more", self.lambda_)
         _require(self.normalisation in NORMALISATIONS, "normalisation", "one of " + ", ".join(NORMALISATIONS),
                  self.normalisation)  # fmt: skip
-        _require(self.prune_batches >= 1, "prune_batches", "at least 1", self.prune_batches)
-        for name in ("cuts", "delta_opt_every"):
+        for name in ("prune_batches", "patches", "cuts", "delta_opt_every"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         if self.target_macs is not None:
             _require(0 < self.target_macs <= 1, "target_macs", "the part that stays, in (0, 1]", self.target_macs)
@@ -261,7 +261,7 @@ class Sauron(PruningMethod):
         met = self._met(progress.epoch)
         if met(widths, 0.0):
             return {}
-        to_rank_on = inputs_to_rank_on(self._network, progress, PATCHES)
+        to_rank_on = inputs_to_rank_on(self._network, progress, self.settings.patches)
         if not to_rank_on:
             return {}
         inputs = to_rank_on + self._inputs(progress, len(to_rank_on))

@@ -1,4 +1,5 @@
-"""What two parts of compress do for it: that positions do not count alike, nor layers (`position_weights`, `weighted`).
+"""What parts of compress do for it, or cost: that positions do not count alike, nor layers (`position_weights`,
+`weighted`), and that all layers of a stage have one width (`--uniform-stages`).
 
 A trained model is compressed on patches of some images, with and without either, for several draws of patches;
 segmentations of patches of the other images are compared with the model's own, without a training step in between. For
@@ -24,6 +25,7 @@ from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.analysis.timing import machine
 from nnunet_sauron.compression.compress import Compressor, Goal
 from nnunet_sauron.compression.images import batches, patches
+from nnunet_sauron.compression.stages import UniformStages
 from nnunet_sauron.pruning import rank_units
 from nnunet_sauron.pruning.moments import UNSURE
 
@@ -32,11 +34,13 @@ HELD_OUT = 7  # every seventh case
 
 @dataclass(frozen=True)
 class Variant:
-    """Share of `position_weights`, whether layers' errors are `weighted`, whether batch norm's statistics are new."""
+    """Share of `position_weights`, whether layers' errors are `weighted`, whether batch norm's statistics are new, and
+    whether stages are uniform."""
 
     unsure: float = UNSURE
     weighted: bool = True
     statistics_anew: bool = False
+    uniform: bool = False
 
 
 VARIANTS = {
@@ -44,6 +48,7 @@ VARIANTS = {
     "positions alike": Variant(unsure=0),
     "layers alike": Variant(weighted=False),
     "both alike": Variant(unsure=0, weighted=False),
+    "uniform stages": Variant(uniform=True),
     "statistics anew": Variant(statistics_anew=True),
 }
 
@@ -75,7 +80,9 @@ def main() -> None:
                 compressor.rankings = rank_units(compressor.network, compressor.inputs, compressor.weights)
             for macs in arguments.macs:
                 network = model.network(fold)
-                small = compressor.compress(compressor.tolerance(Goal(macs=macs)))
+                goal, stages = Goal(macs=macs), UniformStages([compressor]) if variant.uniform else None
+                tolerance = (stages or compressor).tolerance(goal)
+                small = compressor.compress(tolerance, widths=stages and stages.widths(tolerance))
                 network.load_state_dict(small.weights)
                 if variant.statistics_anew:
                     make_statistics(network, compressor.inputs)

@@ -127,6 +127,9 @@ def _add_compress(verbs: argparse._SubParsersAction) -> None:
     goal.add_argument("--latency", type=float, metavar="PART", help="part of the time left, measured on this machine")
     compress.add_argument("--dry-run", action="store_true", help="show what several tolerances give, write no model")
     compress.add_argument("--round-to", type=int, default=1, metavar="N", help="keep widths at multiples of this")
+    compress.add_argument(
+        "--uniform-stages", action="store_true", help="one width a stage: a plain nnU-Net model, without this package"
+    )
     compress.add_argument("--max-images", type=int, default=20, metavar="N", help="use so many images; %(default)s")
     compress.add_argument("--labels", type=Path, metavar="FOLDER", help="reference segmentations of the images")
     compress.add_argument("--recover", type=int, metavar="EPOCHS", help="then learn from the old model on the images")
@@ -291,6 +294,7 @@ def _compress(options: argparse.Namespace) -> int:
         round_to=options.round_to,
         recover=options.recover,
         recover_steps=options.recover_steps,
+        uniform_stages=options.uniform_stages,
         device=options.device,
         json_output=options.json,
     )

@@ -20,8 +20,9 @@ from ..analysis.timing import check_device
 from .compress import Compressor, Goal, Segmenter, provenance, split
 from .display import Trial, plot_trade_off, plot_widths, print_compressed, print_trials
 from .images import batches, patches
-from .model import read_prunable, write_model
+from .model import STOCK, read_prunable, write_model
 from .recovery import STEPS, Recovery, RecoverySettings
+from .stages import UniformStages, check_plain, features_per_stage, plain_plans
 
 TOLERANCES = (0.003, 0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -39,6 +40,7 @@ def compress(
     round_to: int = 1,
     recover: int | None = None,
     recover_steps: int | None = None,
+    uniform_stages: bool = False,
     device: str = "cpu",
     json_output: bool = False,
 ) -> None:
@@ -50,12 +52,13 @@ def compress(
         output: The new model's folder. Of a dry run, the trade-off's picture goes beside it, and nothing else.
         goal: What to meet; may be None in a dry run.
         dry_run: Show the trade-off over `TOLERANCES`, and the goal's own, instead of writing a model.
-        folds: Only these; None for all. Each is made smaller by itself.
+        folds: Only these; None for all. Each is made smaller by itself, but for uniform stages.
         labels: Reference segmentations of the images, to measure both models against.
         max_images: So many are used.
         round_to: Widths are multiples of this, where there are as many channels.
         recover: At most so many epochs of learning from the old model on the images that were fitted on.
         recover_steps: Of such an epoch; None for nnU-Net's 250.
+        uniform_stages: Give all layers of a stage, in all folds, one width: the model needs nnU-Net alone then.
         device: "cpu" or "cuda".
         json_output: Print JSON instead of tables.
 
@@ -83,6 +86,8 @@ def compress(
         raise PermissionError(f"{output.absolute().parent} cannot be written to; give another -o.")
     check_device(device)
     model = read_prunable(folder, folds)
+    if uniform_stages:
+        check_plain(model)
     fitted_on, held_out = split(find_cases(images, model), max_images)
     on = torch.device(device)
     if dry_run:  # one fold shows it, and is compared with itself alone
@@ -90,7 +95,7 @@ def compress(
     progress = Progress(quiet=json_output)
     recovery = None
     if lessons:
-        made_with = {"goal": asdict(goal), "round_to": round_to}
+        made_with = {"goal": asdict(goal), "round_to": round_to, "uniform_stages": uniform_stages}
         recovery = Recovery(model, output, lessons, fitted_on, held_out, on, progress, made_with)
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's prediction prints a line a case
         segmenter = Segmenter(model, held_out, on, progress, labels)
@@ -110,14 +115,20 @@ def compress(
         for fold, one in unmade.items():
             with progress.bar(f"fold {fold}: ranking channels", one.probes(inputs)) as step:
                 one.rank(inputs, after_probe=step)
-        tolerances = {fold: one.tolerance(goal) for fold, one in unmade.items()} if goal else {}
+        uniform = UniformStages(list(compressors.values()), round_to) if uniform_stages and unmade else None
+        if uniform and goal:
+            tolerances = dict.fromkeys(unmade, uniform.tolerance(goal))
+        else:
+            tolerances = {fold: one.tolerance(goal) for fold, one in unmade.items()} if goal else {}
         if dry_run:
             ((fold, compressor),) = compressors.items()
-            trials = _trials(fold, compressor, sorted({*TOLERANCES, *tolerances.values()}), segmenter, progress)
+            every = sorted({*TOLERANCES, *tolerances.values()})
+            trials = _trials(fold, compressor, every, segmenter, progress, uniform)
         else:
             for fold, one in unmade.items():
                 with progress.bar(f"fold {fold}: merging", len(one.before)) as step:
-                    found[fold] = one.compress(tolerances[fold], step)
+                    widths = uniform and uniform.widths(tolerances[fold])
+                    found[fold] = one.compress(tolerances[fold], step, widths)
             scores, before = segmenter.agreement([one.weights for one in found.values()]), None
             if recovery:
                 before, found = scores, recovery.run(found)
@@ -130,12 +141,19 @@ def compress(
         progress.say(f"Wrote {picture} and nothing else. Choose with --tolerance, --macs, ...")
         return
     notes = provenance(model, goal, round_to, fitted_on, found)
+    notes["uniform_stages"] = uniform_stages
     notes["summary"] = _summary(scores, against["new"])
     if recovery:
         notes["recovery"] = recovery.notes(before, scores)
+    plans = None
+    if uniform_stages:
+        one = next(iter(found.values()))
+        notes["features_per_stage"] = features_per_stage(compressors[next(iter(found))].network, one.after)
+        plans = plain_plans(model, notes["features_per_stage"])
+        notes["plans"] = plans["plans_name"]
     with tempfile.TemporaryDirectory() as pictures:
         drawn = {fold: plot_widths(one, Path(pictures) / f"{fold}.png") for fold, one in found.items()}
-        write_model(model, output, {fold: one.weights for fold, one in found.items()}, notes, drawn)
+        write_model(model, output, {fold: one.weights for fold, one in found.items()}, notes, drawn, plans)
     if recovery:
         recovery.finish()
     for fold, one in found.items():
@@ -143,15 +161,26 @@ def compress(
             left = one.seconds[1] / one.seconds[0]
             progress.say(f"WARNING: fold {fold}: measured again, {left:.0%} of the time is left; this machine is busy")
     print_compressed(found, scores, against, output, json_output=json_output, before_recovery=before)
+    if plans:
+        shared = f", shared by {len(found)} folds" if len(found) > 1 else ""
+        progress.say(
+            f"A plain nnU-Net model, which predicts without this package: trainer {STOCK}, plans "
+            f"{plans['plans_name']}, {'-'.join(map(str, notes['features_per_stage']))} channels{shared}"
+        )
 
 
 def _trials(
-    fold: str, compressor: Compressor, tolerances: Sequence[float], segmenter: Segmenter, progress: Progress
+    fold: str,
+    compressor: Compressor,
+    tolerances: Sequence[float],
+    segmenter: Segmenter,
+    progress: Progress,
+    uniform: UniformStages | None,
 ) -> list[Trial]:
     trials = []
     for tolerance in tolerances:
         with progress.bar(f"fold {fold}: tolerance {tolerance:.3g}", len(compressor.before)) as step:
-            one = compressor.compress(tolerance, step)
+            one = compressor.compress(tolerance, step, uniform and uniform.widths(tolerance))
         trials.append(Trial(one, segmenter.agreement([one.weights]), segmenter.against_labels("new")))
     return trials
 

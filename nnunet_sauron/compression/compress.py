@@ -29,7 +29,7 @@ from ..pruning import (
 )
 from ..pruning.moments import UNSURE
 from ..pruning.ranking import PROBED
-from ..pruning.tolerance import LATENCY_STEPS, cost_left, tolerance_for, weighted, widths_at
+from ..pruning.tolerance import LATENCY_STEPS, STEPS, cost_left, tolerance_for, weighted, widths_at
 from .images import check_enough, enough_patches
 
 HELD_OUT = 0.25  # of the images: what the agreement is measured on
@@ -43,7 +43,7 @@ class Goal:
 
     Attributes:
         tolerance: Error that every layer may make in what its readers get, relative, squared, as `weighted` counts it
-            by MACs; above 0.
+            by MACs, or all layers of a stage together, as `stage_rankings` counts it; above 0.
         macs, parameters, latency: Fraction that is to be left.
     """
 
@@ -62,6 +62,16 @@ class Goal:
                 raise ValueError(f"tolerance is a number above 0, such as 0.02; got {value:g}.")
         elif not 0 < value < 1:
             raise ValueError(f"{name} is a fraction between 0 and 1, such as 0.5; got {value:g}.")
+
+    @property
+    def part(self) -> float:
+        """The fraction that is to be left, of whatever it is."""
+        return next(part for part in (self.macs, self.parameters, self.latency) if part is not None)
+
+    @property
+    def steps(self) -> int:
+        """Steps that `tolerance_for` takes."""
+        return LATENCY_STEPS if self.latency is not None else STEPS
 
 
 @dataclass(frozen=True)
@@ -137,8 +147,10 @@ class Compressor:
         self.check(sum(map(len, inputs)))
         self.inputs = inputs
         self.weights = position_weights(self.network, inputs, regions=self._regions, unsure=unsure)
-        found = rank_units(self.network, inputs, self.weights, regions=self._regions, after_probe=after_probe)
-        self.rankings: dict[str, Ranking] = weighted(found, self.cost.macs)
+        self.ranked: dict[str, Ranking] = rank_units(
+            self.network, inputs, self.weights, regions=self._regions, after_probe=after_probe
+        )
+        self.rankings = weighted(self.ranked, self.cost.macs)
 
     def tolerance(self, goal: Goal) -> float:
         """The tolerance that meets a goal.
@@ -148,18 +160,26 @@ class Compressor:
         """
         if goal.tolerance is not None:
             return goal.tolerance
-        if goal.latency is not None:
-            return tolerance_for(goal.latency, self._time_left, self.rankings, self.round_to, LATENCY_STEPS)
-        measure = self.cost.macs if goal.macs is not None else self.cost.parameters
-        wanted = goal.macs if goal.macs is not None else goal.parameters
-        return tolerance_for(wanted, cost_left(measure, self.before), self.rankings, self.round_to)
+        return tolerance_for(goal.part, self.part_left(goal), self.rankings, self.round_to, goal.steps)
 
-    def compress(self, tolerance: float, after_unit: Callable[[str], None] = lambda _: None) -> Compressed:
-        """Cut to the widths of a tolerance, merging; the network itself stays as it is."""
+    def part_left(self, goal: Goal) -> Callable[[dict[str, int]], float]:
+        """From widths to the part that is left of what a goal is for, which is not the tolerance."""
+        if goal.latency is not None:
+            return self._time_left
+        return cost_left(self.cost.macs if goal.macs is not None else self.cost.parameters, self.before)
+
+    def compress(
+        self,
+        tolerance: float,
+        after_unit: Callable[[str], None] = lambda _: None,
+        widths: dict[str, int] | None = None,
+    ) -> Compressed:
+        """Cut to the widths of a tolerance, or to these, merging; the network itself stays as it is."""
         network = copy.deepcopy(self.network)
-        after = widths_at(tolerance, self.rankings, self.round_to)
+        after = widths or widths_at(tolerance, self.rankings, self.round_to)
         keep = {name: self.rankings[name].keep(width) for name, width in after.items()}
         merge_channels(network, keep, self.inputs, weights=self.weights, after_unit=after_unit)
+        resize(network, after)  # where more channels are asked for than there are, with zeros
         times = self._times(network)
         return Compressed(
             tolerance,

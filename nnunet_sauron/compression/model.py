@@ -15,6 +15,8 @@ from ..analysis.plain import plain
 from ..pruning.channels import check_prunable
 
 TRAINER = "CompressedTrainer"
+STOCK = "nnUNetTrainer"
+OF_STOCK = ("current_epoch", "inference_allowed_mirroring_axes", "_best_ema")  # keys of its checkpoints, with `changed`
 
 
 def read_prunable(folder: Path, folds: list[str] | None = None) -> TrainedModel:
@@ -36,9 +38,14 @@ def read_prunable(folder: Path, folds: list[str] | None = None) -> TrainedModel:
 
 
 def write_model(
-    model: TrainedModel, target: Path, weights: Mapping[str, dict], notes: dict, pictures: Mapping[str, Path]
+    model: TrainedModel,
+    target: Path,
+    weights: Mapping[str, dict],
+    notes: dict,
+    pictures: Mapping[str, Path],
+    plans: dict | None = None,
 ) -> None:
-    """Write a model of the same plans with other weights, beside and then in one move.
+    """Write a model with other weights, beside and then in one move.
 
     Args:
         model: Where plans and checkpoints are taken from.
@@ -46,6 +53,8 @@ def write_model(
         weights: By fold.
         notes: Where the weights come from; stored in every checkpoint and as compression.json.
         pictures: By fold, a picture for those that have none of their training.
+        plans: In the place of the model's own: what is written is nnU-Net's own trainer's then, and nothing in it
+            needs this package.
     """
     beside = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
@@ -54,11 +63,17 @@ def write_model(
         for name in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
             if (model.folder / name).is_file():
                 shutil.copyfile(model.folder / name, beside / name)
+        if plans is not None:
+            (beside / "plans.json").write_text(json.dumps(plans, indent=4), encoding="utf-8")
         (beside / f"{COMPRESSION}.json").write_text(json.dumps(plain(notes), indent=2))
         for fold, checkpoint in model.checkpoints.items():
             folder = beside / f"fold_{fold}"
             (folder / "validation").mkdir(parents=True)
             changed = {"network_weights": weights[fold], "trainer_name": TRAINER, COMPRESSION: notes}
+            if plans is not None:
+                changed |= {"trainer_name": STOCK, "init_args": {**checkpoint["init_args"], "plans": plans}}
+                # Other trainers may keep what only they can read.
+                checkpoint = {key: value for key, value in checkpoint.items() if key in OF_STOCK}
             torch.save({**checkpoint, **changed}, folder / CHECKPOINT)
             # nnUNetv2_export_model_to_zip wants these two of every model.
             of_training = model.folder / f"fold_{fold}" / "progress.png"

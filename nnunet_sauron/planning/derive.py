@@ -126,6 +126,24 @@ def derive_plans(
     return DerivedPlans(path.stem, source, folder.name, path, changes)
 
 
+def plans_of_model(plans: dict, configuration: str, widths: Widths) -> dict:
+    """A trained model's plans with other widths: its configuration, and what that needs, under the derived name.
+
+    Raises:
+        ValueError: The widths do not fit.
+    """
+    old = PlansManager(plans).get_configuration(configuration).configuration["architecture"]
+    new = copy.deepcopy(plans)
+    source = plans["plans_name"]
+    new["plans_name"] = _derived_name(source, widths.label)
+    new[NOTE] = {"derived_from": source, "widths": str(widths)}
+    kept = _with_what_they_need(plans, [configuration])
+    new["configurations"] = {key: new["configurations"][key] for key in kept}
+    new["configurations"][configuration]["architecture"] = widths.architecture(configuration, old)
+    _forget_stages_left_out(new)
+    return new
+
+
 def _dataset_folder(dataset: int | str) -> Path:
     preprocessed = os.environ.get("nnUNet_preprocessed")
     if not preprocessed:

@@ -160,6 +160,19 @@ class PerStage(StageWidths):
         return "-".join(map(str, self.widths))
 
 
+class UniformWidths(PerStage):
+    """The widths of all stages of what was pruned: nnU-Net's own class takes the place of one with other widths."""
+
+    def architecture(self, configuration: str, old: dict) -> dict:
+        dense = PRUNED.get(_dense_class(old))
+        if dense is not None and old["network_class_name"].endswith(dense.__name__):
+            stock = dense.__base__
+            arguments = {name: value for name, value in old["arch_kwargs"].items() if name != "widths"}
+            name = f"{stock.__module__}.{stock.__qualname__}"
+            old = {**old, "network_class_name": name, "arch_kwargs": arguments}
+        return super().architecture(configuration, old)
+
+
 @dataclass(frozen=True)
 class PrunedWidths(Widths):
     """Every layer's own width, as pruning left it; to be trained from a new initialisation.

@@ -26,11 +26,11 @@ def compress(nnunet: NnUNet, model, output, *words, images=None) -> dict:
     return json.loads(printed[printed.index("{") :])
 
 
-def predict(nnunet: NnUNet, model, output, *flags) -> dict:
+def predict(nnunet: NnUNet, model, output, *flags, **variables: str) -> dict:
     images = nnunet.dataset_folder(nnunet.raw, TINY) / "imagesTs"
     nnunet.run(
         "nnUNetv2_predict_from_modelfolder", "-m", model, "-i", images, "-o", output, "-device", "cpu",
-        "-npp", 1, "-nps", 1, *flags,
+        "-npp", 1, "-nps", 1, *flags, **variables,
     )  # fmt: skip
     return segmentations(output)
 
@@ -51,6 +51,22 @@ def test_a_model_recovers_from_images_alone_and_predicts(five_folds, tmp_path):
     notes = json.loads((tmp_path / "small/compression.json").read_text())["recovery"]
     assert notes["folds"]["0"]["epochs"] == 2
     assert len(predict(five_folds, tmp_path / "small", tmp_path / "out", "-f", 0)) == 2
+
+
+def test_with_uniform_stages_it_predicts_where_this_package_is_not_installed(five_folds, tmp_path):
+    """Folds pruned to widths of their own become one plain nnU-Net model, for nnU-Net's own command."""
+    small = tmp_path / "small"
+    described = compress(five_folds, five_folds.model_folder(TINY, "2d"), small, "--macs", "0.5", "--uniform-stages")
+    assert len({tuple(fold["after"].values()) for fold in described["folds"].values()}) == 1
+    hidden = tmp_path / "hidden" / "nnunet_sauron"
+    hidden.mkdir(parents=True)
+    (hidden / "__init__.py").write_text("raise ImportError('nnunet_sauron is not here')")
+    without = {"PYTHONPATH": str(hidden.parent), "nnUNet_extTrainer": ""}
+    command = (sys.executable, "-c", "import sys; sys.path.remove(''); import nnunet_sauron")
+    assert "is not here" in five_folds.run(*command, fails=True, **without)
+    alone = predict(five_folds, small, tmp_path / "alone", **without)
+    for case, path in predict(five_folds, small, tmp_path / "with").items():
+        assert (voxels(path) == voxels(alone[case])).all()
 
 
 def test_with_next_to_no_tolerance_it_gives_the_old_models_segmentations(five_folds, tmp_path):

@@ -117,6 +117,16 @@ def test_a_checkpoint_holds_each_weight_once(folders):
     assert sizes[1] < sizes[0]
 
 
+def test_a_plain_model_of_uniform_stages_recovers_as_well(folders):
+    write_model(folders / "model")
+    assert compress(folders, *RECOVER, "1", "--uniform-stages") == 0
+    small = TrainedModel.read(folders / "small")
+    assert small.checkpoints["0"]["trainer_name"] == "nnUNetTrainer"
+    predictor = small.predictor(torch.device("cpu"))
+    assert predictor.network(torch.zeros(1, 1, 16, 16)).shape == (1, 3, 16, 16)
+    assert notes(folders)["folds"]["0"]["epochs"] == 1
+
+
 def interrupt_after(monkeypatch, epochs: int) -> None:
     """The user presses Ctrl-C once so many epochs are kept."""
     save, count = recovery.Recovery._save, [0]

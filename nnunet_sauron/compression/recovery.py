@@ -33,6 +33,11 @@ from .augmented import AugmentedPatches, store_images
 from .compress import Compressed
 from .images import batches, patches
 
+try:
+    from torch import GradScaler
+except ImportError:  # before torch 2.3
+    from torch.cuda.amp import GradScaler
+
 STEPS = 250  # of an epoch, nnU-Net's
 LEAST_FITTED, LEAST_HELD_OUT = 2, 1
 # nnU-Net's batches are made for a GPU; on a CPU, which is no faster with large ones, a step would take minutes.
@@ -104,7 +109,7 @@ class Recovery:
         found: The merged networks of an interrupted run, which need not be made again; else empty.
 
     Raises:
-        ValueError: There are too few images, or the state cannot be read.
+        ValueError: There are too few images.
     """
 
     def __init__(
@@ -256,7 +261,7 @@ class _Training:
             momentum=settings.momentum, nesterov=True,
         )  # fmt: skip
         self.scheduler = PolyLRScheduler(self.optimizer, settings.initial_lr, settings.epochs)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+        self.scaler = GradScaler(enabled=device.type == "cuda")
         self.judged = [patch.to(device) for patch in judged]
         self.of_teacher = [self._segmented(teacher.logits(patch)[0]) for patch in self.judged]
         if running:

@@ -117,6 +117,16 @@ def test_a_checkpoint_holds_each_weight_once(folders):
     assert sizes[1] < sizes[0]
 
 
+def test_a_plain_model_of_uniform_stages_recovers_as_well(folders):
+    write_model(folders / "model")
+    assert compress(folders, *RECOVER, "1", "--uniform-stages") == 0
+    small = TrainedModel.read(folders / "small")
+    assert small.checkpoints["0"]["trainer_name"] == "nnUNetTrainer"
+    predictor = small.predictor(torch.device("cpu"))
+    assert predictor.network(torch.zeros(1, 1, 16, 16)).shape == (1, 3, 16, 16)
+    assert notes(folders)["folds"]["0"]["epochs"] == 1
+
+
 def interrupt_after(monkeypatch, epochs: int) -> None:
     """The user presses Ctrl-C once so many epochs are kept."""
     save, count = recovery.Recovery._save, [0]
@@ -294,6 +304,30 @@ class TestErrors:
 
     def test_a_target_out_of_reach(self, model, capsys):
         self.refused(model, capsys, "--macs", "0.001", "--recover", "2", said="cannot be met")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_on_a_gpu(folders, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    write_model(folders / "model", widths=(16, 24, 32))
+    teach(folders)
+    words = "--macs", "0.2", "--recover-steps", "25", "--recover", "4", "-device", "cuda"
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 2)
+        assert compress(folders, *words) == 130
+    assert compress(folders, *words) == 0
+    found = notes(folders)["folds"]["0"]
+    assert found["epochs"] == 4 and max(found["agreement"]) > found["agreement"][0]
+    assert {tensor.device.type for tensor in weights(folders).values()} == {"cpu"}
+
+
+def test_other_processes_make_the_same_batches(folders, monkeypatch):
+    write_model(folders / "model")
+    monkeypatch.setattr(recovery.os, "cpu_count", lambda: 3)
+    for output, processes in (("one", "0"), ("two", "2")):
+        monkeypatch.setenv("nnUNet_n_proc_DA", processes)
+        assert compress(folders, "--macs", "0.5", "--recover-steps", "3", "--recover", "1", output=output) == 0
+    assert notes(folders, "one") == notes(folders, "two")
 
 
 def test_the_batch_is_nnunets_and_small_on_a_cpu(folders, monkeypatch):

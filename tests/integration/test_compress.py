@@ -43,6 +43,16 @@ def test_five_pruned_folds_become_smaller_and_predict_together(five_folds, tmp_p
     assert len(predict(five_folds, tmp_path / "small", tmp_path / "out")) == 2
 
 
+def test_a_model_recovers_from_images_alone_and_predicts(five_folds, tmp_path):
+    model, images = five_folds.model_folder(TINY, "2d"), five_folds.dataset_folder(five_folds.raw, TINY) / "imagesTr"
+    words = "--macs", "0.5", "-f", "0", "--recover", "2", "--recover-steps", "3"
+    described = compress(five_folds, model, tmp_path / "small", *words, images=images)
+    assert "agreement_dice_before_recovery" in described
+    notes = json.loads((tmp_path / "small/compression.json").read_text())["recovery"]
+    assert notes["folds"]["0"]["epochs"] == 2
+    assert len(predict(five_folds, tmp_path / "small", tmp_path / "out", "-f", 0)) == 2
+
+
 def test_with_uniform_stages_it_predicts_where_this_package_is_not_installed(five_folds, tmp_path):
     """Folds pruned to widths of their own become one plain nnU-Net model, for nnU-Net's own command."""
     small = tmp_path / "small"
@@ -91,6 +101,8 @@ def test_a_residual_3d_model_is_compressed_trained_on_continued_and_exported(nnu
     of_ours = {"trainer": "CompressedTrainer", **residual}
     own.train(TINY, "3d_fullres", 0, setting=f"{SHORT}2,start_from={small}", **of_ours)
     own.train(TINY, "3d_fullres", 0, "--c", setting=f"{SHORT}3", **of_ours)
+    logged = "".join(path.read_text() for path in (model / "fold_0").glob("training_log*"))
+    assert logged.count(f"Teacher: {stock}, with labels") == 2  # the source, found by itself and again after --c
     trained = network_weights(model / "fold_0/checkpoint_final.pth")
     assert {n: t.shape for n, t in trained.items()} == {n: t.shape for n, t in compressed.items()}
     assert sum(t.numel() for t in trained.values()) < sum(

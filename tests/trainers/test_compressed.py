@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -182,6 +183,17 @@ def test_without_labels_no_target_is_looked_at(folder, model, source, monkeypatc
     (first, weights_first), (second, weights_second) = results
     assert first["loss"] == second["loss"] == pytest.approx(float(first["distillation"]))
     assert all(torch.equal(tensor, weights_second[name]) for name, tensor in weights_first.items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("compiled", ["f", "t"])
+def test_it_learns_from_the_teacher_on_a_gpu(folder, model, source, monkeypatch, compiled):
+    monkeypatch.setenv("nnUNet_compile", compiled)
+    monkeypatch.setenv("nnunet_sauron", f"start_from={model},labels=False,num_iterations_per_epoch=20")
+    trainer = small_trainer(folder, type("T", (SmallCompressedTrainer,), {}), device="cuda")
+    trainer.run_training()
+    losses = [record["loss"] for record in final_of(trainer)["logging"]["distillation"]]
+    assert all(np.isfinite(losses)) and losses[-1] < losses[0]
 
 
 def test_a_training_that_is_continued_keeps_its_teacher_and_does_without_labels(folder, model, source, monkeypatch):

@@ -17,6 +17,7 @@ from ..analysis.cases import find_cases
 from ..analysis.evaluation import CaseScore, mean_score
 from ..analysis.progress import Progress
 from ..analysis.timing import check_device
+from ..pruning.stages import Stages
 from .compress import Compressor, Goal, Segmenter, provenance, split
 from .display import Trial, plot_trade_off, plot_widths, print_compressed, print_trials
 from .images import batches, patches
@@ -126,8 +127,9 @@ def compress(
     notes["uniform_stages"] = uniform_stages
     notes["summary"] = _summary(scores, against["new"])
     plans = None
-    if uniform:
-        notes["features_per_stage"] = uniform.features_per_stage(next(iter(tolerances.values())))
+    if uniform_stages:  # all folds are alike
+        (fold, one), *_ = found.items()
+        notes["features_per_stage"] = Stages.of(compressors[fold].network).features_per_stage(one.after)
         plans = plain_plans(model, notes["features_per_stage"])
         notes["plans"] = plans["plans_name"]
     with tempfile.TemporaryDirectory() as pictures:

@@ -47,15 +47,8 @@ class UniformStages:
 
     def widths(self, tolerance: float) -> dict[str, int]:
         """Channels of every unit."""
-        return self.stages.units(self._of_stages(tolerance))
-
-    def features_per_stage(self, tolerance: float) -> tuple[int, ...]:
-        """Channels of every stage, highest resolution first."""
-        widths = self._of_stages(tolerance)
-        return tuple(widths[key] for key in self.stages.keys)
-
-    def _of_stages(self, tolerance: float) -> dict[str, int]:
-        return self.stages.buildable(widths_at(tolerance, self.rankings, self.round_to), self.round_to)
+        widths = widths_at(tolerance, self.rankings, self.round_to)
+        return self.stages.units(self.stages.buildable(widths, self.round_to))
 
 
 def plain_plans(model: TrainedModel, features_per_stage: Sequence[int]) -> dict:

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 
-from nnunet_sauron.methods.sauron import delta_prune
+from nnunet_sauron.methods.delta import delta_prune
 from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.pruning.channels import feature_map_modules
 

@@ -4,7 +4,9 @@ Both are built on nnU-Net's default widths and run in one process, alternating, 
 `train_step` in full (forward, loss with deep supervision, backward, clipping, SGD). Peak memory is measured in a
 process of its own per trainer, as the peak resident set above the one before the first step.
 
-    python benchmarks/train_step.py [--repeats 9] [--textbook] [--json FILE]
+    python benchmarks/train_step.py [--cases 2d 3d_fullres 2d_small] [--repeats 9] [--textbook] [--json FILE]
+
+`2d_small` is what nnU-Net plans for the hippocampus (patch 56 x 40): many small maps. OMP_NUM_THREADS sets the threads.
 """
 
 from __future__ import annotations
@@ -22,13 +24,18 @@ import tempfile
 import time
 from pathlib import Path
 
-CASES = {"2d": ((256, 256), 4), "3d_fullres": ((64, 64, 64), 2)}
-WIDTHS = {"2d": [32, 64, 128, 256, 512, 512, 512], "3d_fullres": [32, 64, 128, 256, 320]}
+CASES = {"2d": ((256, 256), 4), "3d_fullres": ((64, 64, 64), 2), "2d_small": ((56, 40), 16)}
+WIDTHS = {
+    "2d": [32, 64, 128, 256, 512, 512, 512],
+    "3d_fullres": [32, 64, 128, 256, 320],
+    "2d_small": [32, 64, 128, 256],
+}
 TRAINERS = ("stock", "sauron", "textbook")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
     parser.add_argument("--repeats", type=int, default=9, help="timed steps per trainer (default: 9)")
     parser.add_argument("--textbook", action="store_true", help="also time delta_opt as autograd would do it")
     parser.add_argument("--json", type=Path, help="write the numbers here")
@@ -48,7 +55,8 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "cases": {},
     }
-    for case, (patch, batch) in CASES.items():
+    for case in arguments.cases:
+        patch, batch = CASES[case]
         print(f"{case}: patch {patch}, batch {batch}, widths {WIDTHS[case]}", flush=True)
         times = step_times(case, trainers, arguments.repeats)
         medians = {name: statistics.median(values) for name, values in times.items()}
@@ -147,11 +155,11 @@ def make_step(name: str, case: str, folder: str):
 
     def step():
         if name == "textbook":
-            original, sauron._with_delta_opt = sauron._with_delta_opt, textbook_delta_opt
+            original, sauron.with_delta_opt = sauron.with_delta_opt, textbook_delta_opt
             try:
                 trainer.train_step({"data": data, "target": target})
             finally:
-                sauron._with_delta_opt = original
+                sauron.with_delta_opt = original
         else:
             trainer.train_step({"data": data, "target": target})
 

@@ -132,6 +132,8 @@ def _add_compress(verbs: argparse._SubParsersAction) -> None:
     )
     compress.add_argument("--max-images", type=int, default=20, metavar="N", help="use so many images; %(default)s")
     compress.add_argument("--labels", type=Path, metavar="FOLDER", help="reference segmentations of the images")
+    compress.add_argument("--recover", type=int, metavar="EPOCHS", help="then learn from the old model on the images")
+    compress.add_argument("--recover-steps", type=int, metavar="N", help="steps of such an epoch; 250")
     compress.add_argument("-device", default="cpu", choices=["cpu", "cuda"], help="where networks run; %(default)s")
     compress.add_argument("--json", action="store_true", help="print JSON instead of tables")
     compress.set_defaults(run=_compress)
@@ -290,6 +292,8 @@ def _compress(options: argparse.Namespace) -> int:
         labels=options.labels,
         max_images=options.max_images,
         round_to=options.round_to,
+        recover=options.recover,
+        recover_steps=options.recover_steps,
         uniform_stages=options.uniform_stages,
         device=options.device,
         json_output=options.json,

@@ -17,11 +17,10 @@ from torch import nn
 from ..architecture import network_of_plans
 from ..pruning import accept_pruned_weights
 from ..pruning.channels import is_prunable
-from ..trainers.checkpoints import read_checkpoint, trained_with
+from ..trainers.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint, trained_with
 from .evaluation import Segmentations
 
-CHECKPOINT = "checkpoint_final.pth"
-COMPRESSION = "compression"  # key of a checkpoint that `compress` wrote: where its weights come from
+__all__ = ["CHECKPOINT", "COMPRESSION", "TrainedModel"]
 # Of the training that is over; the optimiser's tensors may have other shapes than the weights.
 NOT_TAKEN_ALONG = ("optimizer_state", "grad_scaler_state")
 

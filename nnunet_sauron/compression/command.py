@@ -17,12 +17,12 @@ from ..analysis.cases import find_cases
 from ..analysis.evaluation import CaseScore, mean_score
 from ..analysis.progress import Progress
 from ..analysis.timing import check_device
-from ..pruning.stages import Stages
 from .compress import Compressor, Goal, Segmenter, provenance, split
 from .display import Trial, plot_trade_off, plot_widths, print_compressed, print_trials
 from .images import batches, patches
 from .model import STOCK, read_prunable, write_model
-from .stages import UniformStages, check_plain, plain_plans
+from .recovery import STEPS, Recovery, RecoverySettings
+from .stages import UniformStages, check_plain, features_per_stage, plain_plans
 
 TOLERANCES = (0.003, 0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -38,6 +38,8 @@ def compress(
     labels: Path | None = None,
     max_images: int = 20,
     round_to: int = 1,
+    recover: int | None = None,
+    recover_steps: int | None = None,
     uniform_stages: bool = False,
     device: str = "cpu",
     json_output: bool = False,
@@ -54,6 +56,8 @@ def compress(
         labels: Reference segmentations of the images, to measure both models against.
         max_images: So many are used.
         round_to: Widths are multiples of this, where there are as many channels.
+        recover: At most so many epochs of learning from the old model on the images that were fitted on.
+        recover_steps: Of such an epoch; None for nnU-Net's 250.
         uniform_stages: Give all layers of a stage, in all folds, one width: the model needs nnU-Net alone then.
         device: "cpu" or "cuda".
         json_output: Print JSON instead of tables.
@@ -65,6 +69,11 @@ def compress(
     """
     if goal is None and not dry_run:
         raise ValueError("Nothing to meet: give --tolerance, --macs, --params or --latency, or --dry-run to see them.")
+    if recover is None and recover_steps is not None:
+        raise ValueError("--recover-steps says how long an epoch of --recover is; give --recover EPOCHS as well.")
+    if recover is not None and dry_run:
+        raise ValueError("--dry-run writes no model, so there is none to --recover; give one of the two.")
+    lessons = None if recover is None else RecoverySettings(recover, STEPS if recover_steps is None else recover_steps)
     if output.exists():
         raise FileExistsError(f"{output} exists; give the name of a folder that does not.")
     if max_images < 1:
@@ -84,6 +93,10 @@ def compress(
     if dry_run:  # one fold shows it, and is compared with itself alone
         model = replace(model, checkpoints=dict([next(iter(model.checkpoints.items()))]))
     progress = Progress(quiet=json_output)
+    recovery = None
+    if lessons:
+        made_with = {"goal": asdict(goal), "round_to": round_to, "uniform_stages": uniform_stages}
+        recovery = Recovery(model, output, lessons, fitted_on, held_out, on, progress, made_with)
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's prediction prints a line a case
         segmenter = Segmenter(model, held_out, on, progress, labels)
         compressors = {fold: Compressor(model, fold, on, round_to) for fold in model.checkpoints}
@@ -97,25 +110,29 @@ def compress(
         )
         segmenter.segment_with_old_model()
         old = segmenter.against_labels("old")
-        for fold, one in compressors.items():
+        found = dict(recovery.found) if recovery else {}
+        unmade = {} if found else compressors
+        for fold, one in unmade.items():
             with progress.bar(f"fold {fold}: ranking channels", one.probes(inputs)) as step:
                 one.rank(inputs, after_probe=step)
-        uniform = UniformStages(list(compressors.values()), round_to) if uniform_stages else None
+        uniform = UniformStages(list(compressors.values()), round_to) if uniform_stages and unmade else None
         if uniform and goal:
-            tolerances = dict.fromkeys(compressors, uniform.tolerance(goal))
+            tolerances = dict.fromkeys(unmade, uniform.tolerance(goal))
         else:
-            tolerances = {fold: one.tolerance(goal) for fold, one in compressors.items()} if goal else {}
+            tolerances = {fold: one.tolerance(goal) for fold, one in unmade.items()} if goal else {}
         if dry_run:
             ((fold, compressor),) = compressors.items()
             every = sorted({*TOLERANCES, *tolerances.values()})
             trials = _trials(fold, compressor, every, segmenter, progress, uniform)
         else:
-            found = {}
-            for fold, one in compressors.items():
+            for fold, one in unmade.items():
                 with progress.bar(f"fold {fold}: merging", len(one.before)) as step:
                     widths = uniform and uniform.widths(tolerances[fold])
                     found[fold] = one.compress(tolerances[fold], step, widths)
-            scores = segmenter.agreement([one.weights for one in found.values()])
+            scores, before = segmenter.agreement([one.weights for one in found.values()]), None
+            if recovery:
+                before, found = scores, recovery.run(found)
+                scores = segmenter.agreement([one.weights for one in found.values()])
             against = {"old": old, "new": segmenter.against_labels("new")}
     if dry_run:
         picture = output.with_name(f"{output.name}_trade_off.png")
@@ -126,20 +143,24 @@ def compress(
     notes = provenance(model, goal, round_to, fitted_on, found)
     notes["uniform_stages"] = uniform_stages
     notes["summary"] = _summary(scores, against["new"])
+    if recovery:
+        notes["recovery"] = recovery.notes(before, scores)
     plans = None
-    if uniform_stages:  # all folds are alike
-        (fold, one), *_ = found.items()
-        notes["features_per_stage"] = Stages.of(compressors[fold].network).features_per_stage(one.after)
+    if uniform_stages:
+        one = next(iter(found.values()))
+        notes["features_per_stage"] = features_per_stage(compressors[next(iter(found))].network, one.after)
         plans = plain_plans(model, notes["features_per_stage"])
         notes["plans"] = plans["plans_name"]
     with tempfile.TemporaryDirectory() as pictures:
         drawn = {fold: plot_widths(one, Path(pictures) / f"{fold}.png") for fold, one in found.items()}
         write_model(model, output, {fold: one.weights for fold, one in found.items()}, notes, drawn, plans)
+    if recovery:
+        recovery.finish()
     for fold, one in found.items():
         if goal.latency is not None and one.seconds[1] > goal.latency * one.seconds[0]:
             left = one.seconds[1] / one.seconds[0]
             progress.say(f"WARNING: fold {fold}: measured again, {left:.0%} of the time is left; this machine is busy")
-    print_compressed(found, scores, against, output, json_output=json_output)
+    print_compressed(found, scores, against, output, json_output=json_output, before_recovery=before)
     if plans:
         shared = f", shared by {len(found)} folds" if len(found) > 1 else ""
         progress.say(

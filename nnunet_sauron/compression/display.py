@@ -31,8 +31,9 @@ def print_compressed(
     output: Path,
     *,
     json_output: bool,
+    before_recovery: Scores | None = None,
 ) -> None:
-    """Every fold's layers, what they cost, and how far the segmentations changed."""
+    """Every fold's layers, what they cost, and how far the segmentations changed, by then and before a recovery."""
     if json_output:
         described = {
             "output": str(output),
@@ -40,6 +41,8 @@ def print_compressed(
             "agreement_dice": per_class(agreement, "dice"),
             **_against_labels(against_labels),
         }
+        if before_recovery:
+            described["agreement_dice_before_recovery"] = per_class(before_recovery, "dice")
         print(json.dumps(plain(described), indent=2))
         return
 
@@ -61,7 +64,8 @@ def print_compressed(
             table.add_row(label, show(before), show(after), f"{after / before:.0%}")
         console.print(table)
     if agreement:
-        columns = {"agreement (Dice)": per_class(agreement, "dice")}
+        columns = {"before recovery": per_class(before_recovery, "dice")} if before_recovery else {}
+        columns["agreement (Dice)"] = per_class(agreement, "dice")
         for metric, unit in (("dice", ""), ("hd95", " (mm)")):
             for name, scores in against_labels.items():
                 if scores:

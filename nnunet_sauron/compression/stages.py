@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from torch import nn
 
 from ..analysis.models import TrainedModel
 from ..planning.derive import plans_of_model
@@ -47,8 +49,18 @@ class UniformStages:
 
     def widths(self, tolerance: float) -> dict[str, int]:
         """Channels of every unit."""
-        widths = widths_at(tolerance, self.rankings, self.round_to)
-        return self.stages.units(self.stages.buildable(widths, self.round_to))
+        return self.stages.units(self.of_stages(tolerance))
+
+    def of_stages(self, tolerance: float) -> dict[str, int]:
+        """Channels of every stage."""
+        return self.stages.buildable(widths_at(tolerance, self.rankings, self.round_to), self.round_to)
+
+
+def features_per_stage(network: nn.Module, widths: Mapping[str, int]) -> list[int]:
+    """Channels of every stage, highest resolution first, of a network whose units have the widths of their stages."""
+    stages = Stages.of(network)
+    by_stage = {key: widths[name] for name, key in stages.of_unit.items()}
+    return [by_stage[key] for key in stages.keys]
 
 
 def plain_plans(model: TrainedModel, features_per_stage: Sequence[int]) -> dict:

@@ -1,13 +1,13 @@
 """What every pruning method shares: the settings of when and how much to cut, and the interface a trainer drives.
 
-A method scores channels, may add a term to the loss, and names what is redundant after an epoch. It knows nothing of
-nnU-Net: `trainers.PruningTrainer` calls it, trims its wishes to the settings below, and removes channels.
+A method scores channels, may add a term to the loss, and names what stays after an epoch. It knows nothing of nnU-Net:
+`trainers.PruningTrainer` calls it, and removes channels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,11 +71,19 @@ class Progress:
         train_losses: Training loss per epoch, a method's own term included.
         val_losses: Validation loss per epoch.
         widths: Channels per epoch, by unit name.
+        patches: Draws at least so many patches of training data, in batches (B, channels, *patch), to measure on.
+        regions: Whether classes may overlap, and outputs go through a sigmoid.
+        last_chance: Whether this is the last epoch after which channels may go.
+        learning_rate_left: Learning rate over the one at the start.
     """
 
     train_losses: Sequence[float]
     val_losses: Sequence[float]
     widths: dict[str, Sequence[int]]
+    patches: Callable[[int], list[torch.Tensor]] | None = None
+    regions: bool = False
+    last_chance: bool = False
+    learning_rate_left: float = 1.0
 
     @property
     def epoch(self) -> int:
@@ -133,9 +141,22 @@ class PruningMethod:
     def before_update(self) -> None:
         """The optimiser is about to step: the gradients are unscaled, clipped, and averaged over DDP's ranks."""
 
+    def target(self) -> tuple[str, float, Callable[[Mapping[str, int]], float]] | None:
+        """What the training is to end with: the setting's name, the part that is to be left, and how to measure that
+        part at any widths. None for a method that ends where its thresholds lead it."""
+        return None
+
     def redundant(self, progress: Progress) -> dict[str, list[int]]:
-        """The channels that should go, by unit name, the most redundant first. Called on one DDP rank only."""
+        """The channels that should go, by unit name, the most redundant first: what `keep` trims to the settings."""
         raise NotImplementedError
+
+    def keep(self, progress: Progress) -> dict[str, list[int]]:
+        """The channels that stay, ascending, of each unit that loses any. Called on one DDP rank only."""
+        kept = {
+            name: channels_to_keep(going, progress.widths[name][-1], self.settings, progress.learning_rate_left)
+            for name, going in self.redundant(progress).items()
+        }
+        return {name: channels for name, channels in kept.items() if len(channels) < progress.widths[name][-1]}
 
     def before_removal(self, keep: dict[str, list[int]]) -> None:
         """All but these channels of these units are about to be removed; on every DDP rank."""
@@ -181,6 +202,16 @@ def channels_to_keep(
     left = min(width, math.ceil(least_left / step) * step)
     going = set(redundant[: width - left])
     return [channel for channel in range(width) if channel not in going]
+
+
+def spread_steps(settings: PruningSettings, num_epochs: int, count: int) -> list[int]:
+    """At most so many of the epochs after which channels may go, evenly, the first and the last one included."""
+    epochs = steps(settings, num_epochs)
+    if count >= len(epochs):
+        return epochs
+    if count == 1:
+        return epochs[-1:]
+    return [epochs[round(i * (len(epochs) - 1) / (count - 1))] for i in range(count)]
 
 
 def steps(settings: PruningSettings, num_epochs: int, every: int = 1) -> list[int]:

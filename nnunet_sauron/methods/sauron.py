@@ -6,72 +6,25 @@ filter pruning. arXiv 2209.13590; Neurocomputing 594 (2024) 127817.
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
-from ..pruning.channels import ChannelLayout, feature_map_modules
-from .base import Progress, PruningMethod, PruningSettings, mean_of
+from ..pruning.channels import ChannelLayout, channel_layout, feature_map_modules
+from ..pruning.cost import CostModel
+from ..pruning.evaluating import evaluating
+from ..pruning.tolerance import unit_factors
+from .base import Progress, PruningMethod, PruningSettings, mean_of, spread_steps
+from .delta import NORMALISATIONS, relative_pairwise_distances, with_delta_opt
+from .shrink import Schedule, inputs_to_rank_on, rank
 
-NORMALISATIONS = ("minmax", "none", "max_distance")
 FIRST_THRESHOLD = 0.001
-
-
-def delta_opt(feature_maps: torch.Tensor, *, normalisation: str = "minmax") -> torch.Tensor:
-    """How far a layer's feature maps are from its first one; the loss term that draws them together (paper, eq. 2).
-
-    With `phi` average pooling of window 2 and stride 2 (axes of length 1 are left alone) and `n` the min-max
-    normalisation of one map over all its spatial axes,
-
-        delta_opt = mean_b mean_{c >= 1} sqrt(mean_space (phi(n(h[b, 0])) - phi(n(h[b, c])))^2)
-
-    Pooling is linear, so `phi(n(h)) = (phi(h) - min h) / (max h - min h)`: the maps are pooled first. Forward and
-    backward are written out, since autograd would keep five pooled tensors where one is enough. The gradient is the
-    formula's own, extrema included. A map that is constant (up to rounding) is normalised to 0. Where two maps are
-    equal, the root's gradient is taken as 0, one of its subgradients.
-
-    Args:
-        feature_maps: h, (B, C, *spatial), 2D or 3D, any floating dtype; computed in float32.
-        normalisation: "minmax"; "none" (raw distances); or "max_distance" (raw distances of a sample divided by its
-            largest one).
-
-    Returns:
-        A scalar, float32; 0 for fewer than two channels.
-
-    Raises:
-        ValueError: Another normalisation, or a tensor without channels and space.
-    """
-    return _with_delta_opt(feature_maps, normalisation)[1]
-
-
-@torch.no_grad()
-def delta_prune(feature_maps: torch.Tensor, *, reference: int) -> torch.Tensor:
-    """How far each feature map is from a reference map, relative to the farthest (paper, eq. 3). No gradient.
-
-        d[b, c] = sqrt(mean_space (phi(h[b, reference]) - phi(h[b, c]))^2)
-        delta_prune[c] = mean_b d[b, c] / max_c d[b, c]
-
-    Args:
-        feature_maps: h, (B, C, *spatial), 2D or 3D, any floating dtype; computed in float32.
-        reference: The reference channel, 0..C-1.
-
-    Returns:
-        (C,) in [0, 1], float32; 0 at the reference, and everywhere if all maps are equal.
-
-    Raises:
-        ValueError: The reference is no channel, or the tensor has no channels and space.
-    """
-    _check_feature_maps(feature_maps)
-    channels = feature_maps.shape[1]
-    if not 0 <= reference < channels:
-        raise ValueError(f"reference is a channel, 0..{channels - 1}; got {reference}.")
-    return _relative_distances(feature_maps, torch.tensor([reference], device=feature_maps.device))
+PATCHES = 96  # that what errors do to the output is measured on, at least
 
 
 class Threshold:
@@ -147,28 +100,68 @@ class Threshold:
         return len(widths) < 2 or (widths[-2] - widths[-1]) < self.mu * widths[-2]
 
 
+PUBLISHED = {
+    "cut_from": 0.0,
+    "cut_until": 1.0,
+    "max_fraction_per_epoch": None,
+    "max_loss_increase": None,
+    "min_channels": 1,
+    "merge": False,
+    "target_macs": None,
+    "prune_batches": 1,
+    "delta_opt_every": 1,
+    "delta_opt_after_cuts": True,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SauronSettings(PruningSettings):
-    """Sauron's settings; the paper's values unless it gives none.
+    """Sauron's settings. Where the defaults are not the paper's, `published=True` makes them so.
 
     Attributes:
+        published: Decide as the paper does: delta_prune from one random reference channel a layer and epoch, on one
+            batch, against thresholds that climb when the losses have settled; channels are dropped, after every epoch
+            to the last but one, without a limit for a layer or a guard. False: every channel is a reference, see
+            `Sauron`.
         lambda_: Weight of delta_opt in the loss; 0 for the ablation that only prunes.
         normalisation: Of the maps in delta_opt: "minmax", "none" or "max_distance".
+        delta_opt_every: Training steps from one with delta_opt to the next; it weighs as many times more there, and
+            costs as many times less (benchmarks/results).
+        delta_opt_after_cuts: Whether delta_opt stays in the loss when the cutting phase is over.
+        target_macs: The part of a patch's multiply-accumulates that is left at the end of the cutting phase; None: the
+            thresholds' common level climbs to `tau_max`, and what is left then is left.
+        cuts: Number of cuts between `cut_from` and `cut_until`. (With `published`, one after every epoch.)
+        standardise: Measure distances of maps of zero mean and unit norm (a correlation distance).
+        prune_batches: Training batches over which distances are averaged.
         tau_max: Upper end of the thresholds.
-        kappa: Steps from 0.001 to `tau_max`.
-        rho: Epochs that a threshold looks back and waits; None: 5 for each 1000 epochs of training, at least 2.
-        mu: A threshold stays while the layer's last loss of channels was at least this fraction.
-        prune_batches: delta_prune is averaged over this many of the epoch's last training batches. The published code
-            takes 1, where another draw of batches removes other channels (benchmarks/delta_prune_reproducibility.py).
+        kappa, rho, mu: With `published`: steps from 0.001 to `tau_max`; epochs that a threshold looks back and waits
+            (None: 5 for each 1000 epochs of training, at least 2); it stays while the layer's last loss of channels was
+            at least the fraction `mu`.
     """
 
+    cut_from: float = 0.15
+    cut_until: float = 0.7
+    max_fraction_per_epoch: float | None = 0.3
+    max_loss_increase: float | None = 0.1
+    merge: bool = True
+    published: bool = False
     lambda_: float = 0.5
     normalisation: str = "minmax"
+    delta_opt_every: int = 2
+    delta_opt_after_cuts: bool = False
+    target_macs: float | None = 0.1
+    cuts: int = 20
+    standardise: bool = False
+    prune_batches: int = 8
     tau_max: float = 0.3
     kappa: int = 15
     rho: int | None = None
     mu: float = 0.02
-    prune_batches: int = 16
+
+    @classmethod
+    def from_given(cls, **given) -> SauronSettings:
+        """Of what is given, and of the paper's values for the rest if `published` is."""
+        return cls(**{**PUBLISHED, **given} if given.get("published") else given)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -176,6 +169,12 @@ class SauronSettings(PruningSettings):
         _require(self.normalisation in NORMALISATIONS, "normalisation", "one of " + ", ".join(NORMALISATIONS),
                  self.normalisation)  # fmt: skip
         _require(self.prune_batches >= 1, "prune_batches", "at least 1", self.prune_batches)
+        for name in ("cuts", "delta_opt_every"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        if self.target_macs is not None:
+            _require(0 < self.target_macs <= 1, "target_macs", "the part that stays, in (0, 1]", self.target_macs)
+            _require(not self.published, "target_macs", "None with published=True, which has no target",
+                     self.target_macs)  # fmt: skip
         self.threshold(num_epochs=1)
 
     def threshold(self, num_epochs: int) -> Threshold:
@@ -186,49 +185,100 @@ class SauronSettings(PruningSettings):
 
 
 class Sauron(PruningMethod):
-    """delta_opt while training, delta_prune against an adjusting threshold after each epoch."""
+    """delta_opt while training; redundant are channels whose maps lie near another's.
+
+    By default every channel of a layer is a reference, which is the limit of the paper's many random ones: with
+    D[r, c] the delta_prune of channel c with reference r, a channel goes when one that stays is nearer than the
+    layer's threshold, in the nearer of both directions, nearest pairs first. A layer's threshold is a common level
+    times its own factor, which rises with the multiply-accumulates that a channel of it saves and falls with what an
+    error in it does to the network's output, both measured anew at each cut. The level is the least that leaves what
+    is due of `target_macs`. One channel of a pair stays for this cut, and no layer loses more than
+    `max_fraction_per_epoch`; but the last cut of all meets the target.
+    """
 
     Settings = SauronSettings
 
+    def prepare(self, layout: ChannelLayout, cost: CostModel, given_widths: dict[str, int] | None) -> None:
+        self._cost = cost
+        self._state: dict = {}
+        if self.settings.target_macs is not None:
+            self._schedule = Schedule(self.settings, self.num_epochs, layout, cost, "target_macs")
+        elif not self.settings.published:
+            self._epochs = spread_steps(self.settings, self.num_epochs, self.settings.cuts)
+
     def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
+        self._network = network
         self._thresholds = {unit.name: self.settings.threshold(self.num_epochs) for unit in layout.units}
-        self._places = {unit.name: len(unit.feature_maps) for unit in layout.units}
-        self._device = next(network.parameters()).device
         self._terms: list[torch.Tensor] = []
-        self._measuring = False
-        for unit, _, module in feature_map_modules(network, layout):
-            module.register_forward_hook(partial(self._observe, unit))
+        self._steps, self._regularising = 0, True
+        modules = feature_map_modules(network, layout) if self.settings.lambda_ > 0 else ()
+        self._hooks = [module.register_forward_hook(self._observe) for _, _, module in modules]
+
+    def target(self):
+        if self.settings.target_macs is None:
+            return None
+        return self._schedule.name, self._schedule.target, self._schedule.left
 
     def start_epoch(self, epoch: int, widths: dict[str, int]) -> None:
-        # Seeded by name and epoch: the same after a resume, and on every DDP rank.
-        references = {name: random.Random(f"{epoch}:{name}").randrange(width) for name, width in widths.items()}
-        # Tensors, and nothing counted in the hook: a compiled graph would be made anew for every other number.
-        self._references = {name: torch.tensor([r], device=self._device) for name, r in references.items()}
-        self._sums = {name: torch.zeros(width, device=self._device) for name, width in widths.items()}
-        self._measured = 0
+        self._steps = 0
+        over = epoch > self.settings.cut_until * self.num_epochs
+        if self._hooks and over and not self.settings.delta_opt_after_cuts:
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks.clear()
+            torch._dynamo.reset()  # a compiled graph would still hold what the hooks do
 
     def before_step(self, steps_left: int) -> None:
         self._terms.clear()
-        self._measuring = steps_left <= self.settings.prune_batches
-        self._measured += self._measuring
+        self._regularising = self._steps % self.settings.delta_opt_every == 0
+        self._steps += 1
 
     def regulariser(self) -> torch.Tensor | None:
-        """lambda * mean of delta_opt over the layers of the last forward."""
+        """lambda * mean of delta_opt over the layers of the last forward, for the steps up to the next one with it."""
         mean = mean_of(self._terms)
-        return None if mean is None else self.settings.lambda_ * mean
+        return None if mean is None else self.settings.lambda_ * self.settings.delta_opt_every * mean
 
     def redundant(self, progress: Progress) -> dict[str, list[int]]:
+        """As published: what is nearer to a random reference channel than the layer's threshold."""
+        taus = {
+            name: self._thresholds[name].update(progress.train_losses, progress.val_losses, widths)
+            for name, widths in progress.widths.items()
+        }
+        distances = self._distances(self._inputs(progress))
         removable = {}
-        for name, widths in progress.widths.items():
-            tau = self._thresholds[name].update(progress.train_losses, progress.val_losses, widths)
-            if len(self._sums[name]) > 1 and self._measured:
-                scores = (self._sums[name] / (self._measured * self._places[name])).tolist()
-                reference = self._references[name].item()
-                below = [c for c, score in enumerate(scores) if score < tau and c != reference]
-                removable[name] = sorted(below, key=lambda c: scores[c])
+        for name, of_pairs in distances.items():
+            # Seeded by name and epoch: a decision that is made again comes out the same.
+            reference = random.Random(f"{progress.epoch}:{name}").randrange(len(of_pairs))
+            scores = of_pairs[reference].tolist()
+            below = [c for c, score in enumerate(scores) if score < taus[name] and c != reference]
+            removable[name] = sorted(below, key=lambda c: scores[c])
         return removable
 
+    def keep(self, progress: Progress) -> dict[str, list[int]]:
+        if self.settings.published:
+            return super().keep(progress)
+        widths = {name: series[-1] for name, series in progress.widths.items()}
+        met = self._met(progress.epoch)
+        if met(widths, 0.0):
+            return {}
+        to_rank_on = inputs_to_rank_on(self._network, progress, PATCHES)
+        if not to_rank_on:
+            return {}
+        inputs = to_rank_on + self._inputs(progress, len(to_rank_on))
+        rankings = rank(self._network, to_rank_on, progress.regions)
+        # An error is a distance squared.
+        factors = {name: factor**-0.5 for name, factor in unit_factors(rankings, self._cost.macs).items()}
+        pairs = nearest_pairs(self._distances(inputs), factors)
+        worth = {name: {c: i for i, c in enumerate(ranking.order)} for name, ranking in rankings.items()}
+        gone, level = cluster(pairs, worth, widths, self.settings, met, meet=progress.last_chance)
+        self._state = {"level": level, "tau": {name: level * factors[name] for name in widths}}
+        return {
+            name: [c for c in range(widths[name]) if c not in channels] for name, channels in gone.items() if channels
+        }
+
     def state(self) -> dict:
+        if not self.settings.published:
+            return dict(self._state) or {"level": 0.0, "tau": dict.fromkeys(self._thresholds, 0.0)}
         return {
             "tau": {name: threshold.value for name, threshold in self._thresholds.items()},
             "tau_steps": {name: threshold.steps for name, threshold in self._thresholds.items()},
@@ -236,173 +286,133 @@ class Sauron(PruningMethod):
         }
 
     def load_state(self, state: dict) -> None:
+        if not self.settings.published:
+            self._state = {key: state[key] for key in ("level", "tau")}
+            return
         for name, threshold in self._thresholds.items():
             threshold.steps, threshold.waiting = state["tau_steps"][name], state["waiting"][name]
 
-    def _observe(self, unit: str, module: nn.Module, inputs, feature_maps: torch.Tensor) -> torch.Tensor:
-        if not module.training or feature_maps.shape[1] < 2:
+    def _met(self, epoch: int) -> Callable[[Mapping[str, int], float], bool]:
+        """Whether widths, or the level at which the next channel would go, are as far as this epoch's cut leads."""
+        step = self.settings.round_to
+        if self.settings.target_macs is None:
+            done = sum(one <= epoch for one in self._epochs) / len(self._epochs)
+            due = FIRST_THRESHOLD + done * (self.settings.tau_max - FIRST_THRESHOLD) if epoch in self._epochs else -1.0
+            return lambda widths, level: level > due
+        wanted = self._schedule.wanted(epoch)
+
+        def met(widths: Mapping[str, int], level: float) -> bool:
+            return self._schedule.left({n: math.ceil(w / step) * step for n, w in widths.items()}) <= wanted
+
+        return met
+
+    def _inputs(self, progress: Progress, drawn: int = 0) -> list[torch.Tensor]:
+        """`prune_batches` batches, less those that are drawn already."""
+        first = progress.patches(1) if drawn < self.settings.prune_batches else []
+        missing = self.settings.prune_batches - drawn - 1
+        return first + progress.patches(missing * len(first[0])) if first and missing > 0 else first
+
+    def _distances(self, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return mean_distances(self._network, inputs, standardise=self.settings.standardise)
+
+    def _observe(self, module: nn.Module, inputs, feature_maps: torch.Tensor) -> torch.Tensor:
+        if not (module.training and self._regularising) or feature_maps.shape[1] < 2:
             return feature_maps
-        if self._measuring:
-            with torch.no_grad():
-                self._sums[unit] += _relative_distances(feature_maps, self._references[unit])
-        if self.settings.lambda_ > 0:
-            feature_maps, term = _with_delta_opt(feature_maps, self.settings.normalisation)
-            self._terms.append(term)
+        feature_maps, term = with_delta_opt(feature_maps, self.settings.normalisation)
+        self._terms.append(term)
         return feature_maps
 
 
-def _with_delta_opt(feature_maps: torch.Tensor, normalisation: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The feature maps, for the layers after, and their delta_opt."""
-    if normalisation not in NORMALISATIONS:
-        raise ValueError(f"normalisation is one of {', '.join(NORMALISATIONS)}; got '{normalisation}'.")
-    _check_feature_maps(feature_maps)
-    if feature_maps.shape[1] < 2:
-        return feature_maps, feature_maps.new_zeros((), dtype=torch.float32)
-    maps, distances = _DistancesToFirst.apply(feature_maps, normalisation == "minmax")
-    if normalisation == "max_distance":
-        distances = _divided_by_largest(distances, _smallest_spread(feature_maps.dtype))
-    return maps, distances.mean()
+def mean_distances(
+    network: nn.Module, inputs: Sequence[torch.Tensor], *, standardise: bool = False
+) -> dict[str, torch.Tensor]:
+    """delta_prune of every channel with every other as the reference, by unit: (C, C), float32, on the CPU.
 
-
-def _relative_distances(feature_maps: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """delta_prune with the reference as a tensor of one index, so that a compiled graph serves every reference."""
-    pooled = _pooled(feature_maps).flatten(2).float()
-    distances = _root_mean_square(pooled - pooled.index_select(1, reference))
-    return _divided_by_largest(distances).mean(0)
-
-
-class _DistancesToFirst(torch.autograd.Function):
-    """h (B, C, *spatial) -> h itself, and (B, C - 1): root mean square distance of each pooled map to the first one.
-
-    Who goes on with the returned h spares a full-size tensor: backward then adds the distances' part to the gradient
-    that comes along, where autograd would have to write it out and add it afterwards.
+    Args:
+        network: A network that `channel_layout` knows, unwrapped; run in evaluation mode.
+        inputs: Tensors (B, channels, *patch); distances are averaged over them, and over a unit's places.
+        standardise: As in `relative_pairwise_distances`.
     """
+    sums: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
 
-    @staticmethod
-    def forward(ctx, h: torch.Tensor, normalise: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.set_materialize_grads(False)
-        maps = _pooled(h).flatten(2).float()
-        scale = low_at = high_at = None
-        if normalise:
-            low, low_at = _extreme(h, torch.Tensor.argmin)
-            high, high_at = _extreme(h, torch.Tensor.argmax)
-            spread = high - low
-            constant = spread <= _rounding(low, high, h.dtype)
-            scale = torch.where(constant, torch.inf, spread).reciprocal()[..., None]
-            maps = maps.sub_(low[..., None]).mul_(scale)
-        first = maps[:, :1].clone()
-        difference = maps.sub_(first)
-        distances = _root_mean_square(difference)[:, 1:]
-        ctx.save_for_backward(difference, first, distances, scale, low_at, high_at)
-        ctx.shape, ctx.dtype = h.shape, h.dtype
-        return h, distances
+    def add(unit: str, module: nn.Module, _, feature_maps: torch.Tensor) -> None:
+        found = relative_pairwise_distances(feature_maps, standardise=standardise) * len(feature_maps)
+        sums[unit] = sums[unit] + found if unit in sums else found
+        counts[unit] = counts.get(unit, 0) + len(feature_maps)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, onward: torch.Tensor | None, grad: torch.Tensor | None) -> tuple[torch.Tensor | None, None]:
-        if grad is None:
-            return onward, None
-        difference, first, distances, scale, low_at, high_at = ctx.saved_tensors
-        voxels = _voxels(_pooling(ctx.shape[2:]))
-        # d distance_c / d map_c = weight_c * difference_c, divided among a window's voxels; the first map gets the
-        # negative sum. Sums over space are products of matrices, which need no more memory.
-        weight = torch.where(distances > 0, grad / distances, 0) / (difference.shape[2] * voxels)
-        weight = functional.pad(weight, [1, 0])[..., None]
-        to_maps = difference * weight
-        to_maps[:, :1] = -torch.bmm(weight.mT, difference)
-        if scale is not None:
-            to_maps *= scale
-            # The extrema's part needs sum(to_maps * maps), and maps = first + difference.
-            total = voxels * to_maps.sum(-1, keepdim=True)
-            squares = functional.pad(distances.square(), [1, 0])[..., None] * difference.shape[2]
-            to_high = -voxels * (torch.bmm(to_maps, first.mT) + scale * weight * squares)
-        gradient = _spread(to_maps.to(ctx.dtype), ctx.shape, onward)
-        if scale is not None:
-            flat = gradient.view(*ctx.shape[:2], -1)
-            flat.scatter_add_(2, high_at, to_high.to(ctx.dtype))
-            flat.scatter_add_(2, low_at, (-total - to_high).to(ctx.dtype))
-        return gradient, None
+    hooks = {m: partial(add, unit) for unit, _, m in feature_map_modules(network, channel_layout(network))}
+    device = next(network.parameters()).device
+    with torch.no_grad(), evaluating(network, hooks):
+        for tensor in inputs:
+            network(tensor.to(device))
+    return {unit: (total / counts[unit]).cpu() for unit, total in sums.items()}
 
 
-def _pooling(shape: Sequence[int]) -> list[int]:
-    """Window and stride of phi for these spatial axes."""
-    return [1 if side == 1 else 2 for side in shape]
+def nearest_pairs(
+    distances: Mapping[str, torch.Tensor], factors: Mapping[str, float]
+) -> list[tuple[float, str, int, int]]:
+    """All pairs of channels of a layer, (level, unit, channel, channel), nearest first.
 
-
-def _pooled(h: torch.Tensor) -> torch.Tensor:
-    """phi. PyTorch pools volumes of half precision on accelerators only, and images on the CPU without vector units:
-    there, sums of neighbours are 3 to 4 times faster (not so in 3D)."""
-    if h.device.type != "cpu":
-        return (functional.avg_pool3d if h.ndim == 5 else functional.avg_pool2d)(h, _pooling(h.shape[2:]))
-    h = h.float()
-    if h.ndim == 5:
-        return functional.avg_pool3d(h, _pooling(h.shape[2:]))
-    shape = h.shape[2:]
-    for axis in (2, 3):
-        if h.shape[axis] > 1:
-            pairs = h.narrow(axis, 0, h.shape[axis] // 2 * 2).unflatten(axis, (-1, 2))
-            h = pairs.select(axis + 1, 0) + pairs.select(axis + 1, 1)
-    return h / _voxels(_pooling(shape))  # never h itself: the caller writes into it
-
-
-def _voxels(window: Sequence[int]) -> int:
-    return 2 ** sum(step > 1 for step in window)
-
-
-def _spread(pooled: torch.Tensor, shape: torch.Size, onto: torch.Tensor | None) -> torch.Tensor:
-    """(B, C, n) -> (*shape): each value over its whole window, added to `onto`; what no window covers is left alone.
-
-    Copies of rows: `interpolate` takes a detour over another memory format for most layers, and 3 times as long.
+    A pair's level is the smaller of its two distances over the layer's factor: the common level from which on the
+    layer's threshold, level times factor, is above it.
     """
-    window = _pooling(shape[2:])
-    inner = [side // step for side, step in zip(shape[2:], window, strict=True)]
-    if window[-1] == 2:
-        pooled = torch.stack([pooled, pooled], -1)
-    axes = [size for side, step in zip(inner[:-1], window[:-1], strict=True) for size in (side, step)]
-    rows = pooled.reshape(*shape[:2], *(n for side in inner[:-1] for n in (side, 1)), inner[-1] * window[-1])
-    rows = rows.expand(*shape[:2], *axes, rows.shape[-1])
-    covered = [side * step for side, step in zip(inner, window, strict=True)]
-    if covered != list(shape[2:]):
-        margins = [m for side, c in zip(shape[:1:-1], covered[::-1], strict=True) for m in (0, side - c)]
-        spread = functional.pad(rows.reshape(*shape[:2], *covered), margins)
-        return spread if onto is None else spread + onto
-    return rows.reshape(shape) if onto is None else (rows + onto.reshape(rows.shape)).view(shape)
+    names, levels, ones, others = list(distances), [], [], []
+    for of_unit in distances.values():
+        one, other = torch.triu_indices(len(of_unit), len(of_unit), 1)
+        ones.append(one)
+        others.append(other)
+        levels.append(torch.minimum(of_unit, of_unit.T)[one, other])
+    units = torch.cat([torch.full((len(level),), i) for i, level in enumerate(levels)])
+    levels = torch.cat([level / factors[name] for name, level in zip(names, levels, strict=True)])
+    order = levels.argsort(stable=True)
+    columns = (levels, units, torch.cat(ones), torch.cat(others))
+    return [(level, names[u], a, b) for level, u, a, b in zip(*(c[order].tolist() for c in columns), strict=True)]
 
 
-def _extreme(h: torch.Tensor, argextreme) -> tuple[torch.Tensor, torch.Tensor]:
-    """The least or greatest value of each map (B, C), float32, and its place in the flattened map (B, C, 1)."""
-    # Rows first: reducing the last axis is vectorised and several times faster than one arg-reduction over the map.
-    rows = h.flatten(2, -2)
-    of_rows = rows.amin(-1) if argextreme is torch.Tensor.argmin else rows.amax(-1)
-    row = argextreme(of_rows, dim=-1, keepdim=True)
-    in_row = torch.gather(rows, 2, row[..., None].expand(-1, -1, -1, rows.shape[-1])).squeeze(2)
-    column = argextreme(in_row, dim=-1, keepdim=True)
-    value = torch.gather(in_row, 2, column).squeeze(-1).float()
-    return value, row * rows.shape[-1] + column
+def cluster(
+    pairs: Sequence[tuple[float, str, int, int]],
+    worth: Mapping[str, Mapping[int, int]],
+    widths: Mapping[str, int],
+    settings: SauronSettings,
+    met: Callable[[Mapping[str, int], float], bool],
+    *,
+    meet: bool,
+) -> tuple[dict[str, set[int]], float]:
+    """Of pairs, nearest first, one channel goes and the other stays, until a cut has led far enough.
 
+    Args:
+        pairs: As `nearest_pairs` gives them.
+        worth: By unit and channel, its rank; the one of the higher rank goes.
+        widths: Channels of every unit.
+        settings: `max_fraction_per_epoch` and `min_channels` apply.
+        met: Whether widths, or the level at which the next channel would go, are as far as this cut leads.
+        meet: Whether to go on, when no pair is left, without the limit of a layer and with channels that stayed.
 
-def _rounding(low: torch.Tensor, high: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A map whose values spread no wider than this holds rounding noise only, and counts as constant."""
-    return (8 * torch.finfo(dtype).eps * torch.maximum(low.abs(), high.abs())).clamp_min(_smallest_spread(dtype))
-
-
-def _smallest_spread(dtype: torch.dtype) -> float:
-    """Dividing by less than this would overflow the gradient."""
-    return max(1e-8, torch.finfo(dtype).tiny)
-
-
-def _root_mean_square(difference: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(difference, dim=-1) / difference.shape[-1] ** 0.5
-
-
-def _divided_by_largest(distances: torch.Tensor, floor: float = 0.0) -> torch.Tensor:
-    largest = distances.amax(dim=1, keepdim=True)
-    return distances / torch.where(largest > floor, largest, torch.inf)
-
-
-def _check_feature_maps(feature_maps: torch.Tensor) -> None:
-    if feature_maps.ndim not in (4, 5) or 0 in feature_maps.shape:
-        raise ValueError(f"Feature maps are (B, C, *spatial) with 2 or 3 axes; got {tuple(feature_maps.shape)}.")
+    Returns:
+        The channels that go, by unit, and the level of the last of them.
+    """
+    fraction = settings.max_fraction_per_epoch
+    most = {n: w - settings.min_channels if fraction is None else round(fraction * w) for n, w in widths.items()}
+    left, level = dict(widths), 0.0
+    gone: dict[str, set[int]] = {name: set() for name in widths}
+    stays: dict[str, set[int]] = {name: set() for name in widths}
+    for last in (False, True) if meet else (False,):
+        for at, name, one, other in pairs:
+            limit = widths[name] - settings.min_channels if last else most[name]
+            if len(gone[name]) >= limit or left[name] <= settings.min_channels or gone[name] & {one, other}:
+                continue
+            free = [c for c in (one, other) if last or c not in stays[name]]
+            if not free:
+                continue
+            if met(left, at):
+                return gone, level
+            goes = max(free, key=worth[name].__getitem__)
+            gone[name].add(goes)
+            stays[name].add(other if goes == one else one)
+            left[name] -= 1
+            level = max(level, at)
+    return gone, level
 
 
 def _require(condition: bool, name: str, expected: str, value) -> None:

@@ -25,14 +25,12 @@ class StepwiseSettings(TargetSettings):
         transposed_convolutions: Whether the outputs of transposed convolutions are cut as well; None: as published
             (STAMP and its variants leave them alone), and always with `widths_from`.
         seed: Of what chance decides.
-        merge: As in `PruningSettings`, but True: dropping, as published, left a lower Dice (benchmarks/results).
     """
 
     k: int | None = None
     recovery_epochs: int = 1
     transposed_convolutions: bool | None = None
     seed: int = 0
-    merge: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
 @contextmanager
 def evaluating(network: nn.Module, hooks: Mapping[nn.Module, Callable] | None = None) -> Iterator[None]:
-    """Evaluation mode, with forward hooks by module, as long as it lasts; also after an error."""
-    was_training = network.training
+    """Evaluation mode and exact float32, with forward hooks by module, as long as it lasts; also after an error.
+
+    Each module gets back its own mode: a norm may be frozen. TensorFloat-32, PyTorch's default for convolutions on
+    CUDA, rounds to three digits, where fits and rankings tell channels apart by far less.
+    """
+    modes = {module: module.training for module in network.modules()}
     handles = [module.register_forward_hook(hook) for module, hook in (hooks or {}).items()]
+    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     try:
         network.eval()
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         yield
     finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
         for handle in handles:
             handle.remove()
-        network.train(was_training)
+        for module, training in modes.items():
+            module.training = training

@@ -9,6 +9,7 @@ interpolative decomposition (Chee et al.: Model preserving compression for neura
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -16,11 +17,13 @@ from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from .channels import ChannelLayout, ChannelUnit, channel_layout
-from .moments import Moments, collect_moments
+from .cost import feature_map_voxels
+from .moments import Moments, averaged, check_weights, collect_moments, forward_until
 from .removal import check_kept, remove_channels
 
 RIDGE = 1e-8  # of the kept channels' mean variance
 AIM_RIDGE = 1e-2  # the same for what a fit adds to mend the cuts before it, which may rest on few positions
+VALUES_IN_ONE_PASS = 1 << 28  # of all maps, a gigabyte in float32; more are computed anew for every unit
 ROUNDING = 1e-12  # of a covariance, relative to the maps' squares
 
 
@@ -48,7 +51,8 @@ def merge_channels(
         network: A network that `channel_layout` knows, unwrapped; run in evaluation mode.
         keep: For each unit to cut, by name: its channels that stay, ascending (`rank_units` tells the best). Units not
             named stay as they are.
-        inputs: What to fit on: tensors (B, channels, *patch), run in turn, twice for each unit that is cut.
+        inputs: What to fit on: tensors (B, channels, *patch). Run together, once before and once during the merge, if
+            all maps fit into a gigabyte; else in turn, twice for each unit that is cut.
         weights: How much each of their positions counts, (B, *patch) each, such as `position_weights`; None for all
             alike.
         optimizer: Its parameter groups and its state follow, as in `remove_channels`.
@@ -62,14 +66,64 @@ def merge_channels(
     check_kept(layout, keep)
     if not inputs:
         raise ValueError("Merging needs inputs to fit on; got none.")
-    before = _copied(network)
+    check_weights(inputs, weights)
+    cut = [unit for unit in layout.units if len(keep.get(unit.name, range(unit.width))) < unit.width]
     for unit in layout.units:
-        kept = keep.get(unit.name, range(unit.width))
-        if len(kept) < unit.width:
-            moments = collect_moments(network, unit.feature_maps, inputs, weights, before)
-            _fold(network, channel_layout(network), unit, kept, moments)
-            remove_channels(network, {unit.name: kept}, optimizer)
+        if unit not in cut:
+            after_unit(unit.name)
+    if _values(network, cut, inputs) <= VALUES_IN_ONE_PASS:
+        _fold_in_one_pass(network, layout, cut, keep, inputs, weights, after_unit)
+        remove_channels(network, {unit.name: keep[unit.name] for unit in cut}, optimizer)
+        return
+    before = _copied(network)
+    for unit in cut:
+        moments = collect_moments(network, unit.feature_maps, inputs, weights, before)
+        now = channel_layout(network)
+        for place in unit.feature_maps:
+            _fold(network, now, unit, place, keep[unit.name], moments[place])
+        remove_channels(network, {unit.name: keep[unit.name]}, optimizer)
         after_unit(unit.name)
+
+
+def _values(network: nn.Module, units: Sequence[ChannelUnit], inputs: Sequence[torch.Tensor]) -> int:
+    """How many values all maps of these units hold, for all inputs."""
+    channels = inputs[0].shape[1]
+    patches = {tuple(tensor.shape[2:]) for tensor in inputs}
+    if not units or len(patches) > 1:
+        return sys.maxsize
+    voxels = feature_map_voxels(network, inputs[0].shape[2:], channels)
+    return sum(map(len, inputs)) * sum(unit.width * len(unit.feature_maps) * voxels[unit.name] for unit in units)
+
+
+def _fold_in_one_pass(
+    network: nn.Module,
+    layout: ChannelLayout,
+    units: Sequence[ChannelUnit],
+    keep: Mapping[str, Sequence[int]],
+    inputs: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor] | None,
+    after_unit: Callable[[str], None],
+) -> None:
+    """Fold every unit while one forward of all inputs together passes by: readers come after what they read.
+
+    What is removed has no readers then, but is still there.
+    """
+    device = next(network.parameters()).device
+    together = torch.cat([tensor.to(device) for tensor in inputs])
+    counts = None if weights is None else torch.cat([one.to(device) for one in weights])
+    unit_at = {place: unit for unit in units for place in unit.feature_maps}
+    maps_before: dict[str, torch.Tensor] = {}
+    forward_until(network, together, unit_at, maps_before.__setitem__)
+
+    def fold(place: str, maps: torch.Tensor) -> None:
+        unit = unit_at[place]
+        both = Moments(2 * unit.width, device)
+        both.add(torch.cat([maps, maps_before.pop(place)], 1), counts if counts is None else averaged(counts, maps))
+        _fold(network, layout, unit, place, keep[unit.name], both)
+        if place == unit.feature_maps[-1]:
+            after_unit(unit.name)
+
+    forward_until(network, together, unit_at, fold)
 
 
 def _copied(network: nn.Module) -> nn.Module:
@@ -95,20 +149,24 @@ def _fold(
     network: nn.Module,
     layout: ChannelLayout,
     unit: ChannelUnit,
+    place: str,
     kept: Sequence[int],
-    moments: Mapping[str, Moments],
+    moments: Moments,
 ) -> None:
-    """Let the readers of a unit read its kept channels as all of them (in place; nothing is removed yet)."""
+    """Let whoever reads a unit in one place read its kept channels as all of them (in place; nothing is removed)."""
     stay = torch.tensor(list(kept), device=next(network.parameters()).device)
-    for place, conv, read, start in readers(network, layout, unit):
+    for where, conv, read, start in readers(network, layout, unit):
+        if where != place:
+            continue
         transposed = isinstance(conv, _ConvTransposeNd)
-        fit, offset = fitted(moments[place], stay, unit.width, conv.bias is not None and not transposed)
+        fit, offset = fitted(moments, stay, unit.width, conv.bias is not None and not transposed)
         read = read.double()
         folded = torch.einsum("ck,cot->kot", fit, read).to(conv.weight.dtype)
         dim = 0 if transposed else 1
         folded = folded.unflatten(2, conv.weight.shape[2:]).transpose(0, dim)
         if conv.bias is not None:
             conv.bias += torch.einsum("c,cot->o", offset, read).to(conv.bias.dtype)
+        conv.weight.narrow(dim, start, unit.width).zero_()
         conv.weight.index_copy_(dim, start + stay, folded)
 
 

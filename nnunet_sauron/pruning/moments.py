@@ -33,17 +33,16 @@ class Moments:
 
     def add(self, feature_maps: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """Take in feature maps (B, C, *spatial) of any floating dtype; weights of the positions, (B, *spatial)."""
-        step = max(1, VALUES_AT_ONCE // feature_maps.shape[1])
-        feature_maps = feature_maps.detach().flatten(2)
+        values = feature_maps.detach().flatten(2).transpose(0, 1)  # (C, B, positions)
         if weights is None:
-            weights = feature_maps.new_ones(()).expand(feature_maps.shape[0], feature_maps.shape[2])
-        for sample, counts in zip(feature_maps, weights.flatten(1), strict=True):
-            for part, count in zip(sample.split(step, dim=1), counts.split(step), strict=True):
-                values, count = part.double(), count.double()
-                weighted = values * count
-                self.count += count.sum()
-                self.total += weighted.sum(1)
-                self.products += weighted @ values.T
+            weights = values.new_ones(()).expand(values.shape[1:])
+        step = max(1, VALUES_AT_ONCE // len(values))
+        for part, count in zip(values.flatten(1).split(step, 1), weights.flatten().split(step), strict=True):
+            part, count = part.double(), count.double()
+            weighted = part * count
+            self.count += count.sum()
+            self.total += weighted.sum(1)
+            self.products += weighted @ part.T
 
     @property
     def mean(self) -> torch.Tensor:
@@ -83,43 +82,51 @@ def collect_moments(
     Raises:
         ValueError: The weights are not of the inputs' shapes.
     """
-    if weights is not None:
-        shapes, expected = ([tuple(w.shape) for w in weights], [(len(x), *x.shape[2:]) for x in inputs])
-        if shapes != expected:
-            raise ValueError(
-                f"Weights of positions are {shapes}; of these inputs they are {expected}, (B, *patch) each."
-            )
+    check_weights(inputs, weights)
     device = next(network.parameters()).device
     moments: dict[str, Moments] = {}
     for index, tensor in enumerate(inputs):
         counts = None if weights is None else weights[index].to(device)
         maps_before: dict[str, torch.Tensor] = {}
         if before is not None:
-            _forward_until(before, tensor.to(device), places, maps_before.__setitem__)
+            forward_until(before, tensor.to(device), places, maps_before.__setitem__)
 
         def take(name: str, maps: torch.Tensor, counts=counts, maps_before=maps_before) -> None:
             if name in maps_before:
                 maps = torch.cat([maps, maps_before.pop(name)], 1)
             if name not in moments:
                 moments[name] = Moments(maps.shape[1], maps.device)
-            moments[name].add(maps, counts if counts is None else _averaged(counts, maps.shape[2:]))
+            moments[name].add(maps, counts if counts is None else averaged(counts, maps))
 
-        _forward_until(network, tensor.to(device), places, take)
+        forward_until(network, tensor.to(device), places, take)
     return moments
 
 
-def _averaged(weights: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """(B, *patch) -> (B, *shape)"""
-    pool = functional.adaptive_avg_pool2d if len(shape) == 2 else functional.adaptive_avg_pool3d
-    return pool(weights[:, None], tuple(shape))[:, 0]
+def check_weights(inputs: Sequence[torch.Tensor], weights: Sequence[torch.Tensor] | None) -> None:
+    """Raise ValueError unless there are weights (B, *patch) for each input (B, channels, *patch), or none at all."""
+    if weights is not None:
+        shapes, expected = ([tuple(w.shape) for w in weights], [(len(x), *x.shape[2:]) for x in inputs])
+        if shapes != expected:
+            raise ValueError(
+                f"Weights of positions are {shapes}; of these inputs they are {expected}, (B, *patch) each."
+            )
 
 
-class _Enough(Exception):  # noqa: N818  (no error)
-    """Ends a forward whose later layers nobody needs."""
+def averaged(weights: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    """Weights of positions (B, *patch) at the resolution of maps (B, C, *spatial): (B, *spatial)."""
+    pool = functional.adaptive_avg_pool2d if maps.ndim == 4 else functional.adaptive_avg_pool3d
+    return pool(weights[:, None], tuple(maps.shape[2:]))[:, 0]
+
+
+class _Reached(Exception):  # noqa: N818  (no error)
+    """Ends a forward once the last module of interest has run."""
 
 
 @torch.no_grad()
-def _forward_until(network: nn.Module, tensor: torch.Tensor, places: Collection[str], take) -> None:
+def forward_until(
+    network: nn.Module, tensor: torch.Tensor, places: Collection[str], take: Callable[[str, torch.Tensor], None]
+) -> None:
+    """A forward in evaluation mode that ends after the last of the named modules; `take` gets each one's output."""
     left = set(places)
 
     def observe(name: str):
@@ -127,11 +134,11 @@ def _forward_until(network: nn.Module, tensor: torch.Tensor, places: Collection[
             take(name, output)
             left.discard(name)
             if not left:
-                raise _Enough
+                raise _Reached
 
         return hook
 
-    with contextlib.suppress(_Enough), evaluating(network, {network.get_submodule(n): observe(n) for n in places}):
+    with contextlib.suppress(_Reached), evaluating(network, {network.get_submodule(n): observe(n) for n in places}):
         network(tensor)
 
 

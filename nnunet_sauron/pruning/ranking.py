@@ -53,6 +53,7 @@ def rank_units(
     weights: Sequence[torch.Tensor] | None = None,
     *,
     regions: bool = False,
+    probed: int = PROBED,
     after_probe: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Ranking]:
     """The ranking of every unit's channels, by name.
@@ -60,9 +61,10 @@ def rank_units(
     Args:
         network: A segmentation network that `channel_layout` knows; run in evaluation mode. Of several outputs the
             first is taken.
-        inputs: Tensors (B, channels, *patch): run once, and up to `PROBED` of them once more, also for every unit.
+        inputs: Tensors (B, channels, *patch): run once, and up to `probed` of them once more, also for every unit.
         weights: As in `merge_channels`.
         regions: Whether classes may overlap (sigmoid instead of softmax).
+        probed: How many of the inputs the sensitivities are measured on, at most.
         after_probe: Called with each unit's name, once for each of those.
     """
     layout = channel_layout(network)
@@ -75,8 +77,8 @@ def rank_units(
             filters = read.detach().double().flatten(1)
             read_by[place] += filters @ filters.T
         rankings[unit.name] = rank_channels([moments[place] for place in read_by], list(read_by.values()))
-    probed = [inputs[i * len(inputs) // PROBED] for i in range(PROBED)] if len(inputs) > PROBED else inputs
-    found = _sensitivities(network, layout, rankings, moments, probed, regions, after_probe)
+    chosen = [inputs[i * len(inputs) // probed] for i in range(probed)] if len(inputs) > probed else inputs
+    found = _sensitivities(network, layout, rankings, moments, chosen, regions, after_probe)
     return {name: replace(ranking, sensitivity=found.get(name, 1.0)) for name, ranking in rankings.items()}
 
 
@@ -146,7 +148,8 @@ def rank_channels(moments: Sequence[Moments], weights: Sequence[torch.Tensor]) -
         moments: Of each place where the unit's maps lie; the channels are chosen for all of them together.
         weights: M of each place, (C, C).
     """
-    residuals = [m.covariance for m in moments]
+    # On the CPU: thousands of small steps, each of which would start several kernels on a GPU and wait for them.
+    residuals, weights = [m.covariance.cpu() for m in moments], [w.cpu() for w in weights]
     totals = [(w * r).sum() for w, r in zip(weights, residuals, strict=True)]
     read = max(1, sum(bool(t > 0) for t in totals))  # a place where all is constant or nobody reads has no say
     weights = [w / (t * read) if t > 0 else torch.zeros_like(w) for w, t in zip(weights, totals, strict=True)]

@@ -51,11 +51,6 @@ class Stages:
         """Widths by unit, of widths by stage."""
         return {name: widths[key] for name, key in self.of_unit.items()}
 
-    def features_per_stage(self, units: Mapping[str, int]) -> tuple[int, ...]:
-        """The other way round, as plans list them: the width of every stage, highest resolution first."""
-        widths = {key: units[name] for name, key in self.of_unit.items()}
-        return tuple(widths[key] for key in self.keys)
-
     def buildable(self, widths: Mapping[str, int], step: int = 1) -> dict[str, int]:
         """The widths, where neighbours that must differ do not, with `step` more for the lower resolution."""
         found = dict(widths)

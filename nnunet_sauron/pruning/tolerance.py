@@ -31,14 +31,20 @@ def weighted(rankings: Mapping[str, Ranking], cost: Cost) -> dict[str, Ranking]:
         rankings: Of every unit, as `rank_units` gives them.
         cost: What is to be saved.
     """
+    factors = unit_factors(rankings, cost)
+    return {
+        name: replace(ranking, errors=tuple(factors[name] * e for e in ranking.errors), sensitivity=1.0)
+        for name, ranking in rankings.items()
+    }
+
+
+def unit_factors(rankings: Mapping[str, Ranking], cost: Cost) -> dict[str, float]:
+    """What a unit's error counts, relative to other units: the factors of `weighted`; 1 for a unit of one channel."""
     dense = {name: len(ranking.order) for name, ranking in rankings.items()}
     saved = {name: cost(dense) - cost({**dense, name: width - 1}) for name, width in dense.items() if width > 1}
     mean = statistics.geometric_mean(saved.values()) if saved else 1.0
-    factors = {
-        name: rankings[name].sensitivity ** SENSITIVITY_POWER / (saved[name] / mean) ** COST_POWER for name in saved
-    }
     return {
-        name: replace(ranking, errors=tuple(factors.get(name, 1.0) * e for e in ranking.errors), sensitivity=1.0)
+        name: ranking.sensitivity**SENSITIVITY_POWER / (saved[name] / mean) ** COST_POWER if name in saved else 1.0
         for name, ranking in rankings.items()
     }
 

@@ -14,6 +14,7 @@ from .methods import (
     TaylorTrainer,
 )
 from .pruning import PruningTrainer
+from .shrink import ShrinkTrainer
 from .stock import StockTrainer
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "STAMPRandomChannelTrainer",
     "STAMPTrainer",
     "SauronTrainer",
+    "ShrinkTrainer",
     "StockTrainer",
     "TaylorTrainer",
 ]

@@ -13,10 +13,19 @@ from ..architecture import network_of_plans
 from ..pruning import accept_pruned_weights, channel_layout, densify
 
 TEMPORARY = ".tmp"
+CHECKPOINT = "checkpoint_final.pth"
+COMPRESSION = "compression"  # key of a checkpoint that `compress` wrote: where its weights come from
 
 
-def write_atomically(path: Path, write: Callable[[str], None]) -> None:
+def write_atomically(
+    path: Path, write: Callable[[str], None], again: str = "continue (nnUNetv2_train ... --c)"
+) -> None:
     """Let `write` make a file beside `path`, then put it in its place; a crash at any time leaves the old file.
+
+    Args:
+        path: The file.
+        write: Given the temporary file's name.
+        again: What to do once there is room, for the error.
 
     Raises:
         OSError: It could not be written; the old file, if any, is untouched.
@@ -34,7 +43,7 @@ def write_atomically(path: Path, write: Callable[[str], None]) -> None:
             raise
         raise OSError(
             f"Could not write {path}: {error}. What stood there before is untouched; make room or make the folder "
-            f"writable, then continue (nnUNetv2_train ... --c)."
+            f"writable, then {again}."
         ) from error
 
 

@@ -1,59 +1,91 @@
-"""A compressed model trained on, at its own widths."""
+"""A compressed model trained on, at its own widths, with the model that it was made from as teacher."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..pruning import widths_of
-from .checkpoints import read_checkpoint
+from .checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
 from .plots import NowAndThen
 from .resizing import ResizingTrainer
 from .settings import TrainingSettings, read_settings
 from .snapshots import Snapshots, SnapshotSettings
+from .teacher import DistillingLoss, Teacher
 
 NUM_EPOCHS = 50
-INITIAL_LR = 1e-3  # a tenth of nnU-Net's
+INITIAL_LR = 5e-3  # half of nnU-Net's
+SERIES = "distillation"
+SOURCE = "source"
 MIRRORING = "inference_allowed_mirroring_axes"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressedSettings:
-    """Where to begin.
+    """Where to begin, and whom to learn from.
 
     Attributes:
         start_from: The folder that `nnUNetv2_sauron compress` wrote (the same fold is taken), or a .pth file; None
             only to continue or to predict.
+        teacher: "source" is the model that was compressed, if the checkpoint names one; a trained model's folder or a
+            .pth file; None trains without.
+        teacher_folds: Of a teacher's folder: "same" takes the fold that is trained, "all" the mean of all that are
+            there. None: same.
+        labels: False learns from the teacher alone; no label is looked at in training. None: True.
+
+    A training that is continued keeps its teacher, its folds and its labels where these are left at their defaults.
     """
 
     start_from: str | None = None
+    teacher: str | None = SOURCE
+    teacher_folds: str | None = None
+    labels: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.teacher_folds not in (None, "same", "all"):
+            raise ValueError(f"teacher_folds is same or all; got '{self.teacher_folds}'.")
+        if self.labels is False and self.teacher is None:
+            raise ValueError("labels=False and teacher=None leave nothing to learn from; set one of them otherwise.")
 
 
 class CompressedTrainer(ResizingTrainer):
-    """nnU-Net's training from a compressed checkpoint: 50 epochs of the poly schedule from a tenth of its rate.
+    """nnU-Net's training from a compressed checkpoint: 50 epochs of the poly schedule from half of its rate.
+
+    The distance to what the teacher says of the same batch is added to nnU-Net's loss (`methods/distillation.py`). The
+    validation loss and, with labels, the logged training loss stay nnU-Net's own.
 
     It mirrors the axes that the model was trained with, since left and right may be classes. Loss and the rest of the
     augmentation are nnU-Net's own, whatever that model's trainer did.
 
     nnunet_sauron="start_from=MODEL_FOLDER" nnUNetv2_train DATASET CONFIGURATION FOLD -tr CompressedTrainer
 
+    Every epoch of nnU-Net's logger, and so every checkpoint, holds a record in the series "distillation": `teacher`,
+    `teacher_folds`, `labels`, and `loss`, the mean distance to the teacher.
+
     Raises:
-        FileNotFoundError, ValueError: The checkpoint is missing, cannot be read, or is of another architecture.
+        FileNotFoundError, ValueError: The checkpoint or the teacher is missing, cannot be read, or is of another
+            architecture, or the teacher of another data set or other classes.
     """
 
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
         training, settings, snapshot_settings = read_settings(
             type(self), TrainingSettings, CompressedSettings, SnapshotSettings
         )
+        self._settings = settings
         self._start = settings.start_from and read_checkpoint(_checkpoint(Path(settings.start_from), fold))
         self._start_name = settings.start_from
         self._mirroring = _mirroring(self._start or {})
         self._no_training: str | None = None
+        self._choose_teacher((self._start or {}).get(COMPRESSION, {}).get("source"), {})
+        # Here, so that nothing is written of a training that cannot begin.
+        self._teacher = self._read_teacher(plans, configuration, dataset_json, fold)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.initial_lr = NUM_EPOCHS, INITIAL_LR
         training.apply_to(self)
+        self._series()
         self.logger.plot_progress_png = NowAndThen(self, self.logger.plot_progress_png)
         self._snapshots = Snapshots(self, snapshot_settings)
 
@@ -81,12 +113,43 @@ class CompressedTrainer(ResizingTrainer):
                 "CompressedTrainer has nothing to start from. Name the folder that compress wrote: "
                 'nnunet_sauron="start_from=MODEL_FOLDER" nnUNetv2_train ... -tr CompressedTrainer'
             )
+        if self._teacher is None:  # of a training that is continued
+            arguments = self.plans_manager.plans, self.configuration_name, self.dataset_json
+            self._teacher = self._read_teacher(*arguments, self.fold)
+        if self._teacher is None and self._labels is False:
+            raise ValueError(
+                "labels=False without a teacher leaves nothing to learn from, and the checkpoint does not say which "
+                "model it was compressed from. Name that model's folder: teacher=MODEL_FOLDER."
+            )
+        if self._teacher:
+            if not self.was_initialized:
+                self.initialize()
+            self._teacher.start(self.device, deep_supervision=self.enable_deep_supervision)
+            self.loss = DistillingLoss(self.loss, self._teacher, labels=self._labels, ddp=self.is_ddp)
         super().on_train_start()
         if self._start_name and self.current_epoch == 0:
             self.print_to_log_file(f"{type(self).__name__}: started from {self._start_name}")
+        labels = "with labels" if self._labels else "without labels"
+        self.print_to_log_file(f"Teacher: {self._teacher.name}, {labels}" if self._teacher else "No teacher")
         self._snapshots.start()
 
+    def train_step(self, batch: dict) -> dict:
+        if self._teacher is None:
+            return super().train_step(batch)
+        return self.loss.train_step(super().train_step, batch, self.device)
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        terms = [float(output.pop(SERIES)) for output in train_outputs if SERIES in output]
+        super().on_train_epoch_end(train_outputs)
+        series = self._series()
+        del series[self.current_epoch :]
+        record = {"teacher": self._teacher_from, "teacher_folds": self._teacher_folds, "labels": self._labels}
+        series.append({**record, "loss": float(np.mean(terms)) if terms else None})
+
     def on_epoch_end(self) -> None:
+        distance = self._series()[self.current_epoch]["loss"]
+        if distance is not None:
+            self.print_to_log_file(f"distance to the teacher {distance:.4f}")
         super().on_epoch_end()
         self._snapshots.after_epoch()
 
@@ -98,10 +161,31 @@ class CompressedTrainer(ResizingTrainer):
         self._mirroring = _mirroring(checkpoint)
         if "optimizer_state" in checkpoint:
             super().load_checkpoint(filename_or_checkpoint)
+            series = self._series()
+            # A shorter one would cut nnU-Net's progress plot.
+            series += [{} for _ in range(self.current_epoch - len(series))]
+            self._choose_teacher(None, series[-1] if series else {})
+            self._teacher = None  # read once training starts: to validate, none is needed
         else:  # written by compress: to be validated (--val)
             self._no_training = filename_or_checkpoint
             self.bare_network.load_state_dict(checkpoint["network_weights"])
             self.inference_allowed_mirroring_axes = self._mirroring.get(MIRRORING)
+
+    def _choose_teacher(self, source: str | None, before: dict) -> None:
+        """By the settings, then by what a continued training was `before`, then by the `source` of its start."""
+        settings = self._settings
+        self._teacher_from = before.get("teacher", source) if settings.teacher == SOURCE else settings.teacher
+        self._teacher_folds = settings.teacher_folds or before.get("teacher_folds", "same")
+        self._labels = before.get("labels", True) if settings.labels is None else settings.labels
+
+    def _read_teacher(self, plans: dict, configuration: str, dataset_json: dict, fold: int | str) -> Teacher | None:
+        if self._teacher_from is None:
+            return None
+        return Teacher.read(self._teacher_from, fold, plans, configuration, dataset_json, folds=self._teacher_folds)
+
+    def _series(self) -> list[dict]:
+        """A record per finished epoch."""
+        return self.logger.local_logger.my_fantastic_logging.setdefault(SERIES, [])
 
     def _widths(self, checkpoint: dict, name: str) -> dict[str, int]:
         widths = widths_of(self.bare_network, checkpoint["network_weights"])
@@ -118,4 +202,4 @@ def _mirroring(checkpoint: dict) -> dict:
 
 
 def _checkpoint(start: Path, fold: int | str) -> Path:
-    return start / f"fold_{fold}" / "checkpoint_final.pth" if start.is_dir() else start
+    return start / f"fold_{fold}" / CHECKPOINT if start.is_dir() else start

@@ -7,6 +7,7 @@ the very network that was validated and what is to go next, and a resumed run re
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed, nn
 
 from ..architecture import network_of_plans
-from ..methods.base import Progress, PruningMethod, channels_to_keep
+from ..methods.base import Progress, PruningMethod
 from ..pruning import (
     CostModel,
     channel_layout,
@@ -56,15 +57,17 @@ class PruningTrainer(ResizingTrainer):
     """
 
     Method: type[PruningMethod]
+    MoreSettings: tuple[type, ...] = ()
 
     # nnU-Net reads this signature and stores these arguments: it must be exactly its own.
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
         if not hasattr(nnunet_logger, "MetaLogger"):
             raise RuntimeError("This nnU-Net is too old for nnunet-sauron; 2.8 is needed: pip install -U nnunetv2")
-        training, self.pruning_settings, snapshot_settings = read_settings(
-            type(self), TrainingSettings, self.Method.Settings, SnapshotSettings
+        training, self.pruning_settings, snapshot_settings, *self._more_settings = read_settings(
+            type(self), TrainingSettings, self.Method.Settings, SnapshotSettings, *self.MoreSettings
         )
         self._check_target(plans, configuration, dataset_json, training.num_epochs or NNUNET_EPOCHS)
+        self._read_before_writing(plans, configuration, fold, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         training.apply_to(self)
         self._series().setdefault(SERIES, [])
@@ -87,6 +90,9 @@ class PruningTrainer(ResizingTrainer):
         layout = channel_layout(network)
         self._check_merge_batches(layout.widths, chosen.batch_size)
         self.Method(self.pruning_settings, num_epochs).prepare(layout, self._cost, self._given_widths)
+
+    def _read_before_writing(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
+        """Read what a subclass starts from, before nnU-Net's constructor writes a log."""
 
     def _check_merge_batches(self, widths: dict[str, int], batch_size: int) -> None:
         batches = self.pruning_settings.merge_batches
@@ -118,6 +124,10 @@ class PruningTrainer(ResizingTrainer):
         # Here and not in _build_loss, which is what subclasses override to bring a loss of their own.
         self.loss = _RegularisedLoss(self.loss, self)
 
+    def _do_i_compile(self) -> bool:
+        # Every cut would throw compiled graphs away; compiling takes minutes.
+        return "nnUNet_compile" in os.environ and super()._do_i_compile()
+
     # The training
 
     def on_train_start(self) -> None:
@@ -143,7 +153,8 @@ class PruningTrainer(ResizingTrainer):
 
     def _settings(self) -> dict:
         training = {name: getattr(self, name) for name in asdict(TrainingSettings())}
-        return {**asdict(self.pruning_settings), **training, **asdict(self._snapshots.settings)}
+        more = {name: value for settings in self._more_settings for name, value in asdict(settings).items()}
+        return {**asdict(self.pruning_settings), **training, **asdict(self._snapshots.settings), **more}
 
     def on_epoch_start(self) -> None:
         # First, so that an epoch's time is its training's; the log tells what a merge took.
@@ -224,20 +235,40 @@ class PruningTrainer(ResizingTrainer):
                 [loss + epoch["regulariser"] for loss, epoch in zip(losses, history, strict=True)],
                 list(self._series()["val_losses"]),
                 {name: [epoch["widths"][name] for epoch in history] for name in widths},
+                self._training_patches,
+                self.label_manager.has_regions,
+                self._is_last_chance(),
+                self.optimizer.param_groups[0]["lr"] / self.initial_lr if self.initial_lr else 1.0,
             )
-            learning_rate_left = self.optimizer.param_groups[0]["lr"] / self.initial_lr if self.initial_lr else 1.0
-            for name, redundant in self.method.redundant(progress).items():
-                kept = channels_to_keep(redundant, widths[name], self.pruning_settings, learning_rate_left)
-                if len(kept) < widths[name]:
-                    record["keep"][name] = kept
+            record["keep"] = self.method.keep(progress)
+        if target := self.method.target():
+            name, asked, left = target
+            kept = {unit: len(record["keep"].get(unit, range(width))) for unit, width in widths.items()}
+            record["target"] = {"name": name, "asked": asked, "left": left(kept)}
         record["state"] = self.method.state()
         return record
+
+    def _training_patches(self, least: int) -> list[torch.Tensor]:
+        """Batches of training data with at least so many patches together, or fewer where some are not finite."""
+        batches = [next(self.dataloader_train)["data"]]
+        batches += [next(self.dataloader_train)["data"] for _ in range(-(-least // len(batches[0])) - 1)]
+        finite = [batch for batch in batches if batch.isfinite().all()]
+        if len(finite) < len(batches):
+            self.print_to_log_file(
+                f"WARNING: {len(batches) - len(finite)} of {len(batches)} batches hold values that are not finite, and "
+                f"nothing is measured on them. Look for nan in the preprocessed images."
+            )
+        return finite
+
+    def _is_last_chance(self) -> bool:
+        """Whether this epoch's cut is the last one, and so must meet a target even if it would be held."""
+        return not self.pruning_settings.may_cut_after(self.current_epoch + 1, self.num_epochs)
 
     def _reason_to_hold(self) -> str | None:
         settings = self.pruning_settings
         if not settings.may_cut_after(self.current_epoch, self.num_epochs):
             return "outside of the cutting phase"
-        if settings.max_loss_increase is None:
+        if settings.max_loss_increase is None or (self.method.target() and self._is_last_chance()):
             return None
         losses = self._series()["train_losses"]
         lowest = min((loss for loss in losses if math.isfinite(loss)), default=-math.inf)
@@ -268,25 +299,33 @@ class PruningTrainer(ResizingTrainer):
         network = self.bare_network
         self._unwrap()
         self.method.before_removal(keep)
-        merge = self.pruning_settings.merge
-        if merge and self.device.type == "mps":
-            self.print_to_log_file("WARNING: dropped, not merged: a fit needs float64, which MPS does not have")
-            merge = False
-        if merge:
-            # Every rank fits on patches of its own; wrapping again spreads rank 0's weights.
-            wanted = patches_needed(self._positions, channel_layout(network).widths, SAMPLES_PER_CHANNEL)
-            count = self.pruning_settings.merge_batches or max(MERGE_BATCHES, -(-wanted // self.batch_size))
-            batches = [next(self.dataloader_train)["data"] for _ in range(count)]
+        inputs, weights = self._to_merge_on(network) if self.pruning_settings.merge else ([], [])
+        if inputs:
             begun = time.perf_counter()
-            weights = position_weights(network, batches, regions=self.label_manager.has_regions)
-            merge_channels(network, keep, batches, weights=weights, optimizer=self.optimizer)
+            merge_channels(network, keep, inputs, weights=weights, optimizer=self.optimizer)
             seconds = time.perf_counter() - begun
-            self.print_to_log_file(f"Folded into what stays, fitted on {count} batches, in {seconds:.1f} s")
+            self.print_to_log_file(f"Merged the removed channels, fitted on {len(inputs)} batches, in {seconds:.1f} s")
         else:
             remove_channels(network, keep, self.optimizer)
         self._wrap()
         torch._dynamo.reset()  # past 8 recompilations torch.compile would fall back to eager for good
         empty_cache(self.device)
+
+    def _to_merge_on(self, network: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Training batches and the weights of their positions; none where nothing can be fitted.
+
+        Every rank fits on patches of its own; wrapping again spreads rank 0's weights.
+        """
+        if self.device.type == "mps":
+            self.print_to_log_file("WARNING: dropped, not merged: a fit needs float64, which MPS does not have")
+            return [], []
+        wanted = patches_needed(self._positions, channel_layout(network).widths, SAMPLES_PER_CHANNEL)
+        count = self.pruning_settings.merge_batches or max(MERGE_BATCHES, -(-wanted // self.batch_size))
+        batches = self._training_patches(count * self.batch_size)
+        if not batches:
+            self.print_to_log_file("WARNING: dropped, not merged: there is nothing to fit on")
+            return [], []
+        return batches, position_weights(network, batches, regions=self.label_manager.has_regions)
 
     # Checkpoints
 

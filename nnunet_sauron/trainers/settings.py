@@ -75,7 +75,7 @@ def read_settings(trainer_class: type, *settings_classes: type) -> tuple:
                 raise ValueError(f"'{item}' is not a setting of {trainer_class.__name__}")
             given[name] = _parsed(name, text, str(known[name].type))
         return tuple(
-            cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})
+            getattr(cls, "from_given", cls)(**{f.name: given[f.name] for f in fields(cls) if f.name in given})
             for cls in settings_classes
         )
     except ValueError as error:

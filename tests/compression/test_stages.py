@@ -151,7 +151,7 @@ def test_notes_and_checkpoints_say_it(folders, capsys):
     assert 0.3 < notes["folds"]["0"]["parameters"][1] / notes["folds"]["0"]["parameters"][0] <= 0.5
     written = checkpoint(folders)
     assert written["init_args"]["plans"] == plans and written["trainer_name"] == "nnUNetTrainer"
-    assert written["compression"]["features_per_stage"] == tuple(notes["features_per_stage"])
+    assert written["compression"]["features_per_stage"] == notes["features_per_stage"]
     said = " ".join(capsys.readouterr().err.split())
     assert (
         f"A plain nnU-Net model, which predicts without this package: trainer nnUNetTrainer, plans {notes['plans']}"
@@ -256,18 +256,17 @@ def test_the_widths_that_residual_stages_are_kept_apart_by_count_towards_the_tar
         goal = Goal(macs=percent / 100)
         tolerance = uniform.tolerance(goal)
         assert fold.part_left(goal)(uniform.widths(tolerance)) <= goal.macs
-        features = uniform.stages.features_per_stage(uniform.widths(tolerance))
-        moved += features != tuple(widths_at(tolerance, uniform.rankings, 4).values())
+        moved += tuple(uniform.of_stages(tolerance).values()) != tuple(
+            widths_at(tolerance, uniform.rankings, 4).values()
+        )
     assert moved > 5  # else nothing was tested
 
 
 def test_every_fold_has_its_say_and_their_order_has_none():
     one, other = ranked_fold(), ranked_fold(share=1e-4)
-    first, second, both, swapped = (
-        UniformStages(folds).widths(1e-4) for folds in ([one], [other], [one, other], [other, one])
-    )
-    name = "encoder.stem.convs.0"
-    assert first[name] > both[name] > second[name] and both == swapped
+    widths = [UniformStages(folds).of_stages(1e-4) for folds in ([one], [other], [one, other], [other, one])]
+    first = [next(iter(of_stages.values())) for of_stages in widths]
+    assert first[0] > first[2] > first[1] and widths[2] == widths[3]
 
 
 @pytest.mark.parametrize("setting", ["stem_channels", "bottleneck_channels"])

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from nnunet_sauron.methods.sauron import NORMALISATIONS, delta_opt, delta_prune
+from nnunet_sauron.methods.delta import (
+    NORMALISATIONS,
+    delta_opt,
+    delta_prune,
+    pairwise_distances,
+    relative_pairwise_distances,
+    with_delta_opt,
+)
 
 SHAPES = [(2, 5, 8, 6), (3, 4, 7, 9), (2, 5, 4, 6, 8), (2, 3, 1, 7, 8), (1, 3, 5, 5, 5), (2, 4, 1, 1)]
 
@@ -47,6 +54,32 @@ def test_delta_opt_and_its_gradient_equal_the_formulas(shape, normalisation):
     expected.backward()
     torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(h.grad, expected_h.grad, atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("shape", [*SHAPES[:-1], (2, 3, 32, 40), (2, 3, 33, 40), (2, 3, 8, 6, 10)], ids=str)
+def test_its_gradient_is_added_to_that_of_the_layers_after(shape, normalisation):
+    h = random_maps(shape).requires_grad_()
+    expected_h = h.detach().clone().requires_grad_()
+    onward = random_maps(shape, seed=1) / 100
+    maps, term = with_delta_opt(h, normalisation)
+    handed_on = (maps * onward).sum()
+    (handed_on + term).backward()
+    ((expected_h * onward).sum() + textbook_delta_opt(expected_h, normalisation)).backward()
+    torch.testing.assert_close(h.grad, expected_h.grad, atol=1e-7, rtol=1e-4)
+    torch.testing.assert_close(onward, random_maps(shape, seed=1) / 100, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 7, 5), (2, 4, 32, 40), (2, 4, 8, 12, 16)], ids=str)
+def test_of_equal_extremes_only_one_has_the_gradient_and_all_of_it(shape):
+    # However it is shared out, delta_opt knows neither a map's level nor its scale.
+    h = random_maps(shape).clamp(0, 3).requires_grad_()
+    delta_opt(h).backward()
+    gradient = h.grad.flatten(2).double()
+    size = gradient.abs().sum(2)
+    assert (size > 0).all()
+    assert (gradient.sum(2).abs() < 1e-5 * size).all()
+    assert ((gradient * h.detach().flatten(2)).sum(2).abs() < 1e-5 * size).all()
 
 
 def test_delta_opt_of_a_hand_computed_case():
@@ -137,3 +170,77 @@ def test_bad_arguments_are_named():
         delta_prune(h, reference=3)
     with pytest.raises(ValueError, match=r"\(2, 3\)"):
         delta_opt(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 1, 6, 6)], ids=str)
+def test_pairwise_distances_equal_the_formula(shape):
+    h = random_maps(shape)
+    maps = pool(h).flatten(2)
+    expected = (maps[:, :, None] - maps[:, None]).square().mean(-1).sqrt()
+    got = pairwise_distances(h)
+    assert got.shape == (shape[0], shape[1], shape[1]) and got.dtype == torch.float32
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 1, 6, 6), (2, 40, 6, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_row_of_relative_pairwise_distances_is_delta_prune_with_that_reference(shape, dtype):
+    h = random_maps(shape).to(dtype)
+    h[:, -1] = h[:, 0]
+    got = relative_pairwise_distances(h)
+    expected = torch.stack([delta_prune(h, reference=r) for r in range(shape[1])])
+    torch.testing.assert_close(got, expected, atol=2e-6, rtol=1e-5)
+
+
+def test_pairwise_distances_of_nearly_equal_maps_far_from_zero_are_not_lost():
+    # In float32, a product of maps around 1000 is known to 0.06 only, and the distances' squares are around 1e-3. On a
+    # grid of 1/256, on which pooling is exact, nothing else is rounded.
+    h = 1000 + random_maps((2, 1, 8, 8)) + 0.01 * random_maps((2, 6, 8, 8), seed=1)
+    h[:, 0] -= 1000
+    h = (256 * h).round() / 256
+    maps = pool(h).flatten(2).double()
+    expected = (maps[:, :, None] - maps[:, None]).square().mean(-1).sqrt().float()
+    torch.testing.assert_close(pairwise_distances(h), expected, atol=1e-7, rtol=1e-6)
+    equal = random_maps((2, 1, 8, 8)).repeat(1, 7, 1, 1)
+    assert relative_pairwise_distances(equal).count_nonzero() == 0
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 7, 9), (2, 5, 4, 6, 8), (2, 3, 1, 7, 8)], ids=str)
+def test_standardised_distances_are_those_of_correlations(shape):
+    h = random_maps(shape)
+    h[:, 2] = 100 - 3 * h[:, 1]
+    correlation = torch.stack([torch.corrcoef(maps) for maps in pool(h).flatten(2).double()])
+    expected = ((1 - correlation).clamp_min(0) / 2).sqrt().mean(0).float()
+    got = relative_pairwise_distances(h, standardise=True)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+    assert got[1, 2].item() == pytest.approx(1, abs=1e-6)
+
+
+def test_standardised_distances_see_neither_level_nor_strength():
+    h = random_maps((2, 5, 8, 6))
+    level, strength = random_maps((2, 5, 1, 1), seed=1), random_maps((2, 5, 1, 1), seed=2).abs() + 0.1
+    torch.testing.assert_close(
+        relative_pairwise_distances(h * strength + level, standardise=True),
+        relative_pairwise_distances(h, standardise=True),
+        atol=1e-5, rtol=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("axes", [(6, 6), (4, 6, 5)], ids=str)
+def test_a_constant_map_is_standardised_to_zero(dtype, axes):
+    h = random_maps((2, 4, *axes)).to(dtype)
+    h[:, 1], h[:, 3] = 0.3, -700
+    h[:, 3].view(2, -1)[:, 0] = torch.nextafter(torch.tensor(-700.0), torch.tensor(0.0)).to(dtype)
+    got = relative_pairwise_distances(h, standardise=True)
+    assert got[1, 3] == 0 and got[3, 1] == 0
+    torch.testing.assert_close(got[[0, 2, 0, 2], [1, 1, 3, 3]], torch.full((4,), 0.5))
+    assert torch.isfinite(got).all() and 0.5 < got[0, 2] < 1
+    single = relative_pairwise_distances(h.flatten(2)[..., :1, None].clone(), standardise=True)
+    assert single.count_nonzero() == 0
+
+
+def test_pairwise_distances_of_feature_maps_only():
+    for function in (pairwise_distances, relative_pairwise_distances):
+        with pytest.raises(ValueError, match=r"\(2, 3\)"):
+            function(torch.zeros(2, 3))

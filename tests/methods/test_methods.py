@@ -16,6 +16,7 @@ from nnunet_sauron.methods.l1 import L1
 from nnunet_sauron.methods.random import RandomLargestLayer
 from nnunet_sauron.methods.sauron import Sauron
 from nnunet_sauron.methods.sfp import SFP, zero_channels
+from nnunet_sauron.methods.shrink import Shrink
 from nnunet_sauron.methods.stamp import STAMP, STAMPRandomChannel, targeted_dropout
 from nnunet_sauron.methods.taylor import Taylor
 from nnunet_sauron.pruning import CostModel, channel_layout, remove_channels
@@ -404,10 +405,11 @@ def test_bad_settings_are_named(method_class, bad):
         method_class.Settings(**bad)
 
 
-def test_what_goes_step_by_step_is_merged_and_the_rest_dropped_as_published():
-    methods = {Sauron, STAMP, STAMPRandomChannel, RandomLargestLayer, L1, Taylor, SFP, FPGM, CSGD, AutoPruner}
-    merging = {method for method in methods if method.Settings().merge}
-    assert merging == {STAMP, STAMPRandomChannel, RandomLargestLayer, L1, Taylor}
+def test_published_names_drop_as_published_and_ours_merge():
+    published = {STAMP, STAMPRandomChannel, RandomLargestLayer, L1, Taylor, SFP, FPGM, CSGD, AutoPruner}
+    assert not any(method.Settings().merge for method in published)
+    assert not Sauron.Settings.from_given(published=True).merge
+    assert Sauron.Settings().merge and Shrink.Settings().merge
 
 
 def test_a_k_that_cannot_reach_the_target_is_refused():

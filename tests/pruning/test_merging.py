@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from nnunet_sauron.pruning import channel_layout, merge_channels
+from nnunet_sauron.pruning import channel_layout, merge_channels, merging
 from nnunet_sauron.pruning.moments import collect_moments
 
 from ..contracts.networks import build, patch
@@ -111,6 +111,29 @@ class TestReaders:
         expected = torch.einsum("kc,ochw->okhw", fit, weight)
         torch.testing.assert_close(reader.weight.double(), expected, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(reader.bias.double(), bias + torch.einsum("c,ochw->o", offset, weight))
+
+
+@pytest.mark.parametrize(("architecture", "dim"), [("plain", 2), ("plain", 3), ("residual", 2)])
+def test_in_one_pass_or_unit_by_unit_it_is_the_same_fit(architecture, dim, monkeypatch):
+    """A residual unit has several places: in one pass, later ones know of the fold in the first. Both end near."""
+    network = build(architecture, dim=dim).eval()
+    inputs = [patch(dim=dim, seed=seed) for seed in range(3)]
+    widths = channel_layout(network).widths
+    keep = {name: list(range(width * 3 // 4)) for name, width in widths.items()}
+    outputs, units = {}, {}
+    for name, limit in (("one pass", 1 << 28), ("unit by unit", 0)):
+        monkeypatch.setattr(merging, "VALUES_IN_ONE_PASS", limit)
+        merged, units[name] = copy.deepcopy(network), []
+        merge_channels(merged, keep, inputs, after_unit=units[name].append)
+        assert channel_layout(merged).widths == {name: len(kept) for name, kept in keep.items()}
+        with torch.no_grad():
+            outputs[name] = merged(inputs[0])
+    assert sorted(units["one pass"]) == sorted(units["unit by unit"]) == sorted(widths)
+    with torch.no_grad():
+        before = network(inputs[0])
+    first = [o[0] if isinstance(o, (list, tuple)) else o for o in (*outputs.values(), before)]
+    difference, change = (first[0] - first[1]).norm(), (first[1] - first[2]).norm()
+    assert difference < (1e-4 if architecture == "plain" else 0.5) * change
 
 
 def test_nothing_changes_when_what_is_asked_for_is_wrong():

@@ -1,4 +1,4 @@
-"""CompressedTrainer in process: it goes on from a compressed checkpoint at that checkpoint's widths."""
+"""CompressedTrainer in process: it goes on from a compressed checkpoint at that checkpoint's widths, with a teacher."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from nnunet_sauron.pruning import channel_layout, remove_channels
 from nnunet_sauron.trainers import CompressedTrainer
 
-from .small import OnRandomPatches, set_folders, small_trainer
+from .small import OnRandomPatches, RandomPatches, dataset_json, plans, set_folders, small_trainer
 
 
 class SmallCompressedTrainer(OnRandomPatches, CompressedTrainer):
@@ -36,6 +36,22 @@ def model(folder) -> Path:
     return written.parent
 
 
+@pytest.fixture
+def source(folder, model) -> Path:
+    """The folder of the dense model that `model` says it was compressed from."""
+    trainer = small_trainer(folder, type("T", (SmallCompressedTrainer,), {}))
+    trainer.initialize()
+    (folder / "dense" / "fold_0").mkdir(parents=True)
+    init_args = {"plans": plans(), "configuration": "2d", "fold": 0, "dataset_json": dataset_json()}
+    dense = {"network_weights": trainer.network.state_dict(), "init_args": init_args, "trainer_name": "nnUNetTrainer"}
+    torch.save(dense, folder / "dense" / "fold_0" / "checkpoint_final.pth")
+    compressed = {"network_weights": weights(model / "fold_0" / "checkpoint_final.pth")}
+    torch.save(
+        {**compressed, "compression": {"source": str(folder / "dense")}}, model / "fold_0" / "checkpoint_final.pth"
+    )
+    return folder / "dense"
+
+
 def weights(path: Path) -> dict:
     return torch.load(path, weights_only=False)["network_weights"]
 
@@ -45,7 +61,7 @@ def start(folder, monkeypatch, given, **changes):
     return small_trainer(folder, type("T", (SmallCompressedTrainer,), changes))
 
 
-def test_it_begins_with_the_compressed_weights_at_a_tenth_of_the_rate(folder, model, monkeypatch):
+def test_it_begins_with_the_compressed_weights_at_half_of_nnunets_rate(folder, model, monkeypatch):
     for given in (model, model / "fold_0" / "checkpoint_final.pth"):
         trainer = start(folder, monkeypatch, given)
         trainer.initialize()
@@ -55,7 +71,7 @@ def test_it_begins_with_the_compressed_weights_at_a_tenth_of_the_rate(folder, mo
         assert {id(p) for g in trainer.optimizer.param_groups for p in g["params"]} == {
             id(p) for p in trainer.network.parameters()
         }
-        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(5e-3)
 
 
 def test_by_default_it_trains_for_50_epochs(folder, model, monkeypatch):
@@ -82,6 +98,147 @@ def test_it_trains_at_the_same_widths_and_continues_without_the_setting(folder, 
         assert state["momentum_buffer"].shape == parameter.shape
     resumed.run_training()
     assert torch.load(final, weights_only=False)["current_epoch"] == 4
+
+
+def final_of(trainer) -> dict:
+    return torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)
+
+
+def log_of(trainer) -> str:
+    return "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*"))
+
+
+def steps(trainer, targets=lambda target: target) -> tuple[dict, dict]:
+    """What one training and one validation step say of a batch; the batch's targets may be changed."""
+    trainer.num_epochs = 1
+    trainer.on_train_start()
+    trainer.lr_scheduler.step(0)
+    batch = next(RandomPatches(trainer, 5))
+    changed = {**batch, "target": [targets(target) for target in batch["target"]]}
+    trainer.network.eval()
+    with torch.no_grad():
+        validated = trainer.validation_step({**changed, "target": [t.clone() for t in changed["target"]]})
+    trainer.network.train()
+    return trainer.train_step(changed), validated
+
+
+def test_the_model_that_was_compressed_is_the_teacher(folder, model, source, monkeypatch):
+    trainer = start(folder, monkeypatch, model)
+    trainer.run_training()
+    assert f"Teacher: {source}, with labels" in log_of(trainer)
+    records = final_of(trainer)["logging"]["distillation"]
+    assert [record["teacher"] for record in records] == [str(source)] * 3
+    assert all(record["loss"] > 0 and record["labels"] for record in records)
+
+
+def test_no_teacher_is_stored_or_trained(folder, model, source, monkeypatch):
+    trainer = start(folder, monkeypatch, model)
+    before = torch.load(source / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    trainer.run_training()
+    (teacher,) = trainer._teacher.networks
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    trained = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert not trained & {id(p) for p in teacher.parameters()} and not list(trainer.loss.parameters())
+    assert set(final_of(trainer)["network_weights"]) == set(before)
+
+
+def test_the_logged_losses_are_nnunets_own(folder, model, source, monkeypatch):
+    learning, alone = start(folder, monkeypatch, model), start(folder, monkeypatch, f"{model},teacher=None")
+    (trained, validated), (expected, validated_alone) = steps(learning), steps(alone)
+    assert trained["loss"] == pytest.approx(expected["loss"], abs=1e-5) and trained["distillation"] > 0.01
+    assert validated["loss"] == validated_alone["loss"]
+    assert "distillation" not in expected and "No teacher" in log_of(alone)
+    name = "encoder.stages.0.0.convs.0.conv.weight"  # what was learnt is another thing all the same
+    assert not torch.equal(learning.network.state_dict()[name], alone.network.state_dict()[name])
+
+
+def test_after_a_training_step_validation_hears_no_teacher(folder, model, source, monkeypatch):
+    trainer = start(folder, monkeypatch, model)
+    steps(trainer)
+    batch = next(RandomPatches(trainer, 6))
+    output = trainer.network(batch["data"])
+    assert torch.equal(trainer.loss(output, batch["target"]), trainer.loss.loss(output, batch["target"]))
+
+
+def test_a_training_from_before_there_were_teachers_is_continued_without(folder, model, monkeypatch):
+    trainer = start(folder, monkeypatch, model)
+    trainer.run_training()
+    final = final_of(trainer)
+    del final["logging"]["distillation"]
+    torch.save(final, Path(trainer.output_folder) / "checkpoint_final.pth")
+    monkeypatch.delenv("nnunet_sauron")
+    resumed = small_trainer(folder, type("T", (SmallCompressedTrainer,), {"num_epochs": 4}))
+    resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_final.pth"))
+    resumed.run_training()
+    # As long as every other series, by the shortest of which nnU-Net draws its progress.
+    assert {len(series) for series in final_of(resumed)["logging"].values()} == {4}
+
+
+def test_without_labels_no_target_is_looked_at(folder, model, source, monkeypatch):
+    results = []
+    for targets in (torch.zeros_like, torch.ones_like):
+        trainer = start(folder, monkeypatch, f"{model},labels=False")
+        results.append((steps(trainer, targets)[0], trainer.network.state_dict()))
+    (first, weights_first), (second, weights_second) = results
+    assert first["loss"] == second["loss"] == pytest.approx(float(first["distillation"]))
+    assert all(torch.equal(tensor, weights_second[name]) for name, tensor in weights_first.items())
+
+
+def test_a_training_that_is_continued_keeps_its_teacher_and_does_without_labels(folder, model, source, monkeypatch):
+    start(folder, monkeypatch, f"{model},labels=False,teacher_folds=all").run_training()
+    monkeypatch.delenv("nnunet_sauron")
+    resumed = small_trainer(folder, type("T", (SmallCompressedTrainer,), {"num_epochs": 4}))
+    resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_final.pth"))
+    resumed.run_training()
+    records = final_of(resumed)["logging"]["distillation"]
+    assert len(records) == 4
+    assert {key: value for key, value in records[-1].items() if key != "loss"} == {
+        "teacher": str(source), "teacher_folds": "all", "labels": False
+    }  # fmt: skip
+    assert records[-1]["loss"] > 0
+
+
+def test_what_is_set_on_continuing_goes_before_what_was(folder, model, source, monkeypatch):
+    start(folder, monkeypatch, model).run_training()
+    monkeypatch.setenv("nnunet_sauron", "teacher=None")
+    resumed = small_trainer(folder, type("T", (SmallCompressedTrainer,), {"num_epochs": 4}))
+    resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_final.pth"))
+    resumed.run_training()
+    assert final_of(resumed)["logging"]["distillation"][-1]["teacher"] is None
+
+
+def test_a_teacher_that_moved_is_named_before_a_log_is_written(folder, model, source, monkeypatch):
+    source.rename(folder / "elsewhere")
+    written = list(folder.rglob("training_log*"))
+    with pytest.raises(FileNotFoundError, match=f"not where it was: there is no {source}.*teacher=None"):
+        start(folder, monkeypatch, model)
+    assert list(folder.rglob("training_log*")) == written
+    start(folder, monkeypatch, f"{model},teacher={folder / 'elsewhere'}")
+
+
+def test_to_validate_no_teacher_is_needed(folder, model, source, monkeypatch):
+    start(folder, monkeypatch, model).run_training()
+    source.rename(folder / "elsewhere")
+    monkeypatch.delenv("nnunet_sauron")
+    resumed = small_trainer(folder, type("T", (SmallCompressedTrainer,), {}))
+    resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_final.pth"))
+    with pytest.raises(FileNotFoundError, match="not where it was"):  # to train on, it is
+        resumed.run_training()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [("labels=False,teacher=None", "nothing to learn from"), ("teacher_folds=some", "same or all; got 'some'")],
+)
+def test_settings_that_do_not_go_together(folder, model, monkeypatch, settings, said):
+    with pytest.raises(ValueError, match=said):
+        start(folder, monkeypatch, f"{model},{settings}")
+
+
+def test_without_labels_a_teacher_must_be_known(folder, model, monkeypatch):
+    trainer = start(folder, monkeypatch, f"{model},labels=False")
+    with pytest.raises(ValueError, match="nothing to learn from.*teacher=MODEL_FOLDER"):
+        trainer.run_training()
 
 
 def test_without_a_start_it_says_what_to_name(folder, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import torch
 from torch import distributed
 
-from nnunet_sauron.methods.sauron import Sauron, Threshold, delta_opt
+from nnunet_sauron.methods.delta import delta_opt
+from nnunet_sauron.methods.sauron import Sauron, Threshold, mean_distances
 from nnunet_sauron.pruning import channel_layout, merge_channels, position_weights, remove_channels
 from nnunet_sauron.trainers import SauronTrainer
 
@@ -170,13 +172,21 @@ def test_redundant_channels_are_those_below_the_threshold_but_the_reference(fold
         def redundant(self, progress):
             for threshold in self._thresholds.values():
                 threshold.steps = threshold.kappa  # tau = tau_max
-            wishes = super().redundant(progress)
-            for name, channels in wishes.items():
-                scores = self._sums[name] / 2
-                below = {c for c in range(len(scores)) if scores[c] < self.settings.tau_max}
-                assert self._measured == 2 and scores.max() > 0.3
-                assert set(channels) == below - {self._references[name].item()}
-                assert [scores[c] for c in channels] == sorted(scores[c] for c in channels)
+            drawn = []
+            taken = replace(progress, patches=lambda n: drawn.append(progress.patches(n)) or drawn[-1])
+            wishes = super().redundant(taken)
+            inputs = [batch for of_draw in drawn for batch in of_draw]
+            assert len(inputs) == self.settings.prune_batches == 2
+            references = set()
+            for name, distances in mean_distances(self._network, inputs).items():
+                channels = wishes[name]
+                below = [
+                    sorted((c for c, score in enumerate(row) if score < 0.9 and c != r), key=row.__getitem__)
+                    for r, row in enumerate(distances.tolist())
+                ]
+                (reference,) = [r for r, expected in enumerate(below) if channels == expected]
+                references.add(reference)
+            assert len(references) > 1
             return wishes
 
     trainer = trained(folder, num_epochs=3, tau_max=0.9, Method=Seen)

@@ -17,6 +17,7 @@ try:
         RandomLargestLayerTrainer,
         SauronTrainer,
         SFPTrainer,
+        ShrinkTrainer,
         STAMPRandomChannelTrainer,
         STAMPTrainer,
         StockTrainer,

@@ -1,0 +1,120 @@
+"""Training patches of images without labels, by nnU-Net's own cropping and augmentation, and no nnUNet_preprocessed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch.utils.data import Dataset
+
+from ..analysis.cases import Case, preprocess, read_case
+from ..analysis.models import TrainedModel
+
+
+def store_images(model: TrainedModel, cases: Sequence[Case], folder: Path) -> Iterator[str]:
+    """Write cases as nnU-Net preprocesses them, so that patches are read from disk and memory stays small.
+
+    Args:
+        model: The model.
+        cases: The cases; one that is there already is left.
+        folder: Gets NAME.npy, (channels, *voxels), and NAME_seg.npy, (1, *voxels), -1 where nnU-Net masks.
+
+    Yields:
+        The name of each case, once it is there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        if not (folder / f"{case.name}.npy").is_file():
+            image, outside, _ = preprocess(model, *read_case(model, case))
+            np.save(folder / f"{case.name}_seg.npy", outside)
+            # Renamed when it is whole: a run that was interrupted here goes on from it.
+            np.save(folder / f"{case.name}.tmp.npy", image.numpy())
+            (folder / f"{case.name}.tmp.npy").replace(folder / f"{case.name}.npy")
+        yield case.name
+
+
+class AugmentedPatches(Dataset):
+    """One batch a step. What a step gives depends on the seed and the step alone, whichever process makes it.
+
+    Args:
+        model: The model, for its patch size and the augmentation that nnU-Net's trainer configures for it.
+        names: Of stored cases.
+        folder: Where they are stored.
+        batch_size: Patches a batch.
+        mirror_axes: Axes that may be mirrored, or None for none; "nnunet" for those of nnU-Net's trainer.
+        seed: Another one gives other patches.
+    """
+
+    def __init__(
+        self, model: TrainedModel, names: Sequence[str], folder: Path, batch_size: int,
+        mirror_axes: Sequence[int] | str | None, seed: int,
+    ):  # fmt: skip
+        self.seed = seed
+        configuration = model.manager.get_configuration(model.configuration)
+        # nnU-Net's method reads nothing else of its trainer, whose constructor wants nnUNet_results.
+        trainer = SimpleNamespace(configuration_manager=configuration, print_to_log_file=lambda *_, **__: None)
+        rotation, dummy_2d, initial_patch_size, nnunets_axes = (
+            nnUNetTrainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size(trainer)
+        )
+        transforms = nnUNetTrainer.get_training_transforms(
+            configuration.patch_size,
+            rotation,
+            None,
+            nnunets_axes if mirror_axes == "nnunet" else mirror_axes,
+            dummy_2d,
+            use_mask_for_norm=configuration.use_mask_for_norm,
+        )
+        for transform in transforms.transforms:
+            blur = getattr(transform, "transform", transform)
+            if hasattr(blur, "benchmark"):
+                blur.benchmark = False  # it chooses by the clock how to compute, and a resumed run should equal another
+        self._loader = nnUNetDataLoader(
+            _Stored(names, folder),
+            batch_size,
+            initial_patch_size,
+            configuration.patch_size,
+            model.manager.get_label_manager(model.dataset_json),
+            oversample_foreground_percent=0.0,  # nobody knows where it is
+            transforms=transforms,
+        )
+        self._loader.has_ignore = False  # nor where nobody judged
+
+    def __getitem__(self, step: int) -> torch.Tensor:
+        """The batch of a step, (B, channels, *patch)."""
+        with _seeded(self.seed, step):
+            return self._loader.generate_train_batch()["data"]
+
+
+class _Stored:
+    """What nnU-Net's loader takes for a data set."""
+
+    def __init__(self, names: Sequence[str], folder: Path):
+        self.identifiers, self.folder = list(names), folder
+
+    def load_case(self, name: str) -> tuple:
+        # Mapped anew each time, and copied where transforms write into it: the file stays as it is.
+        image, outside = (np.load(self.folder / f"{name}{part}.npy", mmap_mode="c") for part in ("", "_seg"))
+        return image, outside, None, {"class_locations": None}
+
+
+@contextmanager
+def _seeded(seed: int, step: int) -> Iterator[None]:
+    """Everything that nnU-Net's augmentation draws from, and afterwards as it was: the caller's numbers are its own."""
+    number = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            random.seed(number)
+            np.random.seed(number)
+            torch.manual_seed(number)
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)

@@ -1,0 +1,146 @@
+"""Shrink: cut what the output misses least, fold it into what stays, and train on; ours.
+
+Channels are ranked as in `compress`: by what the readers of a layer lose with them, weighted by what that does to the
+network's output and by what is saved (`pruning.ranking`, `pruning.tolerance`). One tolerance for all layers gives each
+its width, and the removed channels are merged into those that stay. A few cuts during a training, each of the same
+factor, lead to the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..pruning import position_weights, rank_units
+from ..pruning.channels import ChannelLayout
+from ..pruning.cost import CostModel, feature_map_voxels
+from ..pruning.moments import SAMPLES_PER_CHANNEL, patches_needed
+from ..pruning.ranking import Ranking
+from ..pruning.tolerance import tolerance_for, weighted, widths_at
+from .base import Progress, PruningMethod, PruningSettings, spread_steps
+from .targets import least_widths
+
+PROBED = 16  # patches that a training measures sensitivities on, at least
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShrinkSettings(PruningSettings):
+    """How small, and in how many cuts; without a target, a tenth of the multiply-accumulates stays.
+
+    Attributes:
+        target_macs: The part of the multiply-accumulates of a patch that stays.
+        target_parameters: The part of the parameters that stays.
+        cuts: Number of cuts between `cut_from` and `cut_until`.
+        patches: Training patches that channels are ranked on, at least; more where a layer has few positions.
+    """
+
+    cut_from: float = 0.2
+    cut_until: float = 0.7
+    max_fraction_per_epoch: float | None = None
+    max_loss_increase: float | None = 0.1
+    merge: bool = True
+    target_macs: float | None = None
+    target_parameters: float | None = None
+    cuts: int = 10
+    patches: int = 96
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [name for name in ("target_macs", "target_parameters") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"Only one target can be met, but {' and '.join(given)} are given; choose one.")
+        if not given:
+            object.__setattr__(self, "target_macs", 0.1)
+        for name in given:
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} is the part that stays, in (0, 1]; got {getattr(self, name)}.")
+        for name in ("cuts", "patches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+
+
+class Schedule:
+    """A target reached in cuts of one factor: after cut i of n, `target ** (i / n)` of the dense network is left.
+
+    Args:
+        settings: `cut_from`, `cut_until`, `cuts`, and least widths.
+        num_epochs: Length of the training.
+        layout, cost: The dense network's.
+        name: The target's setting, "target_macs" or "target_parameters".
+
+    Raises:
+        ValueError: The target is below the least widths, or there is no epoch to cut after.
+    """
+
+    def __init__(self, settings, num_epochs: int, layout: ChannelLayout, cost: CostModel, name: str):
+        self.name, self.target = name, getattr(settings, name)
+        self.epochs = spread_steps(settings, num_epochs, settings.cuts)
+        self.least = least_widths(settings, layout.widths, ())
+        self.measure = cost.macs if name == "target_macs" else cost.parameters
+        self._whole = self.measure(layout.widths)
+        if self.left(self.least) > self.target:
+            raise ValueError(
+                f"{name}={self.target:g} cannot be met: with min_channels={settings.min_channels} and "
+                f"round_to={settings.round_to}, {self.left(self.least):.4g} is the least. Choose a larger target."
+            )
+
+    def left(self, widths: Mapping[str, int]) -> float:
+        """The part of the dense network that is left at these widths, none below the least one."""
+        return self.measure({name: max(width, self.least[name]) for name, width in widths.items()}) / self._whole
+
+    def wanted(self, epoch: int) -> float:
+        """The part that should be left after this epoch's cut: what was held back before is due as well."""
+        done = sum(step <= epoch for step in self.epochs)
+        return self.target ** (done / len(self.epochs))
+
+
+class Shrink(PruningMethod):
+    """Ranks all channels at each cut, and takes the widths of one tolerance for the whole network."""
+
+    Settings = ShrinkSettings
+
+    def prepare(self, layout: ChannelLayout, cost: CostModel, given_widths: dict[str, int] | None) -> None:
+        name = "target_macs" if self.settings.target_macs is not None else "target_parameters"
+        self.schedule = Schedule(self.settings, self.num_epochs, layout, cost, name)
+
+    def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
+        self._network = network
+
+    def target(self):
+        return self.schedule.name, self.schedule.target, self.schedule.left
+
+    def keep(self, progress: Progress) -> dict[str, list[int]]:
+        schedule = self.schedule
+        widths = {name: series[-1] for name, series in progress.widths.items()}
+        wanted = schedule.wanted(progress.epoch)
+        if schedule.left(widths) <= wanted:
+            return {}
+        inputs = inputs_to_rank_on(self._network, progress, self.settings.patches)
+        if not inputs:
+            return {}
+        rankings = weighted(rank(self._network, inputs, progress.regions), schedule.measure)
+        tolerance = tolerance_for(wanted, schedule.left, rankings, self.settings.round_to)
+        chosen = widths_at(tolerance, rankings, self.settings.round_to)
+        kept = {name: min(widths[name], max(width, schedule.least[name])) for name, width in chosen.items()}
+        return {name: rankings[name].keep(width) for name, width in kept.items() if width < widths[name]}
+
+
+def inputs_to_rank_on(network: nn.Module, progress: Progress, patches: int) -> list[torch.Tensor]:
+    """Batches of at least so many training patches, and more where a layer would have too few positions; none where no
+    patch is finite."""
+    inputs = progress.patches(patches)
+    if inputs:
+        widths = {name: series[-1] for name, series in progress.widths.items()}
+        voxels = feature_map_voxels(network, inputs[0].shape[2:], inputs[0].shape[1])
+        missing = patches_needed(voxels, widths, SAMPLES_PER_CHANNEL) - sum(map(len, inputs))
+        inputs += progress.patches(missing) if missing > 0 else []
+    return inputs
+
+
+def rank(network: nn.Module, inputs: Sequence[torch.Tensor], regions: bool) -> dict[str, Ranking]:
+    """Every unit's channels, ranked on training patches as `compress` ranks them on a model's images."""
+    weights = position_weights(network, inputs, regions=regions)
+    return rank_units(network, inputs, weights, regions=regions, probed=-(-PROBED // len(inputs[0])))

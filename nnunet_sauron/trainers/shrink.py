@@ -1,0 +1,104 @@
+"""ShrinkTrainer: from scratch, or from a trained model that is its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..methods.shrink import Shrink
+from ..pruning import widths_of
+from .checkpoints import CHECKPOINT, read_checkpoint
+from .pruning import PruningTrainer
+from .teacher import DistillingLoss, Teacher
+
+START = "start"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartSettings:
+    """Where to begin, and whom to learn from.
+
+    Attributes:
+        start_from: A trained model's folder (the same fold is taken), or a .pth file of one; None begins from scratch.
+        teacher: "start" is the model that the training starts from, if there is one; a trained model's folder or a
+            .pth file; None trains without. A training that is continued keeps its teacher where this is left as it is.
+    """
+
+    start_from: str | None = None
+    teacher: str | None = START
+
+
+class ShrinkTrainer(PruningTrainer):
+    """Cuts what the output misses least, to a tenth of the multiply-accumulates, and merges it into what stays.
+
+    Started from a trained model, it learns from that model beside the labels (`methods/distillation.py`):
+
+    nnunet_sauron="start_from=MODEL_FOLDER,num_epochs=50" nnUNetv2_train DATASET CONFIGURATION FOLD -tr ShrinkTrainer
+
+    Raises:
+        FileNotFoundError, ValueError: The model to start from or the teacher is missing, cannot be read, or is of
+            another architecture, data set or other classes. Nothing is written then.
+    """
+
+    Method = Shrink
+    MoreSettings = (StartSettings,)
+
+    def _read_before_writing(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
+        (settings,) = self._more_settings
+        start = settings.start_from and Path(settings.start_from)
+        self._start_name = start / f"fold_{fold}" / CHECKPOINT if start and start.is_dir() else start
+        self._start = read_checkpoint(self._start_name) if start else None
+        self._teacher_from = str(self._start_name) if start and settings.teacher == START else settings.teacher
+        if self._teacher_from == START:
+            self._teacher_from = None
+        self._teacher = None
+        if self._teacher_from is not None:
+            self._teacher = Teacher.read(self._teacher_from, fold, plans, configuration, dataset_json)
+
+    def initialize(self) -> None:
+        super().initialize()
+        if self._start:
+            weights = self._start["network_weights"]
+            widths = widths_of(self.bare_network, weights)
+            if widths is None:
+                raise ValueError(
+                    f"start_from={self._start_name} is of another architecture than these plans: only the numbers of "
+                    f"channels may differ. Train with the configuration and the plans (-p) of that model."
+                )
+            self.take_widths(widths)
+            self.bare_network.load_state_dict(weights)
+            self._start = None  # its memory
+
+    def on_train_start(self) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        if self._teacher is None and self._teacher_from is not None:  # of a training that is continued
+            plans = self.plans_manager.plans
+            self._teacher = Teacher.read(
+                self._teacher_from, self.fold, plans, self.configuration_name, self.dataset_json
+            )
+        if self._teacher:
+            self._teacher.start(self.device, deep_supervision=self.enable_deep_supervision)
+            self.loss = DistillingLoss(self.loss, self._teacher, ddp=self.is_ddp)
+        super().on_train_start()
+        if self._start_name and self.current_epoch == 0:
+            self.print_to_log_file(f"Started from {self._start_name}")
+        self.print_to_log_file(f"Teacher: {self._teacher.name}" if self._teacher else "No teacher")
+
+    def train_step(self, batch: dict) -> dict:
+        if self._teacher is None:
+            return super().train_step(batch)
+        return self.loss.train_step(super().train_step, batch, self.device)
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        for output in train_outputs:
+            output.pop("distillation", None)
+        super().on_train_epoch_end(train_outputs)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        super().load_checkpoint(filename_or_checkpoint)
+        if self._more_settings[0].teacher == START and self._teacher is None:
+            self._teacher_from = self.history()[-1].get("teacher") if self.history() else None
+
+    def _decided(self) -> dict:
+        return {**super()._decided(), "teacher": self._teacher_from}

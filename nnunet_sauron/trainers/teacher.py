@@ -1,0 +1,242 @@
+"""A trained model as teacher: its networks, what they say of a batch, and a loss that listens to it.
+
+In a trainer's constructor, before nnU-Net's own, so that a teacher that does not do is refused before a log is written:
+
+    self._teacher = Teacher.read(folder, fold, plans, configuration, dataset_json)
+
+and then, in `on_train_start` before nnU-Net's own and in `train_step`:
+
+    self._teacher.start(self.device, deep_supervision=self.enable_deep_supervision)
+    self.loss = DistillingLoss(self.loss, self._teacher, ddp=self.is_ddp)
+
+    def train_step(self, batch):
+        return self.loss.train_step(super().train_step, batch, self.device)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+from torch.nn import functional
+
+from ..architecture import network_of_plans
+from ..methods.distillation import distillation_loss
+from ..pruning import accept_pruned_weights
+from ..pruning.channels import is_prunable
+from .checkpoints import CHECKPOINT, read_checkpoint, trained_with
+
+LAST_WEIGHT_OF_DDP = 1e-6  # nnU-Net's
+SEEN = ("spacing", "normalization_schemes", "use_mask_for_norm")  # what makes the images that a network is given
+
+
+class Teacher:
+    """One or several trained networks that say what they think of a batch. No module, so that nothing stores it.
+
+    Args:
+        networks: Of the same classes and outputs; left in evaluation mode, and no gradient is kept for them.
+        regions: The classes are regions.
+        name: Where they are from, for a log.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], *, regions: bool, name: str = ""):
+        self.networks = [network.eval().requires_grad_(False) for network in networks]
+        self.regions, self.name = regions, name
+        self.device = torch.device("cpu")
+
+    @classmethod
+    def read(
+        cls, source: str | Path, fold: int | str, plans: dict, configuration: str, dataset_json: dict,
+        *, folds: str = "same",
+    ) -> Teacher:  # fmt: skip
+        """Read a teacher for a student of these plans; it stays on the CPU until `start`.
+
+        Args:
+            source: A trained model's folder, or a .pth file of one.
+            fold: The student's.
+            plans, configuration, dataset_json: What the student's trainer is given.
+            folds: Of a folder: "same" takes the student's fold, "all" the mean of all folds that are there.
+
+        Raises:
+            FileNotFoundError: It is not there (any more).
+            ValueError: It cannot be read, or it is of another data set, or has other classes, input channels, images
+                or resolutions of its outputs than the student.
+        """
+        student = PlansManager(copy.deepcopy(plans)), configuration, dataset_json
+        files = _files(Path(source), fold, folds)
+        networks = []
+        for path in files:
+            checkpoint = read_checkpoint(path)
+            teacher = trained_with(checkpoint, path)
+            _check(student, teacher, path)
+            networks.append(_network(checkpoint, teacher, path))
+        name = str(source) if len(files) == 1 else f"{source}, the mean of {len(files)} folds"
+        return cls(networks, regions=student[0].get_label_manager(dataset_json).has_regions, name=name)
+
+    def start(self, device: torch.device, *, deep_supervision: bool) -> None:
+        """Go where the student is, and give as many outputs as it does. Comes before `logits`."""
+        self.device = device
+        for network in self.networks:
+            network.to(device)
+            network.decoder.deep_supervision = deep_supervision
+
+    def logits(self, data: torch.Tensor) -> list[torch.Tensor]:
+        """What the student is to say of a batch.
+
+        Of several networks it is the logits of their mean probability, in float32.
+
+        Args:
+            data: (B, channels, *patch), on the student's device.
+
+        Returns:
+            (B, classes, *voxels) for every output of deep supervision, the full resolution first.
+        """
+        # Not inference_mode: what it makes cannot take part in the student's gradient.
+        mixed = torch.autocast("cuda") if self.device.type == "cuda" else contextlib.nullcontext()
+        with torch.no_grad(), mixed:
+            of_networks = [_as_list(network(data)) for network in self.networks]
+            if len(of_networks) == 1:
+                return of_networks[0]
+            return [self._mean([output.float() for output in outputs]) for outputs in zip(*of_networks, strict=True)]
+
+    def _mean(self, logits: list[torch.Tensor]) -> torch.Tensor:
+        """The logits of the mean probability; in logarithms, since a probability near 0 or 1 loses its digits."""
+        if self.regions:
+            inside, outside = (
+                torch.logsumexp(torch.stack([functional.logsigmoid(sign * one) for one in logits]), 0)
+                for sign in (1, -1)
+            )
+            return inside - outside
+        # Their number would be a constant over all classes, which a softmax does not see.
+        return torch.logsumexp(torch.stack([one.log_softmax(1) for one in logits]), 0)
+
+
+class DistillingLoss(nn.Module):
+    """nnU-Net's loss plus, in training steps alone, the distance to a teacher.
+
+    Args:
+        loss: nnU-Net's, or a wrapper of it.
+        teacher: The teacher, started.
+        labels: False leaves nnU-Net's loss out of training steps; their targets are not looked at.
+        ddp: Several processes train together, and every parameter must get a gradient.
+    """
+
+    def __init__(self, loss: nn.Module, teacher: Teacher, *, labels: bool = True, ddp: bool = False):
+        super().__init__()
+        self.loss, self.labels = loss, labels
+        self._teacher = teacher
+        self._last_weight = LAST_WEIGHT_OF_DDP if ddp else 0.0
+        self._of_teacher: list[torch.Tensor] | None = None
+        self._term: torch.Tensor | None = None
+
+    def train_step(self, train_step: Callable[[dict], dict], batch: dict, device: torch.device) -> dict:
+        """nnU-Net's training step with the teacher's word on its batch.
+
+        Args:
+            train_step: The step without a teacher (`super().train_step`).
+            batch: nnU-Net's.
+            device: The student's.
+
+        Returns:
+            What `train_step` gives, with the distance to the teacher as "distillation". With labels, "loss" stays
+            nnU-Net's own, comparable with a stock training's and with the validation loss; without, it is the distance.
+        """
+        data = batch["data"].to(device, non_blocking=True)
+        self._of_teacher = self._teacher.logits(data)
+        try:
+            result = train_step({**batch, "data": data})  # which finds them on the device already
+        finally:
+            self._of_teacher = None
+        term = float(self._term)
+        return {**result, "loss": result["loss"] - term * self.labels, "distillation": np.asarray(term)}
+
+    def forward(self, output, target) -> torch.Tensor:
+        if self._of_teacher is None:  # a validation step
+            return self.loss(output, target)
+        term = distillation_loss(output, self._of_teacher, regions=self._teacher.regions, last_weight=self._last_weight)
+        self._term = term.detach()
+        return self.loss(output, target) + term if self.labels else term
+
+
+def _files(source: Path, fold: int | str, folds: str) -> list[Path]:
+    if not source.exists():
+        raise FileNotFoundError(
+            f"The teacher is not where it was: there is no {source}. If it moved, name its folder (teacher=FOLDER); "
+            f"teacher=None trains without one."
+        )
+    if source.is_file():
+        return [source]
+    if folds not in ("same", "all"):
+        raise ValueError(f"teacher_folds is same or all; got '{folds}'.")
+    there = sorted(source.glob(f"fold_*/{CHECKPOINT}"))
+    found = there if folds == "all" else [path for path in there if path.parent.name == f"fold_{fold}"]
+    if not found:
+        have = ", ".join(path.parent.name for path in there) or "none"
+        raise FileNotFoundError(
+            f"The teacher {source} has no fold_{fold if folds == 'same' else '*'}/{CHECKPOINT}; folds with one: "
+            f"{have}. Name another folder or a .pth file (teacher=...), or take all folds (teacher_folds=all)."
+        )
+    return found
+
+
+def _check(student: tuple, teacher: tuple, path: Path) -> None:
+    """Raise ValueError unless both see the same images and say something of the same classes at the same places."""
+    (plans, configuration, dataset), (plans_t, configuration_t, dataset_t) = student, teacher
+    one, other = plans.get_configuration(configuration), plans_t.get_configuration(configuration_t)
+    facts = {
+        "data set": (plans.dataset_name, plans_t.dataset_name),
+        "classes": (_classes(plans, dataset), _classes(plans_t, dataset_t)),
+        "input channels": (_channels(plans, one, dataset), _channels(plans_t, other, dataset_t)),
+        **{key: tuple(each.configuration.get(key) for each in (one, other)) for key in SEEN},
+        "order of axes": tuple(each.plans.get("transpose_forward") for each in (plans, plans_t)),
+        "resolutions of outputs (strides)": (one.pool_op_kernel_sizes, other.pool_op_kernel_sizes),
+    }
+    for what, (of_student, of_teacher) in facts.items():
+        if _plain(of_student) != _plain(of_teacher):
+            raise ValueError(
+                f"{path} cannot be the teacher: its {what} are {_plain(of_teacher)}, the student's "
+                f"{_plain(of_student)}. Name a model of the same data set and configuration (teacher=FOLDER), or none "
+                f"(teacher=None)."
+            )
+
+
+def _classes(plans: PlansManager, dataset_json: dict) -> list:
+    labels = plans.get_label_manager(dataset_json)
+    known = [(name, value) for name, value in dataset_json["labels"].items() if name != "ignore"]
+    # Regions are outputs in the order in which they stand; classes in the order of their values.
+    return known if labels.has_regions else sorted(known, key=lambda item: item[1])
+
+
+def _channels(plans: PlansManager, configuration, dataset_json: dict) -> tuple:
+    names = dataset_json.get("channel_names") or dataset_json["modality"]
+    return determine_num_input_channels(plans, configuration, dataset_json), list(names.values())
+
+
+def _network(checkpoint: dict, teacher: tuple, path: Path) -> nn.Module:
+    network, _ = network_of_plans(*teacher, device="cpu")
+    if is_prunable(network):
+        accept_pruned_weights(network)
+    try:
+        network.load_state_dict(checkpoint["network_weights"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} cannot be the teacher: its network is another than its plans say; one of a trainer that builds "
+            f"its own ({checkpoint.get('trainer_name')}?) cannot be read. {str(error)[:300]}"
+        ) from error
+    return network
+
+
+def _as_list(outputs) -> list[torch.Tensor]:
+    return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+
+
+def _plain(value):
+    """Lists for tuples, through and through: plans read from JSON have no tuples, those in checkpoints may."""
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,187 @@
+"""What Sauron decides: every channel a reference, a common level, a factor for each layer; and the paper's way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nnunet_sauron.methods.delta import delta_prune
+from nnunet_sauron.methods.sauron import PUBLISHED, Sauron, SauronSettings, cluster, mean_distances, nearest_pairs
+from nnunet_sauron.pruning import CostModel, channel_layout, merge_channels
+
+from ..contracts.networks import build
+from .test_shrink import SIDE, patches, progress
+
+
+def prepared(network, num_epochs: int = 20, **settings) -> Sauron:
+    method = Sauron(SauronSettings.from_given(**settings), num_epochs)
+    method.prepare(channel_layout(network), CostModel(network, (SIDE, SIDE), 2), None)
+    method.attach(network, channel_layout(network))
+    return method
+
+
+def with_twins(widths=(8, 12, 16)):
+    """A network in which every layer's second half gives the very maps of its first half."""
+    network = build(widths=widths).eval()
+    with torch.no_grad():
+        for axis in channel_layout(network).axes:
+            tensor = getattr(network.get_submodule(axis.module), axis.tensor)
+            if not axis.reads and axis.segments[0][0] is not None:
+                half = tensor.shape[axis.dim] // 2
+                tensor.narrow(axis.dim, half, half).copy_(tensor.narrow(axis.dim, 0, half))
+    return network
+
+
+def test_twins_go_and_the_output_stays():
+    network = with_twins()
+    dense = channel_layout(network).widths
+    cost = CostModel(network, (SIDE, SIDE), 2)
+    half = {name: width // 2 for name, width in dense.items()}
+    target = cost.macs(half) / cost.macs(dense)
+    method = prepared(network, cuts=1, target_macs=target * 1.001, max_fraction_per_epoch=0.5, lambda_=0)
+    tensor = patches(4)[0]
+    with torch.no_grad():
+        before = network(tensor)
+        keep = method.keep(progress(network, 13, last_chance=True))
+        for name, kept in keep.items():
+            # Of each pair of twins one is left.
+            assert sorted(channel % half[name] for channel in kept) == list(range(half[name]))
+        merge_channels(network, keep, patches(32))
+        torch.testing.assert_close(network(tensor), before, atol=2e-3, rtol=1e-3)
+    assert channel_layout(network).widths == half
+
+
+def test_distances_are_delta_prune_with_every_reference():
+    network, inputs = build(widths=(6, 8, 10)).eval(), patches(8)
+    found = mean_distances(network, inputs)
+    maps = []
+    name = "encoder.stages.1.0.convs.0"
+    network.get_submodule(name).register_forward_hook(lambda module, i, output: maps.append(output.clone()))
+    with torch.no_grad():
+        for tensor in inputs:
+            network(tensor)
+    for reference in range(8):
+        expected = torch.stack([delta_prune(h, reference=reference) for h in maps]).mean(0)
+        torch.testing.assert_close(found[name][reference], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_layers_threshold_is_the_common_level_times_its_factor():
+    a = torch.tensor([[0.0, 0.4, 0.9], [0.2, 0.0, 0.8], [1.0, 1.0, 0.0]])
+    b = torch.tensor([[0.0, 0.3], [0.3, 0.0]])
+    pairs = nearest_pairs({"a": a, "b": b}, {"a": 1.0, "b": 2.0})
+    assert [(round(level, 4), *rest) for level, *rest in pairs] == [
+        (0.15, "b", 0, 1),  # 0.3 over a factor of 2
+        (0.2, "a", 0, 1),  # the nearer direction
+        (0.8, "a", 1, 2),
+        (0.9, "a", 0, 2),
+    ]
+
+
+WORTH = {"layer": {0: 0, 1: 1, 2: 2, 3: 3}}
+PAIRS = [(0.1, "layer", 0, 1), (0.2, "layer", 0, 2), (0.3, "layer", 2, 3), (0.4, "layer", 0, 3), (0.5, "layer", 1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "left", "meet", "gone"),
+    [
+        ({"max_fraction_per_epoch": None}, 3, False, {1}),  # the less valuable one
+        ({"max_fraction_per_epoch": None}, 2, False, {1, 2}),
+        ({"max_fraction_per_epoch": None, "min_channels": 1}, 1, False, {1, 2, 3}),
+        ({"max_fraction_per_epoch": 0.3}, 1, False, {1}),
+        ({"max_fraction_per_epoch": 0.3, "min_channels": 1}, 1, True, {1, 2, 3}),  # the last cut has no limit
+        ({"max_fraction_per_epoch": None, "min_channels": 3}, 1, True, {1}),
+    ],
+)
+def test_of_a_pair_one_goes_and_the_other_stays(settings, left, meet, gone):
+    def met(widths, level) -> bool:
+        return widths["layer"] <= left
+
+    found, level = cluster(PAIRS, WORTH, {"layer": 4}, SauronSettings(**settings), met, meet=meet)
+    assert found == {"layer": gone}
+    assert level == {1: 0.1, 2: 0.2, 3: 0.4}[len(gone)]
+
+
+def test_what_stayed_of_a_pair_does_not_go_in_the_same_cut():
+    pairs = [(0.1, "layer", 1, 2), (0.2, "layer", 0, 1)]  # 2 goes for 1, and 1 is worth less than 0
+    met = lambda widths, level: False  # noqa: E731
+    settings = SauronSettings(max_fraction_per_epoch=None, min_channels=1)
+    assert cluster(pairs, WORTH, {"layer": 3}, settings, met, meet=False)[0] == {"layer": {2, 0}}
+    pairs = [(0.1, "layer", 1, 2), (0.2, "layer", 0, 3), (0.3, "layer", 0, 1)]  # both stayed
+    assert cluster(pairs, WORTH, {"layer": 4}, settings, met, meet=False)[0] == {"layer": {2, 3}}
+
+
+def test_cuts_lead_to_a_tenth_of_the_macs_by_default_and_the_last_one_meets_it():
+    network = build(widths=(24, 32, 48)).eval()
+    method = prepared(network, lambda_=0)
+    assert method.target()[:2] == ("target_macs", 0.1)
+    left, dense = method.target()[2], channel_layout(network).widths
+    for epoch in range(20):
+        last = not method.settings.may_cut_after(epoch + 1, 20)
+        keep = method.keep(progress(network, epoch, last_chance=last)) if epoch < 14 else {}
+        before = channel_layout(network).widths
+        if keep:
+            if not last:
+                assert all(before[n] - len(kept) <= round(0.3 * before[n]) for n, kept in keep.items())
+            merge_channels(network, keep, patches(32))
+    assert 0.07 < left(channel_layout(network).widths) <= 0.1
+    assert all(width < dense[name] for name, width in channel_layout(network).widths.items())
+
+
+def test_without_a_target_the_level_climbs_to_tau_max():
+    network = with_twins()
+    method = prepared(network, cuts=2, target_macs=None, tau_max=0.002, lambda_=0, max_fraction_per_epoch=0.5)
+    assert method.target() is None
+    keep = method.keep(progress(network, 13))
+    # Twins have a distance of 0; nothing else is as near.
+    assert {name: len(kept) for name, kept in keep.items()} == {
+        name: width // 2 for name, width in channel_layout(network).widths.items()
+    }
+    assert method.keep(progress(network, 5)) == {}
+    assert max(method.state()["tau"].values()) < 0.01
+
+
+def test_published_is_the_papers_schedule():
+    settings = SauronSettings.from_given(published=True)
+    assert (settings.max_fraction_per_epoch, settings.max_loss_increase, settings.target_macs) == (None, None, None)
+    assert (settings.cut_until, settings.prune_batches, settings.merge, settings.lambda_) == (1.0, 1, False, 0.5)
+    assert (settings.tau_max, settings.kappa, settings.mu, settings.normalisation) == (0.3, 15, 0.02, "minmax")
+    assert all(settings.may_cut_after(epoch, 10) for epoch in range(9))
+    assert SauronSettings.from_given(published=True, prune_batches=16).prune_batches == 16
+    assert set(PUBLISHED) <= set(SauronSettings.__dataclass_fields__)
+    with pytest.raises(ValueError, match="target_macs must be None with published=True"):
+        SauronSettings.from_given(published=True, target_macs=0.1)
+
+
+def test_delta_opt_ends_with_the_cutting_phase_and_costs_nothing_then():
+    network = build().train()
+    method = prepared(network, num_epochs=10, cuts=2, target_macs=0.5)  # cuts end at 0.7
+    hooked = [module for module in network.modules() if module._forward_hooks]
+    terms = []
+    for epoch in range(10):
+        method.start_epoch(epoch, channel_layout(network).widths)
+        method.before_step(1)
+        network(patches(4)[0])
+        terms.append(method.regulariser())
+    assert [term is not None for term in terms] == [True] * 8 + [False] * 2
+    assert hooked and not any(module._forward_hooks for module in hooked)
+    stays = prepared(network, num_epochs=10, cuts=2, target_macs=0.5, delta_opt_after_cuts=True)
+    stays.start_epoch(9, channel_layout(network).widths)
+    network(patches(4)[0])
+    assert stays.regulariser() is not None
+
+
+def test_delta_opt_every_second_step_weighs_twice():
+    network, tensor = build().train(), patches(4)[0]
+    terms = {}
+    for every in (1, 2):
+        method = prepared(network, lambda_=0.5, delta_opt_every=every, target_macs=0.5)
+        terms[every] = []
+        method.start_epoch(0, channel_layout(network).widths)
+        for _ in range(4):
+            method.before_step(1)
+            network(tensor)
+            terms[every].append(method.regulariser())
+        for hook in method._hooks:
+            hook.remove()
+    assert [term is None for term in terms[2]] == [False, True, False, True]
+    torch.testing.assert_close(terms[2][0], 2 * terms[1][0])

@@ -1,0 +1,120 @@
+"""Shrink's schedule and choice, on networks whose redundancy is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nnunet_sauron.methods.base import Progress
+from nnunet_sauron.methods.shrink import Schedule, Shrink, ShrinkSettings
+from nnunet_sauron.pruning import CostModel, channel_layout, merge_channels
+
+from ..contracts.networks import build
+from ..contracts.pruned_network import make_multiples
+
+SIDE = 16
+
+
+def patches(least: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(least)
+    return [torch.randn(4, 2, SIDE, SIDE, generator=generator) for _ in range(-(-least // 4))]
+
+
+def progress(network, epoch: int, **changes) -> Progress:
+    widths = {name: [width] * (epoch + 1) for name, width in channel_layout(network).widths.items()}
+    return Progress([0.0] * (epoch + 1), [0.0] * (epoch + 1), widths, patches, **changes)
+
+
+def prepared(network, num_epochs: int = 20, **settings) -> Shrink:
+    method = Shrink(ShrinkSettings(**settings), num_epochs)
+    method.prepare(channel_layout(network), CostModel(network, (SIDE, SIDE), 2), None)
+    method.attach(network, channel_layout(network))
+    return method
+
+
+@pytest.mark.parametrize("target", [{"target_macs": 0.4}, {"target_parameters": 0.4}], ids=lambda t: next(iter(t)))
+def test_cuts_of_one_factor_lead_to_the_target(target):
+    network = build(widths=(16, 24, 32)).eval()
+    method = prepared(network, cuts=4, **target)
+    name, asked, left = method.target()
+    assert (name, asked) == next(iter(target.items()))
+    parts = []
+    for epoch in range(20):
+        keep = method.keep(progress(network, epoch))
+        assert bool(keep) == (epoch in method.schedule.epochs)
+        if keep:
+            merge_channels(network, keep, patches(16))
+            parts.append(left(channel_layout(network).widths))
+    # After cuts 1 to 4 of 4, less than wanted by at most a channel here and there.
+    for part, wanted in zip(parts, (0.4**0.25, 0.4**0.5, 0.4**0.75, 0.4), strict=True):
+        assert wanted - 0.05 < part <= wanted
+
+
+def test_what_was_held_is_made_up_for_at_the_next_chance():
+    network = build(widths=(16, 24, 32)).eval()
+    method = prepared(network, cuts=4, target_macs=0.4)
+    late = method.schedule.epochs[2] + 1  # three cuts were held
+    keep = method.keep(progress(network, late))
+    merge_channels(network, keep, patches(16))
+    assert 0.4**0.75 - 0.05 < method.schedule.left(channel_layout(network).widths) <= 0.4**0.75
+
+
+def test_multiples_of_other_channels_go_and_the_output_stays():
+    """Half of every layer is a multiple of the other half: a cut to what the other half costs loses nothing."""
+    network = build(widths=(8, 12, 16)).eval()
+    originals = make_multiples(network)
+    cost = CostModel(network, (SIDE, SIDE), 2)
+    half = {name: len(kept) for name, kept in originals.items()}
+    part = cost.macs(half) / cost.macs(channel_layout(network).widths)
+    method = prepared(network, cuts=1, target_macs=part * 1.001)
+    tensor = patches(4)[0]
+    with torch.no_grad():
+        before = network(tensor)
+        keep = method.keep(progress(network, method.schedule.epochs[-1]))
+        merge_channels(network, keep, patches(32))
+        after = network(tensor)
+    assert channel_layout(network).widths == half
+    torch.testing.assert_close(after, before, atol=2e-3, rtol=1e-3)
+
+
+def test_widths_are_multiples_and_the_target_is_met_all_the_same():
+    network = build(widths=(16, 24, 32)).eval()
+    method = prepared(network, cuts=1, target_macs=0.5, round_to=4)
+    merge_channels(network, method.keep(progress(network, method.schedule.epochs[-1])), patches(16))
+    widths = channel_layout(network).widths
+    assert all(width % 4 == 0 for width in widths.values())
+    assert 0.3 < method.schedule.left(widths) <= 0.5
+
+
+def test_nothing_is_cut_where_no_patch_is_finite():
+    network = build(widths=(16, 24, 32)).eval()
+    method = prepared(network, cuts=1, target_macs=0.5)
+    assert method.keep(Progress([0.0] * 15, [0.0] * 15, progress(network, 14).widths, lambda least: [])) == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"target_macs": 0.0}, "target_macs is the part that stays"),
+        ({"target_macs": 0.5, "target_parameters": 0.5}, "choose one"),
+        ({"cuts": 0}, "cuts must be at least 1"),
+        ({"target_macs": 0.01}, r"target_macs=0.01 cannot be met: with min_channels=2 and round_to=1, 0\.\d+ is the"),
+    ],
+)
+def test_what_cannot_be_met_is_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        prepared(build(widths=(6, 8, 10)), **settings)
+
+
+def test_a_tenth_of_the_macs_is_the_default():
+    assert ShrinkSettings().target_macs == 0.1
+    assert ShrinkSettings(target_parameters=0.3).target_macs is None
+
+
+def test_a_schedule_counts_from_the_dense_network():
+    network = build(widths=(16, 24, 32))
+    layout, cost = channel_layout(network), CostModel(network, (SIDE, SIDE), 2)
+    schedule = Schedule(ShrinkSettings(target_macs=0.25, cuts=2), 10, layout, cost, "target_macs")
+    assert schedule.left(layout.widths) == 1.0
+    first, last = schedule.epochs
+    assert [schedule.wanted(e) for e in (first - 1, first, last - 1, last)] == [1.0, 0.5, 0.5, 0.25]

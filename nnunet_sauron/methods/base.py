@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -151,9 +151,15 @@ class PruningMethod:
         raise NotImplementedError
 
     def keep(self, progress: Progress) -> dict[str, list[int]]:
-        """The channels that stay, ascending, of each unit that loses any. Called on one DDP rank only."""
+        """The channels that stay, ascending, of each unit that loses any. Called on one DDP rank only.
+
+        The last cut of all meets a target whatever `max_fraction_per_epoch` says: that delays cuts, and cancels none.
+        """
+        settings = self.settings
+        if progress.last_chance and self.target():
+            settings = replace(settings, max_fraction_per_epoch=None)
         kept = {
-            name: channels_to_keep(going, progress.widths[name][-1], self.settings, progress.learning_rate_left)
+            name: channels_to_keep(going, progress.widths[name][-1], settings, progress.learning_rate_left)
             for name, going in self.redundant(progress).items()
         }
         return {name: channels for name, channels in kept.items() if len(channels) < progress.widths[name][-1]}

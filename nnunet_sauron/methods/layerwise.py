@@ -34,12 +34,15 @@ class Layerwise(PruningMethod):
     Settings = LayerwiseSettings
 
     def prepare(self, layout: ChannelLayout, cost: CostModel, given_widths: dict[str, int] | None) -> None:
-        target = make_target(self.settings, layout, cost, given_widths)
-        self.final_widths = even_widths(target, self.settings, layout.widths)
+        self._target = make_target(self.settings, layout, cost, given_widths)
+        self.final_widths = even_widths(self._target, self.settings, layout.widths)
         self.cut_epoch = steps(self.settings, self.num_epochs)[-1]
 
     def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
         self._network, self._layout = network, layout
+
+    def target(self):
+        return self._target.name, self._target.end / self._target.start, self._target.part_left
 
     def order(self, unit: str) -> Sequence[int]:
         """A unit's channels, the first to go first."""
@@ -47,7 +50,7 @@ class Layerwise(PruningMethod):
 
     def going(self, unit: str, width: int) -> list[int]:
         """The channels of a unit that are beyond its final width."""
-        return list(self.order(unit)[: width - self.final_widths[unit]])
+        return list(self.order(unit)[: max(0, width - self.final_widths[unit])])
 
     def redundant(self, progress: Progress) -> dict[str, list[int]]:
         if progress.epoch != self.cut_epoch:

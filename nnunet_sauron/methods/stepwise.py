@@ -69,6 +69,11 @@ class Stepwise(PruningMethod):
                 f"{math.ceil(going / len(self._steps))}."
             )
 
+    def target(self):
+        if not self.settings.given_targets():
+            return None
+        return self._target.name, self._target.end / self._target.start, self._target.part_left
+
     def left_alone(self, layout: ChannelLayout) -> set[str]:
         """Units that are never cut."""
         wanted = self.settings.transposed_convolutions

@@ -72,6 +72,10 @@ class Target:
     start: float
     end: float
 
+    def part_left(self, widths: Mapping[str, int]) -> float:
+        """The part of the measure that is left at these widths."""
+        return self.measure(widths) / self.start
+
     def limit(self, done: float) -> float:
         """What the measure may be after this part of the steps."""
         return self.start + done * (self.end - self.start)

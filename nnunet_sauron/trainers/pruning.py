@@ -50,7 +50,8 @@ class PruningTrainer(ResizingTrainer):
     The history (`self.history()`) is a series of nnU-Net's logger, so every checkpoint holds it: a dict per epoch with
     `widths` (channels per unit in that epoch), `parameters`, `macs`, `regulariser` (mean of the method's loss term),
     `state` (the method's), `keep` (channels that stay, for the units that are cut before the next epoch), `held` (why
-    nothing may go, or None) and `settings`.
+    nothing may go, or None), `target` (of a method that has one: its `name`, the part `asked` for, and the part `left`
+    after what `keep` leaves) and `settings`.
 
     Raises:
         ValueError: A setting is unknown or bad, or the plans' network cannot be pruned. Nothing is written then.
@@ -196,6 +197,12 @@ class PruningTrainer(ResizingTrainer):
             older["state"] = {k: v for k, v in older["state"].items() if k not in self.method.latest_only}
         self.history().append(record[0])
         self.print_to_log_file(self._report(record[0]))
+        if (
+            "target" in record[0]
+            and self._is_last_chance()
+            and self.pruning_settings.may_cut_after(self.current_epoch, self.num_epochs)
+        ):
+            self.print_to_log_file(_of_target(record[0]["target"]))
         super().on_epoch_end()
 
         # nnU-Net has counted the epoch already, and stores its counter plus one.
@@ -348,6 +355,14 @@ class PruningTrainer(ResizingTrainer):
             )
         self.take_widths(widths)
         super().load_checkpoint(filename_or_checkpoint)
+
+
+def _of_target(target: dict) -> str:
+    """The end of the cutting phase in a line: what was asked for, and what it came to."""
+    name, asked, left = target["name"], target["asked"], target["left"]
+    if left <= asked + 1e-9:
+        return f"Target {name}={asked:.4g} met: {left:.4g} is left."
+    return f"WARNING: target {name}={asked:.4g} missed: {left:.4g} is left, and no more cuts follow."
 
 
 class _RegularisedLoss(nn.Module):

@@ -1,0 +1,187 @@
+"""ShrinkTrainer in process: to its target whatever the loss does, and from a trained model, which is its teacher."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_sauron.pruning import channel_layout
+from nnunet_sauron.trainers import L1Trainer, SauronTrainer, SFPTrainer, ShrinkTrainer
+
+from .small import OnRandomPatches, RandomPatches, dataset_json, plans, set_folders, small_trainer
+
+WIDTHS = (12, 16, 20)
+
+
+class Small(OnRandomPatches, ShrinkTrainer):
+    num_epochs = 5
+    target_macs = 0.4
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    set_folders(monkeypatch, tmp_path)
+    monkeypatch.setenv("nnUNet_compile", "f")
+    return tmp_path
+
+
+@pytest.fixture
+def trained(folder) -> Path:
+    """The folder of a trained model, at the plans' widths."""
+    trainer = small_trainer(folder, Small, widths=WIDTHS)
+    trainer.initialize()
+    (folder / "dense" / "fold_0").mkdir(parents=True)
+    init_args = {"plans": plans(WIDTHS), "configuration": "2d", "fold": 0, "dataset_json": dataset_json()}
+    model = {"network_weights": trainer.network.state_dict(), "init_args": init_args, "trainer_name": "nnUNetTrainer"}
+    torch.save(model, folder / "dense" / "fold_0" / "checkpoint_final.pth")
+    return folder / "dense"
+
+
+def log_of(trainer) -> str:
+    return next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "target"),
+    [(ShrinkTrainer, {"target_macs": 0.4}), (SauronTrainer, {"target_macs": 0.4}), (L1Trainer, {"target_macs": 0.5}),
+     (SFPTrainer, {"rate": 0.5})],
+    ids=lambda v: v.__name__ if isinstance(v, type) else "",
+)  # fmt: skip
+@pytest.mark.parametrize("guard", [{"max_loss_increase": 0.1}, {"max_fraction_per_epoch": 0.05}], ids=["loss", "cap"])
+def test_guards_delay_cuts_and_the_target_is_met(folder, trainer_class, target, guard):
+    class Worse(OnRandomPatches, trainer_class):
+        num_epochs = 10
+
+        def on_train_epoch_end(self, outputs):
+            if "max_loss_increase" in guard:  # from the second epoch on worse than the first
+                for output in outputs:
+                    output["loss"] = np.asarray(float(self.current_epoch > 0))
+            super().on_train_epoch_end(outputs)
+
+    trainer = small_trainer(folder, type("T", (Worse,), {**target, **guard}), widths=WIDTHS)
+    trainer.run_training()
+    history = trainer.history()
+    ((name, asked),) = target.items()
+    cuts = [bool(record["keep"]) for record in history]
+    if "max_loss_increase" in guard:
+        held = [record["held"] is not None and "above its lowest" in record["held"] for record in history]
+        assert sum(held) >= 3 and sum(cuts[1:]) == 1  # but for the first epoch's, one cut: the last there may be
+    assert history[-1]["target"]["name"] == name
+    if name == "target_macs":
+        assert history[-1]["target"]["left"] == history[-1]["macs"] / trainer.dense_cost[1] <= asked
+    else:
+        assert history[-1]["widths"] == {n: round(w / 2) for n, w in trainer.dense_widths.items()}
+    assert len(re.findall(rf"Target {name}=\S+ met: ", log_of(trainer))) == 1
+    assert "missed" not in log_of(trainer)
+
+
+def test_a_batch_that_is_not_finite_is_left_out_of_rankings_and_merges(folder):
+    class Damaged(Small):
+        def get_dataloaders(self):
+            clean, validation = super().get_dataloaders()
+
+            def damaged():
+                for i in range(10**6):
+                    batch = next(clean)
+                    if trainer_is_measuring[0] and i % 3 == 0:
+                        batch["data"][0, 0, 3, 3] = float("nan")
+                    yield batch
+
+            return damaged(), validation
+
+        def train_step(self, batch):
+            trainer_is_measuring[0] = False
+            result = super().train_step({**batch, "data": batch["data"].nan_to_num()})
+            return result
+
+        def on_epoch_end(self):
+            trainer_is_measuring[0] = True
+            super().on_epoch_end()
+
+    trainer_is_measuring = [False]
+    trainer = small_trainer(folder, type("T", (Damaged,), {"max_loss_increase": None}), widths=WIDTHS)
+    trainer.run_training()
+    assert all(p.isfinite().all() for p in trainer.network.parameters())
+    assert "batches hold values that are not finite" in log_of(trainer)
+    assert trainer.history()[-1]["target"]["left"] <= 0.4
+
+
+def test_without_a_finite_batch_what_goes_is_dropped(folder):
+    trainer = small_trainer(folder, Small, widths=WIDTHS)
+    trainer.initialize()
+    batch = next(RandomPatches(trainer, 0))
+    batch["data"].fill_(float("inf"))
+    trainer.dataloader_train = iter([batch] * 100)
+    trainer._remove({"encoder.stages.0.0.convs.0": [0, 1]})
+    assert channel_layout(trainer.network).widths["encoder.stages.0.0.convs.0"] == 2
+    assert all(p.isfinite().all() for p in trainer.network.parameters())
+    assert "dropped, not merged: there is nothing to fit on" in log_of(trainer)
+
+
+def test_from_a_trained_model_it_begins_with_its_weights_and_has_it_as_teacher(folder, trained, monkeypatch):
+    monkeypatch.setenv("nnunet_sauron", f"start_from={trained}")
+    trainer = small_trainer(folder, Small, widths=WIDTHS)
+    trainer.initialize()
+    weights = torch.load(trained / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in trainer.network.state_dict().items())
+    trainer.run_training()
+    assert f"Started from {trained}" in log_of(trainer) and f"Teacher: {trained}" in log_of(trainer)
+    assert trainer.history()[-1]["target"]["left"] <= 0.4
+    (teacher,) = trainer._teacher.networks
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in teacher.state_dict().items())
+
+
+def test_the_teacher_is_part_of_what_is_learnt(folder, trained, monkeypatch):
+    after = {}
+    for teacher in ("start", "None"):
+        monkeypatch.setenv("nnunet_sauron", f"start_from={trained},teacher={teacher}")
+        trainer = small_trainer(folder, Small, widths=WIDTHS)
+        trainer.on_train_start()
+        trainer.on_train_epoch_start()
+        torch.manual_seed(0)
+        batch = next(RandomPatches(trainer, 3))
+        # The old model's own output is at its own distance 0; a moved student is not.
+        with torch.no_grad():
+            trainer.network.encoder.stages[0][0].convs[0].conv.weight.add_(0.1)
+        trainer.network.train()
+        after[teacher] = (
+            trainer.train_step(batch),
+            trainer.network.state_dict()["encoder.stages.1.0.convs.0.conv.weight"],
+        )
+    assert after["start"][0]["distillation"] > 1e-3 and "distillation" not in after["None"][0]
+    assert after["start"][0]["loss"] == pytest.approx(after["None"][0]["loss"], abs=1e-5)
+    assert not torch.equal(after["start"][1], after["None"][1])
+
+
+def test_a_training_that_is_continued_finds_its_teacher_without_the_setting(folder, trained, monkeypatch):
+    monkeypatch.setenv("nnunet_sauron", f"start_from={trained},save_every=1")
+    first = small_trainer(folder, type("T", (Small,), {"num_epochs": 3}), widths=WIDTHS)
+    first.run_training()
+    monkeypatch.delenv("nnunet_sauron")
+    again = small_trainer(folder, type("T", (Small,), {}), widths=WIDTHS)
+    again.load_checkpoint(str(Path(first.output_folder) / "checkpoint_final.pth"))
+    again.run_training()
+    assert again.history()[-1]["teacher"] == str(trained / "fold_0" / "checkpoint_final.pth")
+    assert again._teacher is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [("start_from=/nowhere.pth", "no checkpoint /nowhere.pth"), ("teacher=/nowhere", "teacher is not where it was")],
+)
+def test_what_is_missing_is_named_before_a_log_is_written(folder, monkeypatch, settings, said):
+    monkeypatch.setenv("nnunet_sauron", settings)
+    with pytest.raises(FileNotFoundError, match=said):
+        small_trainer(folder, Small, widths=WIDTHS)
+    assert not any((folder / "results").iterdir())
+
+
+def test_another_architecture_is_refused(folder, trained, monkeypatch):
+    monkeypatch.setenv("nnunet_sauron", f"start_from={trained},teacher=None")
+    trainer = small_trainer(folder, Small, widths=(12, 16, 20, 24))
+    with pytest.raises(ValueError, match="another architecture than these plans"):
+        trainer.initialize()

@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--png", type=Path)
     arguments = parser.parse_args()
 
-    from nnunet_sauron.analysis.timing import machine
+    from nnunet_sauron.pruning.timing import machine
 
     folder = arguments.o.resolve()
     set_environment(folder)
@@ -195,7 +195,7 @@ class Study:
 def network_times(models: list[Path]) -> dict[Path, float]:
     """Median seconds of one patch, all models taking turns."""
     from nnunet_sauron.analysis.models import TrainedModel
-    from nnunet_sauron.analysis.timing import time_networks
+    from nnunet_sauron.pruning.timing import time_networks
 
     read = {folder: TrainedModel.read(folder, ["0"]) for folder in models}
     shape = (1, read[models[0]].input_channels, *read[models[0]].patch_size)

@@ -22,12 +22,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nnunet_sauron.analysis.cases import find_cases
 from nnunet_sauron.analysis.models import TrainedModel
-from nnunet_sauron.analysis.timing import machine
 from nnunet_sauron.compression.compress import Compressor, Goal
 from nnunet_sauron.compression.images import batches, patches
 from nnunet_sauron.compression.stages import UniformStages
 from nnunet_sauron.pruning import rank_units
 from nnunet_sauron.pruning.moments import UNSURE
+from nnunet_sauron.pruning.timing import machine
 
 HELD_OUT = 7  # every seventh case
 

@@ -43,7 +43,7 @@ def main() -> None:
             command = ["nnUNetv2_train", "4", "2d", "0", "-tr", trainer, "-p", PLANS, "-device", "cpu", "--c"]
             run(command, nnunet_sauron=settings, nnUNet_n_proc_DA="0", OMP_WAIT_POLICY="PASSIVE")
 
-    from nnunet_sauron.analysis.timing import machine
+    from nnunet_sauron.pruning.timing import machine
 
     result = {
         "machine": machine(),
@@ -90,8 +90,8 @@ def compare(folder: Path) -> dict[str, dict]:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     from nnunet_sauron.analysis.evaluation import Segmentations, evaluate_folder, mean_score
-    from nnunet_sauron.analysis.timing import time_networks
     from nnunet_sauron.pruning import channel_layout, count_macs, count_parameters
+    from nnunet_sauron.pruning.timing import time_networks
 
     rows, networks = {}, {}
     labels = {"anterior": 1, "posterior": 2}

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from ..pruning.cost import forward_on_meta
+from ..pruning.timing import Timing, check_device, machine, time_networks
 from .models import TrainedModel
 from .report import short_names
-from .timing import Timing, check_device, machine, time_networks
 
 
 def benchmark(

@@ -22,11 +22,11 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from ..pruning.channels import channel_layout, feature_map_modules
 from ..pruning.cost import forward_on_meta
+from ..pruning.timing import check_device
 from .cases import Case, preprocess, read_case
 from .feature_maps_grid import Grid
 from .feature_maps_windows import Bar, Layer, Windows, silent
 from .models import TrainedModel
-from .timing import check_device
 
 
 @dataclass(frozen=True, eq=False)

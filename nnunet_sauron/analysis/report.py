@@ -13,6 +13,7 @@ from torch import nn
 
 from ..architecture import network_of_plans
 from ..pruning import channel_layout
+from ..pruning.timing import Timing, time_networks
 from ..trainers.pruning import SERIES
 from .cost import NetworkCost, network_cost
 from .evaluation import TOLERANCE_MM, CaseScore
@@ -20,7 +21,6 @@ from .models import CHECKPOINT, COMPRESSION, TrainedModel
 from .paired import PairedDifference, paired_difference
 from .progress import Progress
 from .report_scores import score_model
-from .timing import Timing, time_networks
 
 SECONDS_OF_TIMING = 60.0  # for all networks of a report together
 SCATTER = 0.3  # of a median: a wider middle half tells of other work on the machine

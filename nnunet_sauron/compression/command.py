@@ -16,7 +16,7 @@ import torch
 from ..analysis.cases import find_cases
 from ..analysis.evaluation import CaseScore, mean_score
 from ..analysis.progress import Progress
-from ..analysis.timing import check_device
+from ..pruning.timing import check_device
 from .compress import Compressor, Goal, Segmenter, provenance, split
 from .display import Trial, plot_trade_off, plot_widths, print_compressed, print_trials
 from .images import batches, patches

@@ -16,7 +16,6 @@ from .. import __version__
 from ..analysis.cases import Case
 from ..analysis.evaluation import CaseScore, evaluate_folder
 from ..analysis.models import TrainedModel
-from ..analysis.timing import time_networks
 from ..pruning import (
     CostModel,
     Ranking,
@@ -29,6 +28,7 @@ from ..pruning import (
 )
 from ..pruning.moments import UNSURE
 from ..pruning.ranking import PROBED
+from ..pruning.timing import time_networks
 from ..pruning.tolerance import LATENCY_STEPS, STEPS, cost_left, tolerance_for, weighted, widths_at
 from .images import check_enough, enough_patches
 

@@ -8,21 +8,25 @@ factor, lead to the target.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ..pruning import position_weights, rank_units
+from ..pruning import position_weights, rank_units, resize
 from ..pruning.channels import ChannelLayout
 from ..pruning.cost import CostModel, feature_map_voxels
 from ..pruning.moments import SAMPLES_PER_CHANNEL, patches_needed
 from ..pruning.ranking import Ranking
-from ..pruning.tolerance import tolerance_for, weighted, widths_at
+from ..pruning.timing import time_networks
+from ..pruning.tolerance import LATENCY_STEPS, STEPS, tolerance_for, weighted, widths_at
 from .base import Progress, PruningMethod, PruningSettings, spread_steps
 from .targets import least_widths
 
+TARGETS = ("target_macs", "target_parameters", "target_latency")
+REPEATS = 9  # forward passes of each network, for a latency
 PROBED = 16  # patches that a training measures sensitivities on, at least
 
 
@@ -33,6 +37,7 @@ class ShrinkSettings(PruningSettings):
     Attributes:
         target_macs: The part of the multiply-accumulates of a patch that stays.
         target_parameters: The part of the parameters that stays.
+        target_latency: The part of the network's time for one patch that stays, measured on this machine at each cut.
         cuts: Number of cuts between `cut_from` and `cut_until`.
         patches: Training patches that channels are ranked on, at least; more where a layer has few positions.
     """
@@ -44,12 +49,13 @@ class ShrinkSettings(PruningSettings):
     merge: bool = True
     target_macs: float | None = None
     target_parameters: float | None = None
+    target_latency: float | None = None
     cuts: int = 10
     patches: int = 96
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [name for name in ("target_macs", "target_parameters") if getattr(self, name) is not None]
+        given = [name for name in TARGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"Only one target can be met, but {' and '.join(given)} are given; choose one.")
         if not given:
@@ -69,7 +75,7 @@ class Schedule:
         settings: `cut_from`, `cut_until`, `cuts`, and least widths.
         num_epochs: Length of the training.
         layout, cost: The dense network's.
-        name: The target's setting, "target_macs" or "target_parameters".
+        name: The target's setting, one of `TARGETS`.
 
     Raises:
         ValueError: The target is below the least widths, or there is no epoch to cut after.
@@ -79,17 +85,22 @@ class Schedule:
         self.name, self.target = name, getattr(settings, name)
         self.epochs = spread_steps(settings, num_epochs, settings.cuts)
         self.least = least_widths(settings, layout.widths, ())
-        self.measure = cost.macs if name == "target_macs" else cost.parameters
+        # What a channel's error is weighed against; a single channel's time cannot be measured.
+        self.measure = cost.parameters if name == "target_parameters" else cost.macs
         self._whole = self.measure(layout.widths)
-        if self.left(self.least) > self.target:
+        if name != "target_latency" and self.left(self.least) > self.target:
             raise ValueError(
                 f"{name}={self.target:g} cannot be met: with min_channels={settings.min_channels} and "
                 f"round_to={settings.round_to}, {self.left(self.least):.4g} is the least. Choose a larger target."
             )
 
+    def at_least(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """The widths, none below the least one."""
+        return {name: max(width, self.least[name]) for name, width in widths.items()}
+
     def left(self, widths: Mapping[str, int]) -> float:
         """The part of the dense network that is left at these widths, none below the least one."""
-        return self.measure({name: max(width, self.least[name]) for name, width in widths.items()}) / self._whole
+        return self.measure(self.at_least(widths)) / self._whole
 
     def wanted(self, epoch: int) -> float:
         """The part that should be left after this epoch's cut: what was held back before is due as well."""
@@ -103,29 +114,46 @@ class Shrink(PruningMethod):
     Settings = ShrinkSettings
 
     def prepare(self, layout: ChannelLayout, cost: CostModel, given_widths: dict[str, int] | None) -> None:
-        name = "target_macs" if self.settings.target_macs is not None else "target_parameters"
+        name = next(name for name in TARGETS if getattr(self.settings, name) is not None)
         self.schedule = Schedule(self.settings, self.num_epochs, layout, cost, name)
+        self._dense, self._input_shape = layout.widths, cost.input_shape
+        self._latencies: dict[tuple[int, ...], float] = {}
 
     def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
         self._network = network
 
     def target(self):
-        return self.schedule.name, self.schedule.target, self.schedule.left
+        return self.schedule.name, self.schedule.target, self._left
 
     def keep(self, progress: Progress) -> dict[str, list[int]]:
         schedule = self.schedule
         widths = {name: series[-1] for name, series in progress.widths.items()}
         wanted = schedule.wanted(progress.epoch)
-        if schedule.left(widths) <= wanted:
+        if self._left(widths) <= wanted:
             return {}
         inputs = inputs_to_rank_on(self._network, progress, self.settings.patches)
         if not inputs:
             return {}
         rankings = weighted(rank(self._network, inputs, progress.regions), schedule.measure)
-        tolerance = tolerance_for(wanted, schedule.left, rankings, self.settings.round_to)
-        chosen = widths_at(tolerance, rankings, self.settings.round_to)
-        kept = {name: min(widths[name], max(width, schedule.least[name])) for name, width in chosen.items()}
+        steps = LATENCY_STEPS if schedule.name == "target_latency" else STEPS
+        tolerance = tolerance_for(wanted, self._left, rankings, self.settings.round_to, steps)
+        chosen = schedule.at_least(widths_at(tolerance, rankings, self.settings.round_to))
+        kept = {name: min(widths[name], width) for name, width in chosen.items()}
         return {name: rankings[name].keep(width) for name, width in kept.items() if width < widths[name]}
+
+    def _left(self, widths: Mapping[str, int]) -> float:
+        if self.schedule.name != "target_latency":
+            return self.schedule.left(widths)
+        key = tuple(self.schedule.at_least(widths)[name] for name in self._dense)
+        if key not in self._latencies:
+            networks = {}
+            for name, chosen in (("dense", self._dense), ("narrow", self.schedule.at_least(widths))):
+                networks[name] = copy.deepcopy(self._network)
+                resize(networks[name], chosen)  # what its weights are makes no difference to the time
+            device = next(self._network.parameters()).device
+            times = time_networks(networks, self._input_shape, repeats=REPEATS, warmup=2, device=device)
+            self._latencies[key] = times["narrow"].median / times["dense"].median
+        return self._latencies[key]
 
 
 def inputs_to_rank_on(network: nn.Module, progress: Progress, patches: int) -> list[torch.Tensor]:

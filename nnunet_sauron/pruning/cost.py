@@ -68,9 +68,13 @@ class CostModel:
         network: A network that `channel_layout` knows, unwrapped.
         patch_size: Voxels per axis.
         input_channels: Channels of the network's input.
+
+    Attributes:
+        input_shape: Of one patch, (1, channels, *patch).
     """
 
     def __init__(self, network: nn.Module, patch_size: Sequence[int], input_channels: int):
+        self.input_shape = (1, input_channels, *patch_size)
         positions = _positions(network, patch_size, input_channels)
         axes: dict[tuple[str, str], list[tuple[int, tuple[Segment, ...]]]] = {}
         for axis in channel_layout(network).axes:

@@ -22,8 +22,8 @@ from nnunet_sauron.analysis.report_data import as_json, mean_numbers, stage_chan
 from nnunet_sauron.analysis.report_html import page, write_html
 from nnunet_sauron.analysis.report_plots import pareto_front, pictures
 from nnunet_sauron.analysis.report_table import COST, rows
-from nnunet_sauron.analysis.timing import Timing
 from nnunet_sauron.cli import main
+from nnunet_sauron.pruning.timing import Timing
 
 from ..compression.small_model import write_model
 

@@ -13,7 +13,6 @@ import torch
 
 from nnunet_sauron.analysis.cases import find_cases
 from nnunet_sauron.analysis.models import TrainedModel
-from nnunet_sauron.analysis.timing import Timing
 from nnunet_sauron.cli import main
 from nnunet_sauron.compression.compress import Compressor, Goal, Segmenter
 from nnunet_sauron.compression.images import batches, patches
@@ -25,6 +24,7 @@ from nnunet_sauron.pruning import (
     position_weights,
     rank_units,
 )
+from nnunet_sauron.pruning.timing import Timing
 from nnunet_sauron.pruning.tolerance import weighted
 
 from .small_model import write_images, write_model

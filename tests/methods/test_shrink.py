@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from nnunet_sauron.methods import shrink
 from nnunet_sauron.methods.base import Progress
 from nnunet_sauron.methods.shrink import Schedule, Shrink, ShrinkSettings
 from nnunet_sauron.pruning import CostModel, channel_layout, merge_channels
@@ -48,6 +51,29 @@ def test_cuts_of_one_factor_lead_to_the_target(target):
     # After cuts 1 to 4 of 4, less than wanted by at most a channel here and there.
     for part, wanted in zip(parts, (0.4**0.25, 0.4**0.5, 0.4**0.75, 0.4), strict=True):
         assert wanted - 0.05 < part <= wanted
+
+
+def test_a_latency_is_measured_at_each_cut(monkeypatch):
+    """As if time went with the channels: the same widths are timed once, and the target is met by what was measured."""
+    timed = []
+
+    def time_networks(networks, input_shape, **_):
+        assert input_shape == (1, 2, SIDE, SIDE)
+        widths = {name: channel_layout(network).widths for name, network in networks.items()}
+        timed.append(tuple(widths["narrow"].values()))
+        return {name: SimpleNamespace(median=float(sum(of.values()))) for name, of in widths.items()}
+
+    monkeypatch.setattr(shrink, "time_networks", time_networks)
+    network = build(widths=(16, 24, 32)).eval()
+    dense = sum(channel_layout(network).widths.values())
+    method = prepared(network, cuts=2, target_latency=0.5)
+    for epoch in range(20):
+        keep = method.keep(progress(network, epoch))
+        if keep:
+            merge_channels(network, keep, patches(16))
+    assert 0.4 < sum(channel_layout(network).widths.values()) / dense <= 0.5
+    assert len(timed) == len(set(timed)) > 2
+    assert method.target()[2](channel_layout(network).widths) <= 0.5
 
 
 def test_what_was_held_is_made_up_for_at_the_next_chance():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_sauron.analysis import timing
-from nnunet_sauron.analysis.timing import time_networks
+from nnunet_sauron.pruning import timing
+from nnunet_sauron.pruning.timing import time_networks
 
 
 class Recorder(nn.Module):

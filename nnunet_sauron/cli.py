@@ -395,3 +395,7 @@ def _demo(options: argparse.Namespace) -> int:
 
     run_demo(options.output, options.json)
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

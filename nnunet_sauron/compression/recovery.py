@@ -28,7 +28,7 @@ from ..analysis.models import TrainedModel
 from ..methods.distillation import distillation_loss
 from ..trainers.checkpoints import write_atomically
 from ..trainers.compressed import INITIAL_LR, MIRRORING
-from ..trainers.teacher import Teacher
+from ..trainers.teacher import Teacher, is_supervised
 from .augmented import AugmentedPatches, store_images
 from .compress import Compressed
 from .images import batches, patches
@@ -190,7 +190,8 @@ class Recovery:
             SEED + index,
         )
         regions = self.model.manager.get_label_manager(self.model.dataset_json).has_regions
-        teacher = Teacher([self.model.network(fold)], regions=regions, name=str(self.model.folder))
+        supervised = is_supervised(self.model.checkpoints[fold])
+        teacher = Teacher([self.model.network(fold)], regions=regions, supervised=supervised)
         teacher.start(self.device, deep_supervision=True)
         student = self.model.network(fold)
         student.load_state_dict(one.weights)
@@ -299,7 +300,7 @@ class _Training:
     def _train_epoch(self, stream, step: Callable[[str], None]) -> float:
         self.scheduler.step(self.epoch)
         self.student.train()
-        self.student.decoder.deep_supervision = True
+        self.student.decoder.deep_supervision = self.teacher.supervised
         losses = []
         for _ in range(self.settings.steps):
             data = next(stream).to(self.device, non_blocking=True)

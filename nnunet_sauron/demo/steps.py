@@ -239,7 +239,16 @@ def _compress(folder: Path, follow: Follow) -> None:
     output = model_folder(folder, COMPRESSED)
     shutil.rmtree(output, ignore_errors=True)
     images = folder / "nnUNet_raw" / DATASET_NAME / "imagesTr"
-    command = ["nnUNetv2_sauron", "compress", "-m", str(model_folder(folder, "StockTrainer")), "-i", str(images)]
+    command = [
+        sys.executable,
+        "-m",
+        "nnunet_sauron.cli",
+        "compress",
+        "-m",
+        str(model_folder(folder, "StockTrainer")),
+        "-i",
+        str(images),
+    ]
     command += ["-o", str(output), "-device", "cpu", *COMPRESS]
     environment = command_environment(folder, OMP_WAIT_POLICY="PASSIVE")
     run_command(command, log=_log(folder, "compress"), environment=environment, on_line=follow)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,11 +19,12 @@ from ..pruning.channels import ChannelLayout, channel_layout, feature_map_module
 from ..pruning.cost import CostModel
 from ..pruning.evaluating import evaluating
 from ..pruning.tolerance import unit_factors
-from .base import Progress, PruningMethod, PruningSettings, mean_of, spread_steps
+from .base import Progress, PruningMethod, PruningSettings, channels_to_keep, mean_of, spread_steps
 from .delta import NORMALISATIONS, relative_pairwise_distances, with_delta_opt
 from .shrink import Schedule, inputs_to_rank_on, rank
 
 FIRST_THRESHOLD = 0.001
+PAIRS_AT_ONCE = 10_000
 
 
 class Threshold:
@@ -108,6 +109,7 @@ PUBLISHED = {
     "merge": False,
     "target_macs": None,
     "prune_batches": 1,
+    "rho": 5,
     "delta_opt_every": 1,
     "delta_opt_after_cuts": True,
 }
@@ -221,7 +223,7 @@ class Sauron(PruningMethod):
 
     def start_epoch(self, epoch: int, widths: dict[str, int]) -> None:
         self._steps = 0
-        over = epoch > self.settings.cut_until * self.num_epochs
+        over = epoch >= self.settings.cut_until * self.num_epochs
         if self._hooks and over and not self.settings.delta_opt_after_cuts:
             for hook in self._hooks:
                 hook.remove()
@@ -268,13 +270,15 @@ class Sauron(PruningMethod):
         rankings = rank(self._network, to_rank_on, progress.regions)
         # An error is a distance squared.
         factors = {name: factor**-0.5 for name, factor in unit_factors(rankings, self._cost.macs).items()}
-        pairs = nearest_pairs(self._distances(inputs), factors)
+        pairs = nearest_pairs(self._distances(inputs[: self.settings.prune_batches]), factors)
         worth = {name: {c: i for i, c in enumerate(ranking.order)} for name, ranking in rankings.items()}
-        gone, level = cluster(pairs, worth, widths, self.settings, met, meet=progress.last_chance)
+        settings = replace(self.settings, max_fraction_per_epoch=None)  # which `cluster` has respected
+        gone, level = cluster(
+            pairs, worth, widths, self.settings, met, meet=progress.last_chance and self.target() is not None
+        )
         self._state = {"level": level, "tau": {name: level * factors[name] for name in widths}}
-        return {
-            name: [c for c in range(widths[name]) if c not in channels] for name, channels in gone.items() if channels
-        }
+        kept = {name: channels_to_keep(going, widths[name], settings) for name, going in gone.items()}
+        return {name: channels for name, channels in kept.items() if len(channels) < widths[name]}
 
     def state(self) -> dict:
         if not self.settings.published:
@@ -351,8 +355,8 @@ def mean_distances(
 
 def nearest_pairs(
     distances: Mapping[str, torch.Tensor], factors: Mapping[str, float]
-) -> list[tuple[float, str, int, int]]:
-    """All pairs of channels of a layer, (level, unit, channel, channel), nearest first.
+) -> Callable[[], Iterator[tuple[float, str, int, int]]]:
+    """All pairs of channels of a layer, (level, unit, channel, channel), nearest first; a call begins anew.
 
     A pair's level is the smaller of its two distances over the layer's factor: the common level from which on the
     layer's threshold, level times factor, is above it.
@@ -366,19 +370,26 @@ def nearest_pairs(
     units = torch.cat([torch.full((len(level),), i) for i, level in enumerate(levels)])
     levels = torch.cat([level / factors[name] for name, level in zip(names, levels, strict=True)])
     order = levels.argsort(stable=True)
-    columns = (levels, units, torch.cat(ones), torch.cat(others))
-    return [(level, names[u], a, b) for level, u, a, b in zip(*(c[order].tolist() for c in columns), strict=True)]
+    columns = [column[order] for column in (levels, units, torch.cat(ones), torch.cat(others))]
+
+    def pairs() -> Iterator[tuple[float, str, int, int]]:
+        # A wide network has millions of them, of which a cut takes the nearest few.
+        for part in zip(*(column.split(PAIRS_AT_ONCE) for column in columns), strict=True):
+            for level, unit, one, other in zip(*(column.tolist() for column in part), strict=True):
+                yield level, names[unit], one, other
+
+    return pairs
 
 
 def cluster(
-    pairs: Sequence[tuple[float, str, int, int]],
+    pairs: Callable[[], Iterator[tuple[float, str, int, int]]],
     worth: Mapping[str, Mapping[int, int]],
     widths: Mapping[str, int],
     settings: SauronSettings,
     met: Callable[[Mapping[str, int], float], bool],
     *,
     meet: bool,
-) -> tuple[dict[str, set[int]], float]:
+) -> tuple[dict[str, list[int]], float]:
     """Of pairs, nearest first, one channel goes and the other stays, until a cut has led far enough.
 
     Args:
@@ -390,17 +401,17 @@ def cluster(
         meet: Whether to go on, when no pair is left, without the limit of a layer and with channels that stayed.
 
     Returns:
-        The channels that go, by unit, and the level of the last of them.
+        The channels that go, by unit, the first to go first, and the level of the last of them.
     """
-    fraction = settings.max_fraction_per_epoch
-    most = {n: w - settings.min_channels if fraction is None else round(fraction * w) for n, w in widths.items()}
+    # A layer may always lose what leads to its next multiple; widths in between count as that multiple in `met`.
+    most = {name: len(going) for name, going in _at_most(widths, settings).items()}
     left, level = dict(widths), 0.0
-    gone: dict[str, set[int]] = {name: set() for name in widths}
+    gone: dict[str, list[int]] = {name: [] for name in widths}
     stays: dict[str, set[int]] = {name: set() for name in widths}
     for last in (False, True) if meet else (False,):
-        for at, name, one, other in pairs:
+        for at, name, one, other in pairs():
             limit = widths[name] - settings.min_channels if last else most[name]
-            if len(gone[name]) >= limit or left[name] <= settings.min_channels or gone[name] & {one, other}:
+            if len(gone[name]) >= limit or left[name] <= settings.min_channels or {one, other} & set(gone[name]):
                 continue
             free = [c for c in (one, other) if last or c not in stays[name]]
             if not free:
@@ -408,11 +419,18 @@ def cluster(
             if met(left, at):
                 return gone, level
             goes = max(free, key=worth[name].__getitem__)
-            gone[name].add(goes)
+            gone[name].append(goes)
             stays[name].add(other if goes == one else one)
             left[name] -= 1
             level = max(level, at)
     return gone, level
+
+
+def _at_most(widths: Mapping[str, int], settings: SauronSettings) -> dict[str, set[int]]:
+    """The channels of each unit that `channels_to_keep` would let go, did all of them want to."""
+    return {
+        name: set(range(width)) - set(channels_to_keep(range(width), width, settings)) for name, width in widths.items()
+    }
 
 
 def _require(condition: bool, name: str, expected: str, value) -> None:

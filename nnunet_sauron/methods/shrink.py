@@ -9,7 +9,7 @@ factor, lead to the target.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +50,7 @@ class ShrinkSettings(PruningSettings):
     target_macs: float | None = None
     target_parameters: float | None = None
     target_latency: float | None = None
-    cuts: int = 10
+    cuts: int = 20
     patches: int = 96
 
     def __post_init__(self) -> None:
@@ -102,6 +102,11 @@ class Schedule:
         """The part of the dense network that is left at these widths, none below the least one."""
         return self.measure(self.at_least(widths)) / self._whole
 
+    def is_met(self, widths: Mapping[str, int], epoch: int, left: Callable[[Mapping[str, int]], float]) -> bool:
+        """Whether no more than is wanted after this epoch is left of widths, which `left` tells."""
+        wanted = self.wanted(epoch)
+        return wanted >= 1 or left(widths) <= wanted
+
     def wanted(self, epoch: int) -> float:
         """The part that should be left after this epoch's cut: what was held back before is due as well."""
         done = sum(step <= epoch for step in self.epochs)
@@ -112,6 +117,7 @@ class Shrink(PruningMethod):
     """Ranks all channels at each cut, and takes the widths of one tolerance for the whole network."""
 
     Settings = ShrinkSettings
+    latest_only = ("latencies",)
 
     def prepare(self, layout: ChannelLayout, cost: CostModel, given_widths: dict[str, int] | None) -> None:
         name = next(name for name in TARGETS if getattr(self.settings, name) is not None)
@@ -128,18 +134,33 @@ class Shrink(PruningMethod):
     def keep(self, progress: Progress) -> dict[str, list[int]]:
         schedule = self.schedule
         widths = {name: series[-1] for name, series in progress.widths.items()}
-        wanted = schedule.wanted(progress.epoch)
-        if self._left(widths) <= wanted:
+        if schedule.is_met(widths, progress.epoch, self._left):
             return {}
+        wanted = schedule.wanted(progress.epoch)
         inputs = inputs_to_rank_on(self._network, progress, self.settings.patches)
         if not inputs:
             return {}
         rankings = weighted(rank(self._network, inputs, progress.regions), schedule.measure)
         steps = LATENCY_STEPS if schedule.name == "target_latency" else STEPS
-        tolerance = tolerance_for(wanted, self._left, rankings, self.settings.round_to, steps)
+        try:
+            tolerance = tolerance_for(wanted, self._left, rankings, self.settings.round_to, steps)
+        except ValueError:
+            if schedule.name != "target_latency":
+                raise
+            # No widths are as fast: the fastest of those that were timed, and the log says what was missed.
+            fastest = min(self._latencies, key=self._latencies.__getitem__)
+            chosen = dict(zip(self._dense, fastest, strict=True))
+            return {name: rankings[name].keep(width) for name, width in chosen.items() if width < widths[name]}
         chosen = schedule.at_least(widths_at(tolerance, rankings, self.settings.round_to))
         kept = {name: min(widths[name], width) for name, width in chosen.items()}
         return {name: rankings[name].keep(width) for name, width in kept.items() if width < widths[name]}
+
+    def state(self) -> dict:
+        # A resumed training must not time the same widths anew, and find them a little slower.
+        return {"latencies": dict(self._latencies)} if self._latencies else {}
+
+    def load_state(self, state: dict) -> None:
+        self._latencies = dict(state.get("latencies", {}))
 
     def _left(self, widths: Mapping[str, int]) -> float:
         if self.schedule.name != "target_latency":
@@ -170,5 +191,7 @@ def inputs_to_rank_on(network: nn.Module, progress: Progress, patches: int) -> l
 
 def rank(network: nn.Module, inputs: Sequence[torch.Tensor], regions: bool) -> dict[str, Ranking]:
     """Every unit's channels, ranked on training patches as `compress` ranks them on a model's images."""
+    if next(network.parameters()).device.type == "mps":
+        network = copy.deepcopy(network).cpu()  # there is no float64 on MPS
     weights = position_weights(network, inputs, regions=regions)
     return rank_units(network, inputs, weights, regions=regions, probed=-(-PROBED // len(inputs[0])))

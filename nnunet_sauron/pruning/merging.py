@@ -71,7 +71,7 @@ def merge_channels(
     for unit in layout.units:
         if unit not in cut:
             after_unit(unit.name)
-    if _values(network, cut, inputs) <= VALUES_IN_ONE_PASS:
+    if cut and _values(network, layout.units, inputs) <= VALUES_IN_ONE_PASS:
         _fold_in_one_pass(network, layout, cut, keep, inputs, weights, after_unit)
         remove_channels(network, {unit.name: keep[unit.name] for unit in cut}, optimizer)
         return
@@ -86,10 +86,10 @@ def merge_channels(
 
 
 def _values(network: nn.Module, units: Sequence[ChannelUnit], inputs: Sequence[torch.Tensor]) -> int:
-    """How many values all maps of these units hold, for all inputs."""
+    """How many values all maps of these units hold, for all inputs; without end where inputs differ in their size."""
     channels = inputs[0].shape[1]
     patches = {tuple(tensor.shape[2:]) for tensor in inputs}
-    if not units or len(patches) > 1:
+    if len(patches) > 1:
         return sys.maxsize
     voxels = feature_map_voxels(network, inputs[0].shape[2:], channels)
     return sum(map(len, inputs)) * sum(unit.width * len(unit.feature_maps) * voxels[unit.name] for unit in units)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from ..architecture import network_of_plans
 from ..methods.shrink import Shrink
 from ..pruning import widths_of
 from .checkpoints import CHECKPOINT, read_checkpoint
@@ -45,12 +48,22 @@ class ShrinkTrainer(PruningTrainer):
 
     def _read_before_writing(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
         (settings,) = self._more_settings
-        start = settings.start_from and Path(settings.start_from)
+        start = settings.start_from and Path(settings.start_from).resolve()  # for `--c` from another folder
         self._start_name = start / f"fold_{fold}" / CHECKPOINT if start and start.is_dir() else start
         self._start = read_checkpoint(self._start_name) if start else None
         self._teacher_from = str(self._start_name) if start and settings.teacher == START else settings.teacher
         if self._teacher_from == START:
             self._teacher_from = None
+        elif self._teacher_from:
+            self._teacher_from = str(Path(self._teacher_from).resolve())
+        if self._start:
+            network, _ = network_of_plans(PlansManager(plans), configuration, dataset_json)
+            self._start_widths = widths_of(network, self._start["network_weights"])
+            if self._start_widths is None:
+                raise ValueError(
+                    f"start_from={self._start_name} is of another architecture than these plans: only the numbers of "
+                    f"channels may differ. Train with the configuration and the plans (-p) of that model."
+                )
         self._teacher = None
         if self._teacher_from is not None:
             self._teacher = Teacher.read(self._teacher_from, fold, plans, configuration, dataset_json)
@@ -58,15 +71,8 @@ class ShrinkTrainer(PruningTrainer):
     def initialize(self) -> None:
         super().initialize()
         if self._start:
-            weights = self._start["network_weights"]
-            widths = widths_of(self.bare_network, weights)
-            if widths is None:
-                raise ValueError(
-                    f"start_from={self._start_name} is of another architecture than these plans: only the numbers of "
-                    f"channels may differ. Train with the configuration and the plans (-p) of that model."
-                )
-            self.take_widths(widths)
-            self.bare_network.load_state_dict(weights)
+            self.take_widths(self._start_widths)
+            self.bare_network.load_state_dict(self._start["network_weights"])
             self._start = None  # its memory
 
     def on_train_start(self) -> None:

@@ -44,11 +44,12 @@ class Teacher:
         networks: Of the same classes and outputs; left in evaluation mode, and no gradient is kept for them.
         regions: The classes are regions.
         name: Where they are from, for a log.
+        supervised: Whether their outputs of low resolution were trained; if not, the full resolution alone teaches.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], *, regions: bool, name: str = ""):
+    def __init__(self, networks: Sequence[nn.Module], *, regions: bool, name: str = "", supervised: bool = True):
         self.networks = [network.eval().requires_grad_(False) for network in networks]
-        self.regions, self.name = regions, name
+        self.regions, self.name, self.supervised = regions, name, supervised
         self.device = torch.device("cpu")
 
     @classmethod
@@ -71,21 +72,24 @@ class Teacher:
         """
         student = PlansManager(copy.deepcopy(plans)), configuration, dataset_json
         files = _files(Path(source), fold, folds)
-        networks = []
+        networks, supervised = [], True
         for path in files:
             checkpoint = read_checkpoint(path)
             teacher = trained_with(checkpoint, path)
             _check(student, teacher, path)
             networks.append(_network(checkpoint, teacher, path))
+            supervised = supervised and is_supervised(checkpoint)
         name = str(source) if len(files) == 1 else f"{source}, the mean of {len(files)} folds"
-        return cls(networks, regions=student[0].get_label_manager(dataset_json).has_regions, name=name)
+        return cls(
+            networks, regions=student[0].get_label_manager(dataset_json).has_regions, name=name, supervised=supervised
+        )
 
     def start(self, device: torch.device, *, deep_supervision: bool) -> None:
-        """Go where the student is, and give as many outputs as it does. Comes before `logits`."""
+        """Go where the student is, and give as many outputs as it does, or the first alone. Comes before `logits`."""
         self.device = device
         for network in self.networks:
             network.to(device)
-            network.decoder.deep_supervision = deep_supervision
+            network.decoder.deep_supervision = deep_supervision and self.supervised
 
     def logits(self, data: torch.Tensor) -> list[torch.Tensor]:
         """What the student is to say of a batch.
@@ -160,7 +164,10 @@ class DistillingLoss(nn.Module):
     def forward(self, output, target) -> torch.Tensor:
         if self._of_teacher is None:  # a validation step
             return self.loss(output, target)
-        term = distillation_loss(output, self._of_teacher, regions=self._teacher.regions, last_weight=self._last_weight)
+        student = _as_list(output)[: len(self._of_teacher)]
+        term = distillation_loss(
+            student, self._of_teacher, regions=self._teacher.regions, last_weight=self._last_weight
+        )
         self._term = term.detach()
         return self.loss(output, target) + term if self.labels else term
 
@@ -231,6 +238,13 @@ def _network(checkpoint: dict, teacher: tuple, path: Path) -> nn.Module:
             f"its own ({checkpoint.get('trainer_name')}?) cannot be read. {str(error)[:300]}"
         ) from error
     return network
+
+
+def is_supervised(checkpoint: dict) -> bool:
+    """Whether the heads of low resolution, which nnU-Net builds in any case, were trained."""
+    history = checkpoint.get("logging", {}).get("pruning") or [{}]
+    without = history[-1].get("settings", {}).get("enable_deep_supervision") is False
+    return not without and "NoDeepSupervision" not in str(checkpoint.get("trainer_name"))
 
 
 def _as_list(outputs) -> list[torch.Tensor]:

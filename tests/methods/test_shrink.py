@@ -76,6 +76,23 @@ def test_a_latency_is_measured_at_each_cut(monkeypatch):
     assert method.target()[2](channel_layout(network).widths) <= 0.5
 
 
+def test_a_latency_that_no_widths_have_ends_at_the_fastest(monkeypatch):
+    def time_networks(networks, input_shape, **_):
+        channels = {name: sum(channel_layout(network).widths.values()) for name, network in networks.items()}
+        return {name: SimpleNamespace(median=max(0.7 * channels["dense"], n)) for name, n in channels.items()}
+
+    monkeypatch.setattr(shrink, "time_networks", time_networks)
+    network = build(widths=(16, 24, 32)).eval()
+    method = prepared(network, cuts=2, target_latency=0.5)
+    assert method.keep(progress(network, 0)) == {}  # nothing is due
+    for epoch in method.schedule.epochs:
+        merge_channels(network, method.keep(progress(network, epoch)), patches(16))
+    assert method.target()[2](channel_layout(network).widths) == 0.7
+    again = prepared(network, cuts=2, target_latency=0.5)
+    again.load_state(method.state())
+    assert again._latencies == method._latencies
+
+
 def test_what_was_held_is_made_up_for_at_the_next_chance():
     network = build(widths=(16, 24, 32)).eval()
     method = prepared(network, cuts=4, target_macs=0.4)

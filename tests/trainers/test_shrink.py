@@ -180,8 +180,8 @@ def test_what_is_missing_is_named_before_a_log_is_written(folder, monkeypatch, s
     assert not any((folder / "results").iterdir())
 
 
-def test_another_architecture_is_refused(folder, trained, monkeypatch):
+def test_another_architecture_is_refused_before_a_log_is_written(folder, trained, monkeypatch):
     monkeypatch.setenv("nnunet_sauron", f"start_from={trained},teacher=None")
-    trainer = small_trainer(folder, Small, widths=(12, 16, 20, 24))
     with pytest.raises(ValueError, match="another architecture than these plans"):
-        trainer.initialize()
+        small_trainer(folder, type("Other", (Small,), {}), widths=(12, 16, 20, 24))
+    assert not list((folder / "results").rglob("Other*"))

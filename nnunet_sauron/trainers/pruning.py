@@ -30,18 +30,19 @@ from ..pruning import (
     remove_channels,
     widths_of,
 )
-from ..pruning.channels import check_prunable
+from ..pruning.channels import ChannelLayout, check_prunable
 from ..pruning.moments import LEAST_SAMPLES_PER_CHANNEL, SAMPLES_PER_CHANNEL, patches_needed
 from .checkpoints import TEMPORARY, read_checkpoint
 from .plots import NowAndThen
 from .pruning_plot import plot_pruning
 from .resizing import ResizingTrainer
-from .settings import TrainingSettings, read_settings
+from .settings import Given, TrainingSettings
 from .snapshots import Snapshots, SnapshotSettings
 
 SERIES = "pruning"
 NNUNET_EPOCHS = 1000  # nnU-Net's length of training, which its constructor sets
 MERGE_BATCHES = 6
+CHANGEABLE = ("save_every", "snapshot_every", "num_val_iterations_per_epoch", "start_from", "teacher")
 
 
 class PruningTrainer(ResizingTrainer):
@@ -64,9 +65,8 @@ class PruningTrainer(ResizingTrainer):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
         if not hasattr(nnunet_logger, "MetaLogger"):
             raise RuntimeError("This nnU-Net is too old for nnunet-sauron; 2.8 is needed: pip install -U nnunetv2")
-        training, self.pruning_settings, snapshot_settings, *self._more_settings = read_settings(
-            type(self), TrainingSettings, self.Method.Settings, SnapshotSettings, *self.MoreSettings
-        )
+        self._given = Given(type(self), TrainingSettings, self.Method.Settings, SnapshotSettings, *self.MoreSettings)
+        training, self.pruning_settings, snapshot_settings, *self._more_settings = self._given.settings()
         self._check_target(plans, configuration, dataset_json, training.num_epochs or NNUNET_EPOCHS)
         self._read_before_writing(plans, configuration, fold, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -84,13 +84,16 @@ class PruningTrainer(ResizingTrainer):
         chosen = manager.get_configuration(configuration)
         check_prunable(chosen.network_arch_class_name)
         network, channels = network_of_plans(manager, configuration, dataset_json)
-        path = getattr(self.pruning_settings, "widths_from", None)
-        self._given_widths = widths_of(network, read_checkpoint(path)["network_weights"]) if path else None
+        self._given_widths = self._read_given_widths(network)
         self._cost = CostModel(network, chosen.patch_size, channels)
         self._positions = feature_map_voxels(network, chosen.patch_size, channels)
         layout = channel_layout(network)
         self._check_merge_batches(layout.widths, chosen.batch_size)
         self.Method(self.pruning_settings, num_epochs).prepare(layout, self._cost, self._given_widths)
+
+    def _read_given_widths(self, network: nn.Module) -> dict[str, int] | None:
+        path = getattr(self.pruning_settings, "widths_from", None)
+        return widths_of(network, read_checkpoint(path)["network_weights"]) if path else None
 
     def _read_before_writing(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
         """Read what a subclass starts from, before nnU-Net's constructor writes a log."""
@@ -120,14 +123,17 @@ class PruningTrainer(ResizingTrainer):
         layout = channel_layout(self.bare_network)
         self.dense_widths = layout.widths
         self.dense_cost = self._cost.parameters(self.dense_widths), self._cost.macs(self.dense_widths)
-        self.method = self.Method(self.pruning_settings, self.num_epochs)
-        self.method.prepare(layout, self._cost, self._given_widths)
+        self._make_method(layout)
         # Here and not in _build_loss, which is what subclasses override to bring a loss of their own.
         self.loss = _RegularisedLoss(self.loss, self)
 
     def _do_i_compile(self) -> bool:
         # Every cut would throw compiled graphs away; compiling takes minutes.
         return "nnUNet_compile" in os.environ and super()._do_i_compile()
+
+    def _make_method(self, layout: ChannelLayout) -> None:
+        self.method = self.Method(self.pruning_settings, self.num_epochs)
+        self.method.prepare(layout, self._cost, self._given_widths)
 
     # The training
 
@@ -143,13 +149,7 @@ class PruningTrainer(ResizingTrainer):
         named = ", ".join(f"{name}={value}" for name, value in settings.items())
         self.print_to_log_file(f"{type(self).__name__}: {named}")
         if self.history():
-            last = self.history()[-1]
-            self.method.load_state(last["state"])
-            changed = [
-                f"{k} {last['settings'].get(k)} -> {v}" for k, v in settings.items() if v != last["settings"].get(k)
-            ]
-            if changed:
-                self.print_to_log_file(f"WARNING: settings differ from those before the resume: {', '.join(changed)}")
+            self.method.load_state(self.history()[-1]["state"])
         self._snapshots.start()
 
     def _settings(self) -> dict:
@@ -342,9 +342,10 @@ class PruningTrainer(ResizingTrainer):
         Raises:
             FileNotFoundError, ValueError: There is none, it cannot be read, or it is of another architecture.
         """
+        checkpoint = read_checkpoint(filename_or_checkpoint)
+        self._continue_with(checkpoint.get("logging", {}).get(SERIES) or [])
         if not self.was_initialized:
             self.initialize()
-        checkpoint = read_checkpoint(filename_or_checkpoint)
         network = self.bare_network
         widths = widths_of(network, checkpoint["network_weights"])
         if widths is None or SERIES not in checkpoint.get("logging", {}):
@@ -355,6 +356,24 @@ class PruningTrainer(ResizingTrainer):
             )
         self.take_widths(widths)
         super().load_checkpoint(filename_or_checkpoint)
+
+    def _continue_with(self, history: list[dict]) -> None:
+        """Take the settings of the training that is continued."""
+        if not history:
+            return
+        before = history[-1]["settings"]
+        training, self.pruning_settings, snapshots, *self._more_settings = self._given.continued(before, CHANGEABLE)
+        training.apply_to(self)
+        self._snapshots = Snapshots(self, snapshots)
+        network, _ = network_of_plans(self.plans_manager, self.configuration_name, self.dataset_json)
+        self._given_widths = self._read_given_widths(network)
+        if self.was_initialized:  # with what the environment gave
+            network = self.bare_network
+            widths = channel_layout(network).widths
+            self.take_widths(self.dense_widths)
+            self._make_method(channel_layout(network))
+            self.take_widths(widths)
+            self.optimizer, self.lr_scheduler = self.configure_optimizers()
 
 
 def _of_target(target: dict) -> str:

@@ -5,8 +5,10 @@ nnunet_sauron="lambda_=0.3,tau_max=0.2,num_epochs=50" nnUNetv2_train 4 2d 0 -tr 
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
 
 VARIABLE = "nnunet_sauron"
@@ -52,39 +54,106 @@ class TrainingSettings:
                 setattr(trainer, field.name, value)
 
 
-def read_settings(trainer_class: type, *settings_classes: type) -> tuple:
-    """One instance of each settings class, overridden by the trainer's class attributes, then by the environment.
+class Given:
+    """Settings that were given for a training: by a trainer subclass's class attributes, then by the environment.
 
     Args:
         trainer_class: A class attribute with a setting's name overrides its default (nnU-Net's way).
         settings_classes: Frozen dataclasses with distinct field names.
 
+    Attributes:
+        values: What was given, by name.
+        by_variable: The names that the environment variable gave.
+
     Raises:
-        ValueError: The variable `nnunet_sauron` names an unknown setting or holds a bad value; all valid ones are
-            listed.
+        ValueError: The variable `nnunet_sauron` names an unknown setting or holds a bad value, or is spelled otherwise;
+            all valid ones are listed.
     """
-    known = {field.name: field for cls in settings_classes for field in fields(cls)}
-    given = {}
-    try:
-        for name, field in known.items():
-            if hasattr(trainer_class, name):
-                given[name] = _checked(name, getattr(trainer_class, name), str(field.type))
-        for item in filter(None, (part.strip() for part in os.environ.get(VARIABLE, "").split(","))):
-            name, equals, text = (part.strip() for part in item.partition("="))
-            if not equals or name not in known:
-                raise ValueError(f"'{item}' is not a setting of {trainer_class.__name__}")
-            given[name] = _parsed(name, text, str(known[name].type))
-        return tuple(
-            getattr(cls, "from_given", cls)(**{f.name: given[f.name] for f in fields(cls) if f.name in given})
-            for cls in settings_classes
-        )
-    except ValueError as error:
-        listing = ", ".join(f"{name}={_default(field)}" for name, field in known.items())
-        raise ValueError(
+
+    def __init__(self, trainer_class: type, *settings_classes: type):
+        self._trainer_name, self._classes = trainer_class.__name__, settings_classes
+        self._known = {field.name: field for cls in settings_classes for field in fields(cls)}
+        self.values: dict = {}
+        self.by_variable: set[str] = set()
+        try:
+            _refuse_other_spellings()
+            for name, field in self._known.items():
+                if hasattr(trainer_class, name):
+                    self.values[name] = _checked(name, getattr(trainer_class, name), str(field.type))
+            for item in filter(None, (part.strip() for part in os.environ.get(VARIABLE, "").split(","))):
+                name, equals, text = (part.strip() for part in item.partition("="))
+                if not equals or name not in self._known:
+                    raise ValueError(f"'{item}' is not a setting of {self._trainer_name}{self._nearest(name)}")
+                self.values[name] = _parsed(name, text, str(self._known[name].type))
+                self.by_variable.add(name)
+        except ValueError as error:
+            raise self._listed(error) from None
+
+    def settings(self) -> tuple:
+        """One instance of each settings class.
+
+        Raises:
+            ValueError: A value is out of range, or two exclude each other.
+        """
+        try:
+            return tuple(
+                getattr(cls, "from_given", cls)(
+                    **{f.name: self.values[f.name] for f in fields(cls) if f.name in self.values}
+                )
+                for cls in self._classes
+            )
+        except ValueError as error:
+            raise self._listed(error) from None
+
+    def continued(self, before: Mapping, changeable: Collection[str]) -> tuple:
+        """The settings of a training that goes on: those it had, and what may change and the variable gives.
+
+        Args:
+            before: The settings that its checkpoint holds, by name; names that are not settings any more are left out.
+            changeable: Names that may differ from there on.
+
+        Raises:
+            ValueError: The variable gives another value for what cannot change in a running training.
+        """
+        differ = {n for n in self.by_variable if n in before and before[n] != self.values[n]}
+        if fixed := sorted(differ - set(changeable)):
+            values = ", ".join(f"{name}={before[name]} (now {self.values[name]})" for name in fixed)
+            raise ValueError(
+                f"The training that is continued was begun with {values}, which cannot change on the way. Leave it "
+                f"out of {VARIABLE} (a continued training keeps all its settings), or begin anew without --c."
+            )
+        kept = {name: value for name, value in before.items() if name in self._known}
+        kept |= {name: self.values[name] for name in self.values if name in differ or name not in before}
+        return tuple(cls(**_of(cls, kept)) for cls in self._classes)
+
+    def _nearest(self, name: str) -> str:
+        near = difflib.get_close_matches(name, self._known, 1)
+        return f" (did you mean {near[0]}?)" if near else ""
+
+    def _listed(self, error: ValueError) -> ValueError:
+        listing = "\n".join(f"    {name}={_default(field)}" for name, field in self._known.items())
+        return ValueError(
             f"{str(error).rstrip('.')}. Settings come from the environment variable {VARIABLE}, as in "
-            f'{VARIABLE}="num_epochs=50", or from class attributes of a subclass. Valid ones and their defaults: '
-            f"{listing}."
-        ) from None
+            f'{VARIABLE}="num_epochs=50", or from class attributes of a subclass. Valid ones and their defaults:\n'
+            f"{listing}"
+        )
+
+
+def read_settings(trainer_class: type, *settings_classes: type) -> tuple:
+    """One instance of each settings class, of what was given; see `Given`."""
+    return Given(trainer_class, *settings_classes).settings()
+
+
+def _of(settings_class: type, values: Mapping) -> dict:
+    """Those of the values that are fields of a settings class."""
+    return {field.name: values[field.name] for field in fields(settings_class) if field.name in values}
+
+
+def _refuse_other_spellings() -> None:
+    # All of nnU-Net's own variables are written nnUNet_..., and a training with other settings than meant takes days.
+    for name in os.environ:
+        if name.lower() == VARIABLE and name != VARIABLE:
+            raise ValueError(f"The environment variable {name} is not read: it is spelled {VARIABLE}")
 
 
 def _parsed(name: str, text: str, annotation: str):

@@ -328,7 +328,8 @@ def test_settings_come_from_the_class_then_from_the_environment(folder, monkeypa
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("lamda=1", "'lamda=1' is not a setting.*num_epochs=None.*lambda_=0.5"), ("lambda_=x", "lambda_ must be a number"),
+    [("lamda=1", r"(?s)'lamda=1' is not a setting.*num_epochs=None.*lambda_=0.5"),
+     ("lambda_=x", "lambda_ must be a number"),
      ("num_epochs=2.5", "num_epochs must be a whole number"), ("tau_max=0", "tau_max must be in"),
      ("num_epochs", "not a setting"),
      ("enable_deep_supervision=maybe", "True or False")],
@@ -441,3 +442,68 @@ def test_compiled_network_learns_the_same_and_is_cut(folder, monkeypatch):
 
 def test_certain_cuts_are_a_sauron(folder):
     assert issubclass(CertainCuts, Sauron) and issubclass(SmallTrainer, SauronTrainer)
+
+
+class TestContinuing:
+    """What `--c` and `--val` do in a shell without the variable, or with another one."""
+
+    GIVEN = "num_epochs=4,min_channels=3,initial_lr=0.02,save_every=1,snapshot_every=2"
+
+    def continued(self, folder, monkeypatch, variable: str | None, checkpoint="checkpoint_final.pth"):
+        if variable is None:
+            monkeypatch.delenv("nnunet_sauron", raising=False)
+        else:
+            monkeypatch.setenv("nnunet_sauron", variable)
+        trainer = small_trainer(folder, type("T", (SmallTrainer,), {"__name__": "T"}))
+        trainer.load_checkpoint(str(Path(trainer.output_folder) / checkpoint))
+        return trainer
+
+    @pytest.fixture
+    def begun(self, folder, monkeypatch):
+        monkeypatch.setenv("nnunet_sauron", self.GIVEN)
+        return trained(folder)
+
+    def test_settings_come_from_the_checkpoint(self, folder, monkeypatch, begun):
+        trainer = self.continued(folder, monkeypatch, None)
+        assert trainer._settings() == begun._settings()
+        assert (trainer.num_epochs, trainer.initial_lr, trainer.pruning_settings.min_channels) == (4, 0.02, 3)
+        assert trainer.method.settings.min_channels == 3 and trainer.method.num_epochs == 4
+        assert trainer.lr_scheduler.max_steps == 4 and trainer.optimizer.param_groups[0]["initial_lr"] == 0.02
+
+    def test_a_finished_training_stays_finished(self, folder, monkeypatch, begun):
+        trainer = self.continued(folder, monkeypatch, None)
+        before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+        trainer.run_training()
+        assert len(trainer.history()) == 4
+        assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.network.state_dict().items())
+
+    def test_also_one_that_was_set_up_before(self, folder, monkeypatch, begun):
+        monkeypatch.delenv("nnunet_sauron")
+        trainer = small_trainer(folder, type("T", (SmallTrainer,), {"__name__": "T"}))
+        trainer.initialize()
+        trainer.load_checkpoint(str(Path(begun.output_folder) / "checkpoint_final.pth"))
+        assert trainer._settings() == begun._settings()
+        assert trainer.lr_scheduler.max_steps == 4 and trainer.method.num_epochs == 4
+        assert channel_layout(trainer.network).widths == channel_layout(begun.network).widths
+
+    def test_what_cannot_change_is_refused_with_both_values(self, folder, monkeypatch, begun):
+        with pytest.raises(ValueError, match=r"min_channels=3 \(now 2\), num_epochs=4 \(now 9\).*without --c"):
+            self.continued(folder, monkeypatch, "num_epochs=9,min_channels=2,initial_lr=0.02")
+
+    def test_what_can_change_is_taken(self, folder, monkeypatch, begun):
+        trainer = self.continued(folder, monkeypatch, "save_every=7,num_epochs=4")
+        assert trainer.save_every == 7 and trainer.num_epochs == 4 and trainer._snapshots.settings.snapshot_every == 2
+
+
+@pytest.mark.parametrize("spelling", ["nnUNet_sauron", "NNUNET_SAURON"])
+def test_another_spelling_of_the_variable_is_refused(folder, monkeypatch, spelling):
+    monkeypatch.setenv(spelling, "num_epochs=2")
+    with pytest.raises(ValueError, match=f"{spelling} is not read: it is spelled nnunet_sauron"):
+        small_trainer(folder)
+
+
+def test_an_unknown_setting_gets_the_nearest_one_and_a_line_for_each(folder, monkeypatch):
+    monkeypatch.setenv("nnunet_sauron", "num_epoch=2")
+    with pytest.raises(ValueError, match=r"'num_epoch=2' is not a setting.*did you mean num_epochs\?") as error:
+        small_trainer(folder)
+    assert "\n    num_epochs=None\n" in str(error.value)

@@ -361,13 +361,13 @@ class PruningTrainer(ResizingTrainer):
         """Take the settings of the training that is continued."""
         if not history:
             return
-        before = history[-1]["settings"]
+        before, had = history[-1]["settings"], self._settings()
         training, self.pruning_settings, snapshots, *self._more_settings = self._given.continued(before, CHANGEABLE)
         training.apply_to(self)
         self._snapshots = Snapshots(self, snapshots)
         network, _ = network_of_plans(self.plans_manager, self.configuration_name, self.dataset_json)
         self._given_widths = self._read_given_widths(network)
-        if self.was_initialized:  # with what the environment gave
+        if self.was_initialized and self._settings() != had:  # with what the environment gave
             network = self.bare_network
             widths = channel_layout(network).widths
             self.take_widths(self.dense_widths)

@@ -115,15 +115,15 @@ class Given:
         Raises:
             ValueError: The variable gives another value for what cannot change in a running training.
         """
-        differ = {n for n in self.by_variable if n in before and before[n] != self.values[n]}
-        if fixed := sorted(differ - set(changeable)):
+        differ = {name for name, value in self.values.items() if name in before and before[name] != value}
+        if fixed := sorted((differ & self.by_variable) - set(changeable)):
             values = ", ".join(f"{name}={before[name]} (now {self.values[name]})" for name in fixed)
             raise ValueError(
                 f"The training that is continued was begun with {values}, which cannot change on the way. Leave it "
                 f"out of {VARIABLE} (a continued training keeps all its settings), or begin anew without --c."
             )
         kept = {name: value for name, value in before.items() if name in self._known}
-        kept |= {name: self.values[name] for name in self.values if name in differ or name not in before}
+        kept |= {name: value for name, value in self.values.items() if name not in before or name in changeable}
         return tuple(cls(**_of(cls, kept)) for cls in self._classes)
 
     def _nearest(self, name: str) -> str:

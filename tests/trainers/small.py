@@ -70,7 +70,7 @@ class SmallTrainer(OnRandomPatches, SauronTrainer):
 
     Method = CertainCuts
     published = True
-    cut_until, max_fraction_per_epoch, min_channels = 0.8, 0.15, 2
+    cut_until, max_fraction_per_epoch, min_channels, rho = 0.8, 0.15, 2, None
     prune_batches = 2
     max_loss_increase = None  # the loss on a few random patches goes up and down
 

@@ -37,7 +37,7 @@ SETTINGS = {
     "SauronTrainer": f"{LENGTH},{SAURON}",
     "ShrinkTrainer": f"{LENGTH},{SHRINK}",
 }
-COMPRESSED = "compressed"
+COMPRESSED = "CompressedTrainer"  # where nnUNetv2_predict looks for what compress wrote
 COMPRESS = ("--macs", "0.1", "--recover", "10", "--recover-steps", "24")
 MODELS = (*SETTINGS, COMPRESSED)  # the first is what the others are compared with
 
@@ -173,9 +173,7 @@ def command_environment(folder: Path, **variables: str) -> dict[str, str]:
 
 
 def model_folder(folder: Path, name: str) -> Path:
-    """Where a model lies, the folder that `nnUNetv2_predict_from_modelfolder -m` takes; `name` is one of `MODELS`."""
-    if name == COMPRESSED:
-        return folder / COMPRESSED
+    """Where nnU-Net keeps a trainer's model, the folder that `nnUNetv2_predict_from_modelfolder -m` takes."""
     return folder / "nnUNet_results" / DATASET_NAME / f"{name}__{PLANS}__{CONFIGURATION}"
 
 
@@ -258,8 +256,8 @@ def _predict(folder: Path, model: str, follow: Follow) -> None:
     predictions = folder / "predictions" / model
     shutil.rmtree(predictions, ignore_errors=True)
     images = folder / "nnUNet_raw" / DATASET_NAME / "imagesTs"
-    command = ["nnUNetv2_predict_from_modelfolder", "-i", str(images), "-o", str(predictions)]
-    command += ["-m", str(model_folder(folder, model)), "-f", "0", "-chk", "checkpoint_final.pth", "-device", "cpu"]
+    command = ["nnUNetv2_predict", "-i", str(images), "-o", str(predictions), "-d", str(DATASET_ID), "-p", PLANS]
+    command += ["-c", CONFIGURATION, "-tr", model, "-f", "0", "-chk", "checkpoint_final.pth", "-device", "cpu"]
     # No workers (-npp, -nps): one case after the other, so that the time between two cases is the time of one.
     command += ["--disable_tta", "--disable_progress_bar", "-npp", "0", "-nps", "0"]
     run_command(command, log=_log(folder, f"predict_{model}"), environment=command_environment(folder), on_line=follow)

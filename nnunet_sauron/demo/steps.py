@@ -38,7 +38,7 @@ SETTINGS = {
     "ShrinkTrainer": f"{LENGTH},{SHRINK}",
 }
 COMPRESSED = "CompressedTrainer"  # where nnUNetv2_predict looks for what compress wrote
-COMPRESS = ("--macs", "0.1", "--recover", "10", "--recover-steps", "24")
+COMPRESS = ("--macs", "0.1", "--recover", "16", "--recover-steps", "32")
 MODELS = (*SETTINGS, COMPRESSED)  # the first is what the others are compared with
 
 # The checkpoint that `nnUNetv2_train --c` takes is the first of these.

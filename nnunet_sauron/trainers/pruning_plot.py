@@ -66,7 +66,7 @@ def _cost(axes, history: list[dict], dense: tuple[int, int]) -> None:
     ):
         axes.plot([epoch[key] / total for epoch in history], style, marker=_marker(history), label=label)
     axes.set(title="Cost over the dense network's", xlabel="epoch", ylabel="ratio", ylim=(0, 1.05))
-    axes.legend(loc="lower left")
+    axes.legend(loc="upper right")
     _finish(axes)
 
 

@@ -30,6 +30,7 @@ WIDTHS = {
     "3d_fullres": [32, 64, 128, 256, 320],
     "2d_small": [32, 64, 128, 256],
 }
+STEPS = 2  # timed together: delta_opt is in every second one
 TRAINERS = ("stock", "sauron", "textbook")
 
 
@@ -90,8 +91,9 @@ def step_times(case: str, trainers: tuple[str, ...], repeats: int) -> dict[str, 
             # The order changes, so that none always runs after the same other one.
             for name in trainers if repeat % 2 == 0 else reversed(trainers):
                 start = time.perf_counter()
-                steps[name]()
-                times[name].append(time.perf_counter() - start)
+                for _ in range(STEPS):
+                    steps[name]()
+                times[name].append((time.perf_counter() - start) / STEPS)
         return times
 
 

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 
 # A threshold moves in about every fourth epoch whose loss only fluctuates; the others go to their default targets.
 EPOCHS = {"SauronTrainer": 40}
-OWN = {"SauronTrainer": settings(num_epochs=40, save_every=1, tau_max=1, kappa=1, rho=2, initial_lr=0)}
+OWN = {name: settings(num_epochs=8, save_every=1, target_macs=0.5) for name in ("SauronTrainer", "ShrinkTrainer")}
 SHORT = "num_epochs=4,num_iterations_per_epoch=2,num_val_iterations_per_epoch=1,save_every=1"
 TRAINERS = [name for name in trainer_names() if name not in ("StockTrainer", "CompressedTrainer")]
 

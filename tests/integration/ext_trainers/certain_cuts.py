@@ -1,4 +1,4 @@
-"""CertainCutsTrainer: SauronTrainer whose every epoch may cut, for trainings too short for a threshold to get anywhere.
+"""CertainCutsTrainer: SauronTrainer as published, whose every epoch may cut, for trainings too short for a threshold to get anywhere.
 
 nnU-Net drops every module of this folder from `sys.modules` after its look-up: one file, absolute imports.
 """
@@ -43,6 +43,8 @@ class CertainCutsTrainer(SauronTrainer):
     """Keeps the first epoch's network as checkpoint_best: always wider than the final one."""
 
     Method = CertainCuts
+    published = True
+    cut_until, min_channels = 0.8, 2
     first_is_best = True
 
     def initialize(self):

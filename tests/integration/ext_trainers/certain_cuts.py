@@ -1,4 +1,4 @@
-"""CertainCutsTrainer: SauronTrainer as published, whose every epoch may cut, for trainings too short for a threshold to get anywhere.
+"""CertainCutsTrainer: SauronTrainer as published, whose every epoch may cut: trainings are too short for thresholds.
 
 nnU-Net drops every module of this folder from `sys.modules` after its look-up: one file, absolute imports.
 """

@@ -10,9 +10,10 @@ import torch
 
 from ..pruning import widths_of
 from .checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
+from .kept_settings import KeepsSettings
 from .plots import NowAndThen
 from .resizing import ResizingTrainer
-from .settings import TrainingSettings, read_settings
+from .settings import Given, TrainingSettings
 from .snapshots import Snapshots, SnapshotSettings
 from .teacher import DistillingLoss, Teacher
 
@@ -51,7 +52,7 @@ class CompressedSettings:
             raise ValueError("labels=False and teacher=None leave nothing to learn from; set one of them otherwise.")
 
 
-class CompressedTrainer(ResizingTrainer):
+class CompressedTrainer(KeepsSettings, ResizingTrainer):
     """nnU-Net's training from a compressed checkpoint: 50 epochs of the poly schedule from half of its rate.
 
     The distance to what the teacher says of the same batch is added to nnU-Net's loss (`methods/distillation.py`). The
@@ -71,9 +72,8 @@ class CompressedTrainer(ResizingTrainer):
     """
 
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
-        training, settings, snapshot_settings = read_settings(
-            type(self), TrainingSettings, CompressedSettings, SnapshotSettings
-        )
+        self._given = Given(type(self), TrainingSettings, CompressedSettings, SnapshotSettings)
+        training, settings, snapshot_settings = self._given.settings()
         self._settings = settings
         self._start = settings.start_from and read_checkpoint(_checkpoint(Path(settings.start_from), fold))
         self._start_name = settings.start_from
@@ -86,6 +86,7 @@ class CompressedTrainer(ResizingTrainer):
         self.num_epochs, self.initial_lr = NUM_EPOCHS, INITIAL_LR
         training.apply_to(self)
         self._series()
+        self.kept_settings()
         self.logger.plot_progress_png = NowAndThen(self, self.logger.plot_progress_png)
         self._snapshots = Snapshots(self, snapshot_settings)
 
@@ -151,12 +152,12 @@ class CompressedTrainer(ResizingTrainer):
         if distance is not None:
             self.print_to_log_file(f"distance to the teacher {distance:.4f}")
         super().on_epoch_end()
-        self._snapshots.after_epoch()
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        checkpoint = read_checkpoint(filename_or_checkpoint)
+        self._continue_with(checkpoint)
         if not self.was_initialized:
             self.initialize()
-        checkpoint = read_checkpoint(filename_or_checkpoint)
         self.take_widths(self._widths(checkpoint, filename_or_checkpoint))
         self._mirroring = _mirroring(checkpoint)
         if "optimizer_state" in checkpoint:
@@ -164,6 +165,7 @@ class CompressedTrainer(ResizingTrainer):
             series = self._series()
             # A shorter one would cut nnU-Net's progress plot.
             series += [{} for _ in range(self.current_epoch - len(series))]
+            self._fill_up()
             self._choose_teacher(None, series[-1] if series else {})
             self._teacher = None  # read once training starts: to validate, none is needed
         else:  # written by compress: to be validated (--val)

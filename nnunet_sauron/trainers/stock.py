@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from .checkpoints import read_checkpoint
+from .kept_settings import KeepsSettings
 from .plots import NowAndThen
 from .resizing import ResizingTrainer
-from .settings import TrainingSettings, read_settings
+from .settings import Given, TrainingSettings
 from .snapshots import Snapshots, SnapshotSettings
 
 
-class StockTrainer(nnUNetTrainer):
+class StockTrainer(KeepsSettings):
     """nnUNetTrainer; only its own numbers follow the settings (`num_epochs`, ...), nothing else is changed."""
 
     bare_network = ResizingTrainer.bare_network
 
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
-        settings, snapshot_settings = read_settings(type(self), TrainingSettings, SnapshotSettings)
+        self._given = Given(type(self), TrainingSettings, SnapshotSettings)
+        settings, snapshot_settings = self._given.settings()
         super().__init__(plans, configuration, fold, dataset_json, device)
         settings.apply_to(self)
         self.logger.plot_progress_png = NowAndThen(self, self.logger.plot_progress_png)
         self._snapshots = Snapshots(self, snapshot_settings)
+        self.kept_settings()
 
     def on_train_start(self) -> None:
         super().on_train_start()
         self._snapshots.start()
 
-    def on_epoch_end(self) -> None:
-        super().on_epoch_end()
-        self._snapshots.after_epoch()
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        self._continue_with(read_checkpoint(filename_or_checkpoint))
+        super().load_checkpoint(filename_or_checkpoint)
+        self._fill_up()

@@ -91,8 +91,9 @@ def test_it_trains_at_the_same_widths_and_continues_without_the_setting(folder, 
                            compressed["encoder.stages.0.0.convs.0.conv.weight"])  # fmt: skip
 
     monkeypatch.delenv("nnunet_sauron")
-    resumed = small_trainer(folder, type("T", (SmallCompressedTrainer,), {"num_epochs": 4}))
+    resumed = small_trainer(folder, type("T", (SmallCompressedTrainer,), {}))
     resumed.load_checkpoint(str(final))
+    resumed.num_epochs = 4  # as if the training had been a longer one
     assert resumed.current_epoch == 3
     assert len(resumed.optimizer.state) > 20
     for parameter, state in resumed.optimizer.state.items():
@@ -168,8 +169,9 @@ def test_a_training_from_before_there_were_teachers_is_continued_without(folder,
     del final["logging"]["distillation"]
     torch.save(final, Path(trainer.output_folder) / "checkpoint_final.pth")
     monkeypatch.delenv("nnunet_sauron")
-    resumed = small_trainer(folder, type("T", (SmallCompressedTrainer,), {"num_epochs": 4}))
+    resumed = small_trainer(folder, type("T", (SmallCompressedTrainer,), {}))
     resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_final.pth"))
+    resumed.num_epochs = 4  # as if the training had been a longer one
     resumed.run_training()
     # As long as every other series, by the shortest of which nnU-Net draws its progress.
     assert {len(series) for series in final_of(resumed)["logging"].values()} == {4}
@@ -199,8 +201,9 @@ def test_it_learns_from_the_teacher_on_a_gpu(folder, model, source, monkeypatch,
 def test_a_training_that_is_continued_keeps_its_teacher_and_does_without_labels(folder, model, source, monkeypatch):
     start(folder, monkeypatch, f"{model},labels=False,teacher_folds=all").run_training()
     monkeypatch.delenv("nnunet_sauron")
-    resumed = small_trainer(folder, type("T", (SmallCompressedTrainer,), {"num_epochs": 4}))
+    resumed = small_trainer(folder, type("T", (SmallCompressedTrainer,), {}))
     resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_final.pth"))
+    resumed.num_epochs = 4  # as if the training had been a longer one
     resumed.run_training()
     records = final_of(resumed)["logging"]["distillation"]
     assert len(records) == 4
@@ -213,8 +216,9 @@ def test_a_training_that_is_continued_keeps_its_teacher_and_does_without_labels(
 def test_what_is_set_on_continuing_goes_before_what_was(folder, model, source, monkeypatch):
     start(folder, monkeypatch, model).run_training()
     monkeypatch.setenv("nnunet_sauron", "teacher=None")
-    resumed = small_trainer(folder, type("T", (SmallCompressedTrainer,), {"num_epochs": 4}))
+    resumed = small_trainer(folder, type("T", (SmallCompressedTrainer,), {}))
     resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_final.pth"))
+    resumed.num_epochs = 4  # as if the training had been a longer one
     resumed.run_training()
     assert final_of(resumed)["logging"]["distillation"][-1]["teacher"] is None
 

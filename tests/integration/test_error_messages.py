@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from .conftest import TINY
+from .conftest import FIVE_FOLDS, TINY
 from .nnunet import NnUNet, settings
 from .plans import UNETS
 
@@ -81,7 +81,7 @@ def test_a_checkpoint_of_another_architecture_is_not_continued(five_folds, tmp_p
     fold.mkdir(parents=True)
     shutil.copy(five_folds.model_folder(TINY, "2d") / "fold_0/checkpoint_final.pth", fold)
 
-    end = end_of(copy.train(TINY, "2d", 0, "--c", plans="nnUNetDeeperPlans", fails=True))
+    end = end_of(copy.train(TINY, "2d", 0, "--c", plans="nnUNetDeeperPlans", setting=FIVE_FOLDS, fails=True))
     assert f"{fold / 'checkpoint_final.pth'} does not fit: it was made by CertainCutsTrainer" in end
     assert "use -pretrained_weights" in end
 
@@ -93,3 +93,14 @@ def test_a_stock_checkpoint_is_not_continued_as_a_pruning_training(five_folds, s
     shutil.copy(stock_checkpoint, fold)
     end = end_of(copy.train(TINY, "2d", 0, "--c", setting=settings(num_epochs=4), fails=True))
     assert "made by StockTrainer" in end and "without a pruning history" in end
+
+
+def test_other_settings_than_those_of_the_continued_training_are_refused(five_folds, tmp_path):
+    copy = five_folds.with_results(tmp_path)
+    fold = copy.model_folder(TINY, "2d") / "fold_0"
+    fold.mkdir(parents=True)
+    shutil.copy(five_folds.model_folder(TINY, "2d") / "fold_0/checkpoint_final.pth", fold)
+    before = (fold / "checkpoint_final.pth").read_bytes()
+    end = end_of(copy.train(TINY, "2d", 0, "--c", setting=settings(num_epochs=7), fails=True))
+    assert "was begun with num_epochs=2 (now 7), which cannot change on the way" in end
+    assert (fold / "checkpoint_final.pth").read_bytes() == before

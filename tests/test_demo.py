@@ -159,7 +159,7 @@ def test_finished_steps_are_not_done_again(tmp_path, monkeypatch, capsys, no_nnu
 def test_training_goes_on_from_a_checkpoint_and_begins_without_one(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(steps, "run_command", lambda command, **options: commands.append((command, options)))
-    train = next(step for step in demo_steps(tmp_path) if step.name == "train_sauron")
+    train = next(step for step in demo_steps(tmp_path) if step.name == "train_SauronTrainer")
     train.run(print)
     fold = model_folder(tmp_path, "SauronTrainer") / "fold_0"
     fold.mkdir(parents=True)

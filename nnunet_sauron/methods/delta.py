@@ -63,7 +63,9 @@ def delta_prune(feature_maps: torch.Tensor, *, reference: int) -> torch.Tensor:
     channels = feature_maps.shape[1]
     if not 0 <= reference < channels:
         raise ValueError(f"reference is a channel, 0..{channels - 1}; got {reference}.")
-    return relative_distances(feature_maps, torch.tensor([reference], device=feature_maps.device))
+    pooled = _pooled(feature_maps).flatten(2).float()
+    distances = _root_mean_square(pooled - pooled[:, reference : reference + 1])
+    return _divided_by_largest(distances).mean(0)
 
 
 @torch.no_grad()
@@ -137,13 +139,6 @@ def with_delta_opt(feature_maps: torch.Tensor, normalisation: str) -> tuple[torc
     if normalisation == "max_distance":
         distances = _divided_by_largest(distances, _smallest_spread(feature_maps.dtype))
     return maps, distances.mean()
-
-
-def relative_distances(feature_maps: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """delta_prune with the reference as a tensor of one index, so that a compiled graph serves every reference."""
-    pooled = _pooled(feature_maps).flatten(2).float()
-    distances = _root_mean_square(pooled - pooled.index_select(1, reference))
-    return _divided_by_largest(distances).mean(0)
 
 
 def _norms_of_differences(maps: torch.Tensor) -> torch.Tensor:

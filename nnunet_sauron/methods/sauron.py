@@ -404,7 +404,7 @@ def cluster(
         The channels that go, by unit, the first to go first, and the level of the last of them.
     """
     # A layer may always lose what leads to its next multiple; widths in between count as that multiple in `met`.
-    most = {name: len(going) for name, going in _at_most(widths, settings).items()}
+    most = {name: width - len(channels_to_keep(range(width), width, settings)) for name, width in widths.items()}
     left, level = dict(widths), 0.0
     gone: dict[str, list[int]] = {name: [] for name in widths}
     stays: dict[str, set[int]] = {name: set() for name in widths}
@@ -424,13 +424,6 @@ def cluster(
             left[name] -= 1
             level = max(level, at)
     return gone, level
-
-
-def _at_most(widths: Mapping[str, int], settings: SauronSettings) -> dict[str, set[int]]:
-    """The channels of each unit that `channels_to_keep` would let go, did all of them want to."""
-    return {
-        name: set(range(width)) - set(channels_to_keep(range(width), width, settings)) for name, width in widths.items()
-    }
 
 
 def _require(condition: bool, name: str, expected: str, value) -> None:

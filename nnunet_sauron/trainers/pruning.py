@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from ..pruning import (
 from ..pruning.channels import ChannelLayout, check_prunable
 from ..pruning.moments import LEAST_SAMPLES_PER_CHANNEL, SAMPLES_PER_CHANNEL, patches_needed
 from .checkpoints import TEMPORARY, read_checkpoint
+from .kept_settings import CHANGEABLE
 from .plots import NowAndThen
 from .pruning_plot import plot_pruning
 from .resizing import ResizingTrainer
@@ -42,7 +43,6 @@ from .snapshots import Snapshots, SnapshotSettings
 SERIES = "pruning"
 NNUNET_EPOCHS = 1000  # nnU-Net's length of training, which its constructor sets
 MERGE_BATCHES = 6
-CHANGEABLE = ("save_every", "snapshot_every", "num_val_iterations_per_epoch", "start_from", "teacher")
 
 
 class PruningTrainer(ResizingTrainer):
@@ -362,11 +362,14 @@ class PruningTrainer(ResizingTrainer):
         if not history:
             return
         before, had = history[-1]["settings"], self._settings()
-        training, self.pruning_settings, snapshots, *self._more_settings = self._given.continued(before, CHANGEABLE)
+        training, self.pruning_settings, snapshots, *self._more_settings = self._given.continued(
+            before, (*CHANGEABLE, *(field.name for cls in self.MoreSettings for field in fields(cls)))
+        )
         training.apply_to(self)
         self._snapshots = Snapshots(self, snapshots)
-        network, _ = network_of_plans(self.plans_manager, self.configuration_name, self.dataset_json)
-        self._given_widths = self._read_given_widths(network)
+        if getattr(self.pruning_settings, "widths_from", None):
+            network, _ = network_of_plans(self.plans_manager, self.configuration_name, self.dataset_json)
+            self._given_widths = self._read_given_widths(network)
         if self.was_initialized and self._settings() != had:  # with what the environment gave
             network = self.bare_network
             widths = channel_layout(network).widths

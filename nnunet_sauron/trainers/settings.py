@@ -139,11 +139,6 @@ class Given:
         )
 
 
-def read_settings(trainer_class: type, *settings_classes: type) -> tuple:
-    """One instance of each settings class, of what was given; see `Given`."""
-    return Given(trainer_class, *settings_classes).settings()
-
-
 def _of(settings_class: type, values: Mapping) -> dict:
     """Those of the values that are fields of a settings class."""
     return {field.name: values[field.name] for field in fields(settings_class) if field.name in values}

@@ -44,6 +44,7 @@ LEAST_FITTED, LEAST_HELD_OUT = 2, 1
 CPU_VOXELS, LEAST_BATCH = 1 << 16, 2
 JUDGED = 48  # patches of the held-out images, on which the agreement is followed
 LEAST_RISE = 5e-4  # of the agreement, to count as one
+COOL_DOWN = 4  # epochs in which the rate falls to zero, when the agreement no longer rises
 SEED = 0
 
 
@@ -71,7 +72,7 @@ class RecoverySettings:
 
     @property
     def patience(self) -> int:
-        """Epochs without a rise, after which it stops; the rate falls, so that a late one is worth waiting for."""
+        """Epochs without a rise, after which it cools down and stops."""
         return max(5, self.epochs // 3)
 
 
@@ -262,6 +263,7 @@ class _Training:
             momentum=settings.momentum, nesterov=True,
         )  # fmt: skip
         self.scheduler = PolyLRScheduler(self.optimizer, settings.initial_lr, settings.epochs)
+        self.cool_down: range | None = None  # the last epochs, once the agreement has stopped rising
         self.scaler = GradScaler(enabled=device.type == "cuda")
         self.judged = [patch.to(device) for patch in judged]
         self.of_teacher = [self._segmented(teacher.logits(patch)[0]) for patch in self.judged]
@@ -269,7 +271,7 @@ class _Training:
             self.student.load_state_dict(running["student"])
             self.optimizer.load_state_dict(running["optimizer"])
             self.scaler.load_state_dict(running["scaler"])
-            self.epoch, self.best = running["epoch"], running["best"]
+            self.epoch, self.best, self.cool_down = running["epoch"], running["best"], running["cool_down"]
         else:
             self.epoch, self.best = 0, Recovered(merged, [self.agreement()])
 
@@ -283,7 +285,7 @@ class _Training:
         )
         stream = iter(loader)
         with progress.bar(f"{name}: recovering", len(steps)) as step:
-            while self.epoch < settings.epochs and not self._no_longer_rises():
+            while self.epoch < self._length():
                 self.best.loss.append(self._train_epoch(stream, step))
                 self.epoch += 1
                 self._judge()
@@ -298,7 +300,7 @@ class _Training:
         return self.best
 
     def _train_epoch(self, stream, step: Callable[[str], None]) -> float:
-        self.scheduler.step(self.epoch)
+        self._set_rate()
         self.student.train()
         self.student.decoder.deep_supervision = self.teacher.supervised
         losses = []
@@ -316,6 +318,25 @@ class _Training:
             losses.append(loss.item())
             step(f"loss {losses[-1]:.3f}, agreement {self.best.agreement[-1]:.4f}")
         return float(np.mean(losses))
+
+    def _length(self) -> int:
+        """The epochs in all: those asked for, or fewer where the agreement no longer rises.
+
+        Much of what a poly schedule brings, its last epochs do, when the rate is small. So a recovery does not stop
+        where it stands: the rate falls to zero first, in a few epochs.
+        """
+        epochs = self.settings.epochs
+        if self.cool_down is None and self.epoch + COOL_DOWN < epochs and self._no_longer_rises():
+            self.cool_down = range(self.epoch, self.epoch + COOL_DOWN)
+        return self.cool_down.stop if self.cool_down else epochs
+
+    def _set_rate(self) -> None:
+        if not self.cool_down:
+            self.scheduler.step(self.epoch)
+            return
+        self.scheduler.step(self.cool_down.start)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= (self.cool_down.stop - self.epoch) / (COOL_DOWN + 1)
 
     def _judge(self) -> None:
         agreement = self.agreement()
@@ -365,4 +386,5 @@ class _Training:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "best": self.best,
+            "cool_down": self.cool_down,
         }

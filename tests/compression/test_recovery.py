@@ -187,13 +187,30 @@ def scripted(monkeypatch, agreements: list[float]) -> None:
     monkeypatch.setattr(recovery._Training, "agreement", lambda self: next(given))
 
 
-def test_it_stops_when_agreement_no_longer_rises_and_keeps_the_best(folders, monkeypatch, capsys):
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_it_cools_down_and_stops_when_agreement_no_longer_rises(folders, monkeypatch, capsys, interrupted):
     write_model(folders / "model")
-    scripted(monkeypatch, [0.5, 0.6, 0.8, *[0.7] * 4, 0.8002])
-    assert compress(folders, "--macs", "0.3", "--recover-steps", "2", "--recover", "9") == 0
+    scripted(monkeypatch, [0.5, 0.6, 0.8, *[0.7] * 4, 0.8002, 0.81, 0.82, 0.83, 0.82])
+    rates = []
+    train_epoch = recovery._Training._train_epoch
+
+    def noting(self, *args):
+        loss = train_epoch(self, *args)
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        return loss
+
+    monkeypatch.setattr(recovery._Training, "_train_epoch", noting)
+    words = ("--macs", "0.3", "--recover-steps", "2", "--recover", "16")
+    if interrupted:
+        with monkeypatch.context() as patched:
+            interrupt_after(patched, 9)
+            assert compress(folders, *words) == 130
+    assert compress(folders, *words) == 0
     found = notes(folders)["folds"]["0"]
-    assert found["epochs"] == 7 and found["best_epoch"] == 7
-    assert "stopped after 7 epochs" in capsys.readouterr().err
+    assert found["epochs"] == 11 and found["best_epoch"] == 10
+    assert "stopped after 11 epochs" in capsys.readouterr().err
+    poly = [recovery.INITIAL_LR * (1 - epoch / 16) ** 0.9 for epoch in range(8)]
+    assert rates == pytest.approx(poly[:7] + [poly[7] * part for part in (0.8, 0.6, 0.4, 0.2)])
 
 
 def test_a_recovery_that_does_harm_is_not_taken(folders, monkeypatch):

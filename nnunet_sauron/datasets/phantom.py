@@ -24,7 +24,7 @@ INTENSITIES = {"body": (300, 20), "ellipsoid": (560, 25), "tube": (720, 35), "st
 Shape = Callable[[np.ndarray], np.ndarray]
 
 
-def write_phantom(raw_folder: Path, *, training_cases: int = 20, test_cases: int = 5, seed: int = 0) -> Path:
+def write_phantom(raw_folder: Path, *, training_cases: int = 20, test_cases: int = 8, seed: int = 0) -> Path:
     """Write the phantom dataset into a folder that serves as `nnUNet_raw`.
 
     Every case is drawn from its own random stream, so a case does not depend on how many others there are. The dataset
@@ -111,8 +111,8 @@ def phantom_case(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, tupl
         free &= ~_grown(inside)
 
     texture = _smooth_noise(points, rng, waves=40, shortest=6.0)
-    bias = np.exp(0.25 * _smooth_noise(points, rng, waves=6, shortest=60.0))
-    image = (image + 25 * texture) * bias + rng.normal(0, 32, size=shape)
+    bias = np.exp(0.12 * _smooth_noise(points, rng, waves=6, shortest=60.0))
+    image = (image + 12 * texture) * bias + rng.normal(0, 16, size=shape)
     return np.clip(np.rint(image), -1000, 3000).astype(np.int16), labels, spacing
 
 

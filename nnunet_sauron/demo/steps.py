@@ -27,10 +27,10 @@ DEFAULT_FOLDER = Path("nnunet_sauron_demo")
 CONFIGURATION = "2d"
 PLANS = "nnUNetDemoPlans"
 BATCH_SIZE = 6
-EPOCHS = 40
-LENGTH = f"num_epochs={EPOCHS},num_iterations_per_epoch=16,num_val_iterations_per_epoch=2"
+EPOCHS = 50
+LENGTH = f"num_epochs={EPOCHS},num_iterations_per_epoch=24,num_val_iterations_per_epoch=2"
 # Fewer cuts than in a real training, measured on fewer patches: here a cut takes as long as several steps.
-SHRINK = "cuts=5,patches=48"
+SHRINK = "cuts=8,patches=48"
 SAURON = "cuts=8,patches=48,prune_batches=8"
 SETTINGS = {
     "StockTrainer": LENGTH,

@@ -16,6 +16,7 @@ DATASET_NAME = f"Dataset{DATASET_ID}_Phantom"
 LABELS = {"background": 0, "ellipsoid": 1, "tube": 2, "star": 3}
 
 FIELD_OF_VIEW = (60.0, 54.0, 54.0)  # mm, in z, y, x
+REACH = 16.0  # mm, of the largest shape from its centre
 
 # An organ and its distractor share the intensity (mean, standard deviation over cases), so a threshold finds both.
 INTENSITIES = {"body": (300, 20), "ellipsoid": (560, 25), "tube": (720, 35), "star": (450, 20)}
@@ -125,17 +126,21 @@ def _place(
     required: bool,
 ) -> np.ndarray:
     """Try places until the shape lies in free space; else cut an organ to what fits, and leave a distractor out."""
-    best, best_share = np.zeros(points.shape[1:], dtype=bool), 0.0
+    axes = points[0, :, 0, 0], points[1, 0, :, 0], points[2, 0, 0, :]
+    placed, best_share = np.zeros_like(free), 0.0
     for _ in range(150):
         centre = rng.uniform(-0.4, 0.4, size=3) * FIELD_OF_VIEW
-        inside = draw(rng)(points - centre[:, None, None, None]) < 1
-        fits = inside & free
+        ends = (np.searchsorted(axis, (c - REACH, c + REACH)) for axis, c in zip(axes, centre, strict=True))
+        box = tuple(slice(*end) for end in ends)
+        inside = draw(rng)(points[(slice(None), *box)] - centre[:, None, None, None]) < 1
+        fits = inside & free[box]
         share = fits.sum() / max(inside.sum(), 1)
-        if share > best_share:
-            best, best_share = fits, share
+        if share > best_share and (required or share == 1.0):
+            placed[:], best_share = False, share
+            placed[box] = fits
         if share == 1.0:
-            return inside
-    return best if required else np.zeros_like(best)
+            break
+    return placed
 
 
 def _random_ellipsoid(rng: np.random.Generator) -> Shape:

@@ -215,7 +215,7 @@ def _generate(folder: Path) -> None:
 def _plan(folder: Path, follow: Follow) -> None:
     preprocessed = folder / "nnUNet_preprocessed" / DATASET_NAME
     shutil.rmtree(preprocessed, ignore_errors=True)
-    command = ["nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-c", CONFIGURATION, "-np", "1"]
+    command = ["nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-c", CONFIGURATION, "-np", "2"]
     command += ["--verify_dataset_integrity"]
     run_command(command, log=_log(folder, "plan"), environment=command_environment(folder), on_line=follow)
     plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import nn
 
@@ -13,25 +12,16 @@ from .base import Progress, PruningMethod, steps
 from .targets import TargetSettings, even_widths, make_target
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerwiseSettings(TargetSettings):
-    """Settings of a pruning layer by layer; without a target, `rate` is 0.4. A target for the whole network is met by
-    the same fraction of every layer."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.use_target("rate", 0.4)
-
-
 class Layerwise(PruningMethod):
-    """The base: a subclass orders a layer's channels, and may prepare them for the cut until then.
+    """The base: a subclass orders a layer's channels, and may prepare them for the cut until then. A target for the
+    whole network is met by the same fraction of every layer.
 
     Attributes:
         final_widths: What each unit keeps.
         cut_epoch: The epoch after which it is cut.
     """
 
-    Settings = LayerwiseSettings
+    Settings = TargetSettings
 
     def prepare(self, layout: ChannelLayout, cost: CostModel, given_widths: dict[str, int] | None) -> None:
         self._target = make_target(self.settings, layout, cost, given_widths)
@@ -42,7 +32,10 @@ class Layerwise(PruningMethod):
         self._network, self._layout = network, layout
 
     def target(self):
-        return self._target.name, self._target.end / self._target.start, self._target.part_left
+        return self._target.name, self._target.asked / self._target.start, self._target.part_left
+
+    def why_missed(self) -> str | None:
+        return self._target.why
 
     def order(self, unit: str) -> Sequence[int]:
         """A unit's channels, the first to go first."""

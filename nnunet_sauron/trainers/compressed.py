@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from ..pruning import widths_of
 from .checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
-from .kept_settings import KeepsSettings
+from .kept_settings import KeepsSettings, has_begun
 from .plots import NowAndThen
 from .resizing import ResizingTrainer
 from .settings import Given, TrainingSettings
@@ -74,14 +74,21 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
         self._given = Given(type(self), TrainingSettings, CompressedSettings, SnapshotSettings)
         training, settings, snapshot_settings = self._given.settings()
-        self._settings = settings
-        self._start = settings.start_from and read_checkpoint(_checkpoint(Path(settings.start_from), fold))
-        self._start_name = settings.start_from
-        self._mirroring = _mirroring(self._start or {})
+        self._more_settings = [_absolute(settings)]
+        self._start_name = self._more_settings[0].start_from
         self._no_training: str | None = None
-        self._choose_teacher((self._start or {}).get(COMPRESSION, {}).get("source"), {})
-        # Here, so that nothing is written of a training that cannot begin.
-        self._teacher = self._read_teacher(plans, configuration, dataset_json, fold)
+        self._unread: FileNotFoundError | None = None
+        self._start = self._teacher = None
+        try:  # here, so that nothing is written of a training that cannot begin
+            if self._start_name:
+                self._start = read_checkpoint(_checkpoint(Path(self._start_name), fold))
+            self._choose_teacher((self._start or {}).get(COMPRESSION, {}).get("source"), {})
+            self._teacher = self._read_teacher(plans, configuration, dataset_json, fold)
+        except FileNotFoundError as error:
+            if not has_begun(type(self), plans, configuration, fold):
+                raise
+            self._unread = error  # what moved is of no use to a training that is continued
+        self._mirroring = _mirroring(self._start or {})
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.initial_lr = NUM_EPOCHS, INITIAL_LR
         training.apply_to(self)
@@ -109,15 +116,18 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
                 f"{self._no_training} was written by compress and is no training to continue. Move it away, or train "
                 f"without --c and with start_from naming another folder than the training's own."
             )
+        if self._unread and self.current_epoch == 0:
+            raise self._unread
         if not self._start_name and self.current_epoch == 0:
             raise ValueError(
                 "CompressedTrainer has nothing to start from. Name the folder that compress wrote: "
                 'nnunet_sauron="start_from=MODEL_FOLDER" nnUNetv2_train ... -tr CompressedTrainer'
             )
-        if self._teacher is None:  # of a training that is continued
+        finished = self.current_epoch >= self.num_epochs
+        if self._teacher is None and not finished:  # of a training that is continued
             arguments = self.plans_manager.plans, self.configuration_name, self.dataset_json
             self._teacher = self._read_teacher(*arguments, self.fold)
-        if self._teacher is None and self._labels is False:
+        if self._teacher is None and self._labels is False and not finished:
             raise ValueError(
                 "labels=False without a teacher leaves nothing to learn from, and the checkpoint does not say which "
                 "model it was compressed from. Name that model's folder: teacher=MODEL_FOLDER."
@@ -131,7 +141,8 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         if self._start_name and self.current_epoch == 0:
             self.print_to_log_file(f"{type(self).__name__}: started from {self._start_name}")
         labels = "with labels" if self._labels else "without labels"
-        self.print_to_log_file(f"Teacher: {self._teacher.name}, {labels}" if self._teacher else "No teacher")
+        if not finished:
+            self.print_to_log_file(f"Teacher: {self._teacher.name}, {labels}" if self._teacher else "No teacher")
         self._snapshots.start()
 
     def train_step(self, batch: dict) -> dict:
@@ -175,7 +186,7 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
 
     def _choose_teacher(self, source: str | None, before: dict) -> None:
         """By the settings, then by what a continued training was `before`, then by the `source` of its start."""
-        settings = self._settings
+        (settings,) = self._more_settings
         self._teacher_from = before.get("teacher", source) if settings.teacher == SOURCE else settings.teacher
         self._teacher_folds = settings.teacher_folds or before.get("teacher_folds", "same")
         self._labels = before.get("labels", True) if settings.labels is None else settings.labels
@@ -197,6 +208,12 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
                 f"Train with the configuration and the plans (-p) of the model that was compressed."
             )
         return widths
+
+
+def _absolute(settings: CompressedSettings) -> CompressedSettings:
+    """The settings with paths that hold wherever the training is continued."""
+    paths = {"start_from": settings.start_from, "teacher": None if settings.teacher == SOURCE else settings.teacher}
+    return replace(settings, **{name: str(Path(path).absolute()) for name, path in paths.items() if path})
 
 
 def _mirroring(checkpoint: dict) -> dict:

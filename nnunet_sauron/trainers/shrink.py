@@ -11,6 +11,7 @@ from ..architecture import network_of_plans
 from ..methods.shrink import Shrink
 from ..pruning import widths_of
 from .checkpoints import CHECKPOINT, read_checkpoint
+from .kept_settings import has_begun
 from .pruning import PruningTrainer
 from .teacher import DistillingLoss, Teacher
 
@@ -50,7 +51,14 @@ class ShrinkTrainer(PruningTrainer):
         (settings,) = self._more_settings
         start = settings.start_from and Path(settings.start_from).resolve()  # for `--c` from another folder
         self._start_name = start / f"fold_{fold}" / CHECKPOINT if start and start.is_dir() else start
-        self._start = read_checkpoint(self._start_name) if start else None
+        self._unread: FileNotFoundError | None = None
+        self._start = self._teacher = None
+        try:
+            self._start = read_checkpoint(self._start_name) if start else None
+        except FileNotFoundError as error:
+            if not has_begun(type(self), plans, configuration, fold):
+                raise
+            self._unread = error  # what moved is of no use to a training that is continued
         self._teacher_from = str(self._start_name) if start and settings.teacher == START else settings.teacher
         if self._teacher_from == START:
             self._teacher_from = None
@@ -64,9 +72,13 @@ class ShrinkTrainer(PruningTrainer):
                     f"start_from={self._start_name} is of another architecture than these plans: only the numbers of "
                     f"channels may differ. Train with the configuration and the plans (-p) of that model."
                 )
-        self._teacher = None
-        if self._teacher_from is not None:
+        if self._teacher_from is None or self._unread:
+            return
+        try:
             self._teacher = Teacher.read(self._teacher_from, fold, plans, configuration, dataset_json)
+        except FileNotFoundError:
+            if not has_begun(type(self), plans, configuration, fold):
+                raise  # else it is read when the training goes on
 
     def initialize(self) -> None:
         super().initialize()
@@ -78,7 +90,10 @@ class ShrinkTrainer(PruningTrainer):
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
-        if self._teacher is None and self._teacher_from is not None:  # of a training that is continued
+        if self._unread and self.current_epoch == 0:
+            raise self._unread
+        finished = self.current_epoch >= self.num_epochs
+        if self._teacher is None and self._teacher_from is not None and not finished:  # of one that is continued
             plans = self.plans_manager.plans
             self._teacher = Teacher.read(
                 self._teacher_from, self.fold, plans, self.configuration_name, self.dataset_json
@@ -89,7 +104,8 @@ class ShrinkTrainer(PruningTrainer):
         super().on_train_start()
         if self._start_name and self.current_epoch == 0:
             self.print_to_log_file(f"Started from {self._start_name}")
-        self.print_to_log_file(f"Teacher: {self._teacher.name}" if self._teacher else "No teacher")
+        if not finished:
+            self.print_to_log_file(f"Teacher: {self._teacher.name}" if self._teacher else "No teacher")
 
     def train_step(self, batch: dict) -> dict:
         if self._teacher is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +74,8 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
         self._given = Given(type(self), TrainingSettings, CompressedSettings, SnapshotSettings)
         training, settings, snapshot_settings = self._given.settings()
-        self._more_settings = [_absolute(settings)]
-        self._start_name = self._more_settings[0].start_from
+        self._more_settings = [settings]
+        self._start_name = settings.start_from
         self._no_training: str | None = None
         self._unread: FileNotFoundError | None = None
         self._start = self._teacher = None
@@ -208,12 +208,6 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
                 f"Train with the configuration and the plans (-p) of the model that was compressed."
             )
         return widths
-
-
-def _absolute(settings: CompressedSettings) -> CompressedSettings:
-    """The settings with paths that hold wherever the training is continued."""
-    paths = {"start_from": settings.start_from, "teacher": None if settings.teacher == SOURCE else settings.teacher}
-    return replace(settings, **{name: str(Path(path).absolute()) for name, path in paths.items() if path})
 
 
 def _mirroring(checkpoint: dict) -> dict:

@@ -26,6 +26,8 @@ from .checkpoints import write_atomically
 
 VARIABLE = "nnunet_sauron"
 SETTINGS_FILE = "settings.json"
+PATHS = {"start_from": (), "widths_from": (), "teacher": ("start", "source")}
+"""Settings that are paths, and the words that they may be instead."""
 WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a word", type(None): "None"}
 
 
@@ -111,7 +113,7 @@ class Given:
                 name, equals, text = (part.strip() for part in item.partition("="))
                 if not equals or name not in self._known:
                     raise ValueError(f"'{item}' is not a setting of {self._trainer_name}{self._nearest(name)}")
-                self.values[name] = _parsed(name, text, self._kinds[name])
+                self.values[name] = _absolute(name, _parsed(name, text, self._kinds[name]))
                 self.by_variable.add(name)
         except ValueError as error:
             raise self._listed(error) from None
@@ -130,7 +132,7 @@ class Given:
             if name not in self._known:
                 raise ValueError(f"'{name}' in {path} is not a setting of {self._trainer_name}{self._nearest(name)}")
             try:
-                self.values[name] = _checked(name, value, self._kinds[name])
+                self.values[name] = _absolute(name, _checked(name, value, self._kinds[name]))
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
             self.by_variable.add(name)
@@ -161,6 +163,7 @@ class Given:
         Raises:
             ValueError: The variable gives another value for what cannot change in a running training.
         """
+        before = {name: _absolute(name, value) for name, value in before.items()}
         differ = {name for name, value in self.values.items() if name in before and before[name] != value}
         if fixed := sorted((differ & self.by_variable) - set(changeable)):
             values = ", ".join(f"{name}={before[name]} (now {self.values[name]})" for name in fixed)
@@ -289,6 +292,13 @@ def _checked(name: str, value, kinds: Collection[type]):
     if not any(fits[kind] for kind in kinds):
         raise ValueError(f"{name} must be {' or '.join(WORDS[kind] for kind in kinds)}; got '{value}'")
     return value
+
+
+def _absolute(name: str, value):
+    """A path that holds wherever the training is continued; any other value as it is."""
+    if name not in PATHS or value is None or value in PATHS[name]:
+        return value
+    return str(Path(value).expanduser().absolute())
 
 
 def _hints(settings_class: type) -> dict[str, object]:

@@ -15,12 +15,11 @@ from torch import distributed, nn
 
 from ..pruning.channels import ChannelLayout, feature_map_modules
 from .base import mean_of
-from .layerwise import Layerwise
-from .targets import TargetSettings
+from .layerwise import Layerwise, LayerwiseSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoPrunerSettings(TargetSettings):
+class AutoPrunerSettings(LayerwiseSettings):
     """AutoPruner's settings. (The paper's target is `rate=0.5`.)
 
     Attributes:

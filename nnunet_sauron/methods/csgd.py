@@ -15,12 +15,11 @@ from torch import nn
 
 from ..pruning.channels import ChannelLayout, channel_layout
 from .filters import filters, tensors_of
-from .layerwise import Layerwise
-from .targets import TargetSettings
+from .layerwise import Layerwise, LayerwiseSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class CSGDSettings(TargetSettings):
+class CSGDSettings(LayerwiseSettings):
     """cSGD's settings.
 
     Attributes:

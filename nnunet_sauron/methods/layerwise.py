@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -12,16 +13,20 @@ from .base import Progress, PruningMethod, steps
 from .targets import TargetSettings, even_widths, make_target
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerwiseSettings(TargetSettings):
+    """Settings of a pruning layer by layer: a target for the whole network is the same fraction of every layer."""
+
+
 class Layerwise(PruningMethod):
-    """The base: a subclass orders a layer's channels, and may prepare them for the cut until then. A target for the
-    whole network is met by the same fraction of every layer.
+    """The base: a subclass orders a layer's channels, and may prepare them for the cut until then.
 
     Attributes:
         final_widths: What each unit keeps.
         cut_epoch: The epoch after which it is cut.
     """
 
-    Settings = TargetSettings
+    Settings = LayerwiseSettings
 
     def prepare(self, layout: ChannelLayout, cost: CostModel, given_widths: dict[str, int] | None) -> None:
         self._target = make_target(self.settings, layout, cost, given_widths)

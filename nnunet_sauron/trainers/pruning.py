@@ -210,7 +210,11 @@ class PruningTrainer(ResizingTrainer):
             older["state"] = {k: v for k, v in older["state"].items() if k not in self.method.latest_only}
         self.history().append(record[0])
         self.print_to_log_file(self._report(record[0]))
-        if "target" in record[0] and self.current_epoch == self._last_cut():
+        if (
+            "target" in record[0]
+            and self._is_last_chance()
+            and self.pruning_settings.may_cut_after(self.current_epoch, self.num_epochs)
+        ):
             self.print_to_log_file(_of_target(record[0]["target"]))
         super().on_epoch_end()
 
@@ -261,20 +265,20 @@ class PruningTrainer(ResizingTrainer):
             record["given_widths"] = self._given_widths
         if target := self.method.target():
             kept = {unit: len(record["keep"].get(unit, range(width))) for unit, width in widths.items()}
-            record["target"] = self._target_record(*target, kept)
+            record["target"] = self._target_record(*target, kept, record["held"])
         record["state"] = self.method.state()
         return record
 
-    def _target_record(self, name: str, asked: float, left: Callable, kept: dict[str, int]) -> dict:
+    def _target_record(self, name: str, asked: float, left: Callable, kept: dict[str, int], held: str | None) -> dict:
         value = getattr(self.pruning_settings, name)
         part = left(kept)
         reached, why = part <= asked + 1e-9, None
         if not reached and self.current_epoch < self._last_cut():
             reached, why = None, f"cuts go on until epoch {self._last_cut()}"
         elif not reached and self.current_epoch == self._last_cut():
-            why = self.method.why_missed() or "the last cut did not lead so far"
+            why = held or self.method.why_missed() or "the last cut did not lead so far"
         elif not reached:
-            why = self.history()[self.current_epoch - 1]["target"].get("why")
+            why = self.history()[self.current_epoch - 1].get("target", {}).get("why")
         # A method's default target stands in no setting.
         value = asked if value is None else value
         return {"name": name, "value": value, "asked": asked, "left": part, "reached": reached, "why": why}

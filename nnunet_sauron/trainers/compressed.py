@@ -124,9 +124,13 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
                 'nnunet_sauron="start_from=MODEL_FOLDER" nnUNetv2_train ... -tr CompressedTrainer'
             )
         finished = self.current_epoch >= self.num_epochs
-        if self._teacher is None and not finished:  # of a training that is continued
+        if self._teacher is None:  # of a training that is continued
             arguments = self.plans_manager.plans, self.configuration_name, self.dataset_json
-            self._teacher = self._read_teacher(*arguments, self.fold)
+            try:
+                self._teacher = self._read_teacher(*arguments, self.fold)
+            except FileNotFoundError:
+                if not finished:
+                    raise
         if self._teacher is None and self._labels is False and not finished:
             raise ValueError(
                 "labels=False without a teacher leaves nothing to learn from, and the checkpoint does not say which "
@@ -141,8 +145,7 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         if self._start_name and self.current_epoch == 0:
             self.print_to_log_file(f"{type(self).__name__}: started from {self._start_name}")
         labels = "with labels" if self._labels else "without labels"
-        if not finished:
-            self.print_to_log_file(f"Teacher: {self._teacher.name}, {labels}" if self._teacher else "No teacher")
+        self.print_to_log_file(f"Teacher: {self._teacher.name}, {labels}" if self._teacher else "No teacher")
         self._snapshots.start()
 
     def train_step(self, batch: dict) -> dict:

@@ -90,13 +90,14 @@ class PruningTrainer(ResizingTrainer):
         check_prunable(chosen.network_arch_class_name)
         network, channels = network_of_plans(manager, configuration, dataset_json)
         self._given_widths: dict[str, int] | None = None
+        # Why what the settings name could not be read: of use to a training that begins, and not to one that goes on.
         self._unread: Exception | None = None
         try:
             self._given_widths = self._read_given_widths(network)
         except (FileNotFoundError, ValueError) as error:
             if not has_begun(type(self), plans, configuration, fold):
                 raise
-            self._unread = error  # the checkpoint of a training that is continued knows the widths
+            self._unread = error
         self._cost = CostModel(network, chosen.patch_size, channels)
         self._positions = feature_map_voxels(network, chosen.patch_size, channels)
         layout = channel_layout(network)

@@ -112,7 +112,8 @@ class Given:
             for item in items:
                 name, equals, text = (part.strip() for part in item.partition("="))
                 if not equals or name not in self._known:
-                    raise ValueError(f"'{item}' is not a setting of {self._trainer_name}{self._nearest(name)}")
+                    hint = "" if equals else f". (A value that holds a comma is given by a file, {VARIABLE}=@FILE)"
+                    raise ValueError(f"'{item}' is not a setting of {self._trainer_name}{self._nearest(name)}{hint}")
                 self.values[name] = _absolute(name, _parsed(name, text, self._kinds[name]))
                 self.by_variable.add(name)
         except ValueError as error:

@@ -51,7 +51,6 @@ class ShrinkTrainer(PruningTrainer):
         (settings,) = self._more_settings
         start = settings.start_from and Path(settings.start_from).resolve()  # for `--c` from another folder
         self._start_name = start / f"fold_{fold}" / CHECKPOINT if start and start.is_dir() else start
-        self._unread: FileNotFoundError | None = None
         self._start = self._teacher = None
         try:
             self._start = read_checkpoint(self._start_name) if start else None
@@ -62,8 +61,6 @@ class ShrinkTrainer(PruningTrainer):
         self._teacher_from = str(self._start_name) if start and settings.teacher == START else settings.teacher
         if self._teacher_from == START:
             self._teacher_from = None
-        elif self._teacher_from:
-            self._teacher_from = str(Path(self._teacher_from).resolve())
         if self._start:
             network, _ = network_of_plans(PlansManager(plans), configuration, dataset_json)
             self._start_widths = widths_of(network, self._start["network_weights"])
@@ -90,22 +87,22 @@ class ShrinkTrainer(PruningTrainer):
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
-        if self._unread and self.current_epoch == 0:
-            raise self._unread
-        finished = self.current_epoch >= self.num_epochs
-        if self._teacher is None and self._teacher_from is not None and not finished:  # of one that is continued
+        if self._teacher is None and self._teacher_from is not None:  # of a training that is continued
             plans = self.plans_manager.plans
-            self._teacher = Teacher.read(
-                self._teacher_from, self.fold, plans, self.configuration_name, self.dataset_json
-            )
+            try:
+                self._teacher = Teacher.read(
+                    self._teacher_from, self.fold, plans, self.configuration_name, self.dataset_json
+                )
+            except FileNotFoundError:
+                if self.current_epoch < self.num_epochs:
+                    raise  # else it is finished, and nothing is learnt any more
         if self._teacher:
             self._teacher.start(self.device, deep_supervision=self.enable_deep_supervision)
             self.loss = DistillingLoss(self.loss, self._teacher, ddp=self.is_ddp)
         super().on_train_start()
         if self._start_name and self.current_epoch == 0:
             self.print_to_log_file(f"Started from {self._start_name}")
-        if not finished:
-            self.print_to_log_file(f"Teacher: {self._teacher.name}" if self._teacher else "No teacher")
+        self.print_to_log_file(f"Teacher: {self._teacher.name}" if self._teacher else "No teacher")
 
     def train_step(self, batch: dict) -> dict:
         if self._teacher is None:
@@ -119,8 +116,11 @@ class ShrinkTrainer(PruningTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         super().load_checkpoint(filename_or_checkpoint)
-        if self._more_settings[0].teacher == START and self._teacher is None:
-            self._teacher_from = self.history()[-1].get("teacher") if self.history() else None
+        teacher = self._more_settings[0].teacher
+        if teacher == START:
+            teacher = self.history()[-1].get("teacher") if self.history() else None
+        if teacher != self._teacher_from:
+            self._teacher_from, self._teacher = teacher, None
 
     def _decided(self) -> dict:
         return {**super()._decided(), "teacher": self._teacher_from}

@@ -1,4 +1,4 @@
-"""Guards delay cuts and cancel none, in every trainer; what a target came to stands in the log and in the checkpoint."""
+"""Guards delay cuts and cancel none, in every trainer; what a target came to stands in log and checkpoint."""
 
 from __future__ import annotations
 

@@ -153,6 +153,11 @@ def test_a_setting_of_another_type_is_refused_where_it_is_defined(monkeypatch):
         Given(Trainer, make_dataclass("Other", [("widths", list[int], None)], frozen=True, kw_only=True))
 
 
+def test_a_value_with_a_comma_is_told_of_files(monkeypatch):
+    with pytest.raises(ValueError, match=r"'b' is not a setting of Trainer.*given by a file, nnunet_sauron=@FILE"):
+        given(monkeypatch, "normalisation=a, b")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PathSettings:
     start_from: str | None = None

@@ -22,6 +22,7 @@ from ..pruning.tolerance import unit_factors
 from .base import Progress, PruningMethod, PruningSettings, channels_to_keep, mean_of, spread_steps
 from .delta import NORMALISATIONS, relative_pairwise_distances, with_delta_opt
 from .shrink import NOTHING_TO_MEASURE_ON, Schedule, inputs_to_rank_on, rank
+from .targets import DEFAULT_MACS
 
 FIRST_THRESHOLD = 0.001
 PAIRS_AT_ONCE = 10_000
@@ -151,7 +152,7 @@ class SauronSettings(PruningSettings):
     normalisation: str = "minmax"
     delta_opt_every: int = 2
     delta_opt_after_cuts: bool = False
-    target_macs: float | None = 0.1
+    target_macs: float | None = DEFAULT_MACS
     cuts: int = 20
     standardise: bool = False
     prune_batches: int = 8

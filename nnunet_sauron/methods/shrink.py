@@ -23,7 +23,7 @@ from ..pruning.ranking import Ranking
 from ..pruning.timing import time_networks
 from ..pruning.tolerance import LATENCY_STEPS, STEPS, tolerance_for, weighted, widths_at
 from .base import Progress, PruningMethod, PruningSettings, spread_steps
-from .targets import least_widths
+from .targets import DEFAULT_MACS, least_widths
 
 TARGETS = ("target_macs", "target_parameters", "target_latency")
 REPEATS = 9  # forward passes of each network, for a latency
@@ -60,7 +60,7 @@ class ShrinkSettings(PruningSettings):
         if len(given) > 1:
             raise ValueError(f"Only one target can be met, but {' and '.join(given)} are given; choose one.")
         if not given:
-            object.__setattr__(self, "target_macs", 0.1)
+            object.__setattr__(self, "target_macs", DEFAULT_MACS)
         for name in given:
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} is the part that stays, in (0, 1]; got {getattr(self, name)}.")

@@ -107,9 +107,9 @@ class Stepwise(PruningMethod):
         widths = {name: series[-1] for name, series in progress.widths.items()}
         ranks = self.rank(widths, progress.epoch)
         done = (self._steps.index(progress.epoch) + 1) / len(self._steps)
-        most = self.settings.k
-        if most is not None and progress.last_chance:  # guards may have held some of the steps before
-            most = most * len(self._steps) - (self._dense_channels - count_channels(widths))
+        most = None
+        if self.settings.k is not None and progress.last_chance:  # guards may have held some of the steps before
+            most = self.settings.k * len(self._steps) - (self._dense_channels - count_channels(widths))
         going = take_lowest(widths, ranks, self._target, done, self.settings, self.layer_score, most)
         return {name: self.order(name, ranks[name], progress.epoch)[:count] for name, count in going.items() if count}
 
@@ -131,8 +131,9 @@ def take_lowest(
     """How many channels each unit loses in a step.
 
     One channel after another goes (with `round_to`, as many as lead to the next multiple), from the layer of the
-    lowest score, until the target's limit for this step, or `most` channels, are reached.
+    lowest score, until the target's limit for this step, or `most` channels (None: `k`), are reached.
     """
+    most = settings.k if most is None else most
     left = dict(widths)
     ascending = {name: sorted(values) for name, values in ranks.items()}
     queue: list[tuple[float, str, int]] = []

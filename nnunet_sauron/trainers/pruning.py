@@ -89,21 +89,20 @@ class PruningTrainer(ResizingTrainer):
         chosen = manager.get_configuration(configuration)
         check_prunable(chosen.network_arch_class_name)
         network, channels = network_of_plans(manager, configuration, dataset_json)
-        self._given_widths: dict[str, int] | None = None
-        # Why what the settings name could not be read: of use to a training that begins, and not to one that goes on.
-        self._unread: Exception | None = None
-        try:
-            self._given_widths = self._read_given_widths(network)
-        except (FileNotFoundError, ValueError) as error:
-            if not has_begun(type(self), plans, configuration, fold):
-                raise
-            self._unread = error
         self._cost = CostModel(network, chosen.patch_size, channels)
         self._positions = feature_map_voxels(network, chosen.patch_size, channels)
         layout = channel_layout(network)
-        self._check_merge_batches(layout.widths, chosen.batch_size)
-        if self._unread is None:
+        self._given_widths: dict[str, int] | None = None
+        self._refused: Exception | None = None
+        try:
+            self._given_widths = self._read_given_widths(network)
+            self._check_merge_batches(layout.widths, chosen.batch_size)
             self.Method(self.pruning_settings, num_epochs).prepare(layout, self._cost, self._given_widths)
+        except (FileNotFoundError, ValueError) as error:
+            if not has_begun(type(self), plans, configuration, fold):
+                raise
+            # One that is continued takes the settings, and the widths, of its checkpoint.
+            self._refused = error
 
     def _read_given_widths(self, network: nn.Module) -> dict[str, int] | None:
         path = getattr(self.pruning_settings, "widths_from", None)
@@ -146,8 +145,8 @@ class PruningTrainer(ResizingTrainer):
         return "nnUNet_compile" in os.environ and super()._do_i_compile()
 
     def _make_method(self, layout: ChannelLayout) -> None:
-        if self._unread:
-            raise self._unread
+        if self._refused:
+            raise self._refused
         self.method = self.Method(self.pruning_settings, self.num_epochs)
         self.method.prepare(layout, self._cost, self._given_widths)
 
@@ -271,7 +270,7 @@ class PruningTrainer(ResizingTrainer):
         return record
 
     def _target_record(self, name: str, asked: float, left: Callable, kept: dict[str, int], held: str | None) -> dict:
-        value = getattr(self.pruning_settings, name)
+        value = getattr(self.pruning_settings, name, None)
         part = left(kept)
         reached, why = part <= asked + 1e-9, None
         if not reached and self.current_epoch < self._last_cut():
@@ -405,7 +404,7 @@ class PruningTrainer(ResizingTrainer):
             if self._given_widths is None:  # of a time when checkpoints did not hold them
                 network, _ = network_of_plans(self.plans_manager, self.configuration_name, self.dataset_json)
                 self._given_widths = self._read_given_widths(network)
-        self._unread = None
+        self._refused = None
         if self.was_initialized and self._settings() != had:  # with what the environment gave
             network = self.bare_network
             widths = channel_layout(network).widths

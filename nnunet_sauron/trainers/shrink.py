@@ -57,7 +57,7 @@ class ShrinkTrainer(PruningTrainer):
         except FileNotFoundError as error:
             if not has_begun(type(self), plans, configuration, fold):
                 raise
-            self._unread = error  # what moved is of no use to a training that is continued
+            self._refused = error  # what moved is of no use to a training that is continued
         self._teacher_from = str(self._start_name) if start and settings.teacher == START else settings.teacher
         if self._teacher_from == START:
             self._teacher_from = None
@@ -69,7 +69,7 @@ class ShrinkTrainer(PruningTrainer):
                     f"start_from={self._start_name} is of another architecture than these plans: only the numbers of "
                     f"channels may differ. Train with the configuration and the plans (-p) of that model."
                 )
-        if self._teacher_from is None or self._unread:
+        if self._teacher_from is None or self._refused:
             return
         try:
             self._teacher = Teacher.read(self._teacher_from, fold, plans, configuration, dataset_json)

@@ -47,6 +47,14 @@ class FoldReport:
     history: list[dict]
 
     @property
+    def target(self) -> dict | None:
+        """What its pruning was to end with, as the newest epoch tells (`trainers.pruning.PruningTrainer`): `name`,
+        `value`, the parts `asked` for and `left`, `reached` (None: cuts went on) and `why` not. None without a target.
+        """
+        found = self.history[-1].get("target") if self.history else None
+        return found and {"value": found["asked"], "reached": found["left"] <= found["asked"], "why": None, **found}
+
+    @property
     def epoch_time_ratio(self) -> float | None:
         """Median length of the last tenth of the epochs over the first one's; None for fewer than two epochs."""
         if len(self.epoch_seconds) < 2 or not self.epoch_seconds[0]:
@@ -243,6 +251,10 @@ def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[Mod
                 )
             cost = network_cost(network, trained.patch_size, channels)
             folds[fold] = FoldReport(cost, _widths(network), {}, _epoch_seconds(log), history)
+            target = folds[fold].target
+            if target and not target["reached"]:
+                why = target["why"] or "its training does not say why"
+                problems.append(f"{name}, fold {fold}: {target_in_words([target])}: {why}.")
         except Exception as error:  # its segmentations can be scored all the same
             problems.append(f"{name}, fold {fold}: its network is not in the report: {_words(error)}")
     model = ModelReport(
@@ -274,6 +286,14 @@ def _network(trained: TrainedModel, fold: str) -> nn.Module:
         return trained.network(fold)
     except Exception:  # it is not the plans' network, or they name a class that is not installed
         return trained.network_of_trainer(fold)
+
+
+def target_in_words(targets: Sequence[Mapping]) -> str:
+    """The targets of folds that came to the same, such as "target_macs=0.1 reached, 0.098 left", a mean over them."""
+    name, value, reached = (targets[0][key] for key in ("name", "value", "reached"))
+    words = {True: "reached", False: "missed", None: "not reached yet"}
+    named = f"{name}={value:g}" if isinstance(value, (int, float)) else name
+    return f"{named} {words[reached]}, {statistics.fmean(one['left'] for one in targets):.3g} left"
 
 
 def _time(

@@ -30,10 +30,11 @@ def fold_numbers(model: ModelReport, fold: str) -> dict[str, float]:
 
     Returns:
         channels; parameters; macs and flops of one patch; weights_bytes; peak_memory_bytes; seconds_cpu, seconds_cuda
-        and their interquartile ranges (`_iqr`); epoch_time_ratio; `METRICS` as means over cases and classes (hd95 in
-        mm, volume errors as fractions) and for each class (`dice: NAME`, ...); cases; how many pairs of a case and a
-        class have an empty_prediction, an empty_reference, or both_empty (again also for each class); and channels of
-        each stage (`channels: encoder.stages.0`, ...).
+        and their interquartile ranges (`_iqr`); epoch_time_ratio; target_asked and target_left, the parts that a
+        pruning's target asked for and left; `METRICS` as means over cases and classes (hd95 in mm, volume errors as
+        fractions) and for each class (`dice: NAME`, ...); cases; how many pairs of a case and a class have an
+        empty_prediction, an empty_reference, or both_empty (again also for each class); and channels of each stage
+        (`channels: encoder.stages.0`, ...).
     """
     numbers: dict[str, float] = {}
     if fold in model.folds:
@@ -47,6 +48,8 @@ def fold_numbers(model: ModelReport, fold: str) -> dict[str, float]:
             numbers[f"seconds_{device}_iqr"] = timing.interquartile_range
         if one.epoch_time_ratio is not None:
             numbers["epoch_time_ratio"] = one.epoch_time_ratio
+        if one.target:
+            numbers.update({f"target_{key}": one.target[key] for key in ("asked", "left")})
     scores = model.scores.get(fold, [])
     if scores:
         of_class = {name: [score.classes[name] for score in scores] for name in model.classes}
@@ -180,6 +183,7 @@ def _details(model: ModelReport, fold: str) -> dict:
     one = model.folds[fold]
     return {
         "widths": one.widths,
+        "target": one.target,
         "timing": {device: asdict(timing) for device, timing in one.timing.items()},
         "epoch_seconds": one.epoch_seconds,
         "widths_by_epoch": [epoch["widths"] for epoch in one.history],

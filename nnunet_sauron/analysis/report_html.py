@@ -20,6 +20,7 @@ from .report_table import (
     notes,
     rows,
     stage_rows,
+    target_rows,
     width_rows,
 )
 
@@ -74,7 +75,7 @@ def page(report: Report) -> str:
         parts.append(f'<div class="problems"><strong>What is missing</strong><ul>{items}</ul></div>')
     parts.append("<h2>Mean over folds</h2>")
     for caption, found in (
-        ("Cost", rows(report, COST)),
+        ("Cost", rows(report, COST) + target_rows(report)),
         ("Quality", rows(report, QUALITY) + rows(report, EMPTY)),
         ("Quality by class", class_rows(report)),
         ("Channels of each stage", stage_rows(report)),

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .paired import PairedDifference
-from .report import ModelReport, Report
+from .report import ModelReport, Report, target_in_words
 from .report_data import dense_numbers, fold_numbers, mean_numbers, stage_channels
 
 
@@ -123,6 +123,24 @@ def stage_rows(report: Report) -> list[tuple[str, list[str]]]:
     return found
 
 
+def target_rows(report: Report) -> list[tuple[str, list[str]]]:
+    """Each model's pruning target and what became of it; where folds differ in that, they are named."""
+    cells = []
+    for model in report.models:
+        outcomes: dict[tuple, list[str]] = {}
+        for fold, one in model.folds.items():
+            if one.target:
+                key = tuple(one.target[name] for name in ("name", "value", "reached"))
+                outcomes.setdefault(key, []).append(fold)
+        words = {
+            ", ".join(folds): target_in_words([model.folds[fold].target for fold in folds])
+            for folds in outcomes.values()
+        }
+        alike = len(words) == 1
+        cells.append("; ".join(text if alike else f"fold {folds}: {text}" for folds, text in words.items()) or NOTHING)
+    return [("target", cells)] if set(cells) != {NOTHING} else []
+
+
 def fold_rows(model: ModelReport) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """The folds' names, and a title and a cell for each fold; what its plans describe comes first."""
     numbers = [dense_numbers(model)]
@@ -133,6 +151,9 @@ def fold_rows(model: ModelReport) -> tuple[list[str], list[tuple[str, list[str]]
         cells = [_cell(row, one.get(row.key, math.nan), math.nan) for one in numbers]
         if any(cell != NOTHING for cell in cells):
             found.append((row.title, cells))
+    targets = [model.folds[part].target if part in model.folds else None for part in model.parts]
+    if any(targets):
+        found.append(("target", [NOTHING, *(target_in_words([one]) if one else NOTHING for one in targets)]))
     return titles, found
 
 
@@ -203,8 +224,8 @@ def notes(report: Report) -> list[str]:
 def print_report(report: Report, console: Console) -> None:
     """The report as tables of text."""
     table = _rich_table("mean over folds", report)
-    for group in (COST, QUALITY, EMPTY):
-        for title, cells in rows(report, group):
+    for found in (rows(report, COST) + target_rows(report), rows(report, QUALITY), rows(report, EMPTY)):
+        for title, cells in found:
             table.add_row(title, *cells)
         table.add_section()
     console.print(table)

@@ -20,7 +20,7 @@ from .layerwise import Layerwise, LayerwiseSettings
 
 @dataclass(frozen=True, kw_only=True)
 class AutoPrunerSettings(LayerwiseSettings):
-    """AutoPruner's settings; without a target, `rate` is the paper's 0.5.
+    """AutoPruner's settings. (The paper's target is `rate=0.5`.)
 
     Attributes:
         weight: Of the term (mean code - part that stays)^2 in the loss, a mean over the layers.
@@ -35,7 +35,6 @@ class AutoPrunerSettings(LayerwiseSettings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.use_target("rate", 0.5)
         super().__post_init__()
         if self.merge:
             raise ValueError("merge must be False: AutoPruner's codes have silenced already what goes.")

@@ -146,6 +146,14 @@ class PruningMethod:
         part at any widths. None for a method that ends where its thresholds lead it."""
         return None
 
+    def why_missed(self) -> str | None:
+        """Why more is left after the last cut than `target` asks for, where the method knows."""
+        return None
+
+    def has_schedule(self) -> bool:
+        """Whether the last cut of all is due whatever the loss: held before, it makes up for all that was held."""
+        return self.target() is not None
+
     def redundant(self, progress: Progress) -> dict[str, list[int]]:
         """The channels that should go, by unit name, the most redundant first: what `keep` trims to the settings."""
         raise NotImplementedError

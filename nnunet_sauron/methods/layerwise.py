@@ -15,12 +15,7 @@ from .targets import TargetSettings, even_widths, make_target
 
 @dataclass(frozen=True, kw_only=True)
 class LayerwiseSettings(TargetSettings):
-    """Settings of a pruning layer by layer; without a target, `rate` is 0.4. A target for the whole network is met by
-    the same fraction of every layer."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.use_target("rate", 0.4)
+    """Settings of a pruning layer by layer: a target for the whole network is the same fraction of every layer."""
 
 
 class Layerwise(PruningMethod):
@@ -42,7 +37,10 @@ class Layerwise(PruningMethod):
         self._network, self._layout = network, layout
 
     def target(self):
-        return self._target.name, self._target.end / self._target.start, self._target.part_left
+        return self._target.name, self._target.asked / self._target.start, self._target.part_left
+
+    def why_missed(self) -> str | None:
+        return self._target.why
 
     def order(self, unit: str) -> Sequence[int]:
         """A unit's channels, the first to go first."""

@@ -21,7 +21,8 @@ from ..pruning.evaluating import evaluating
 from ..pruning.tolerance import unit_factors
 from .base import Progress, PruningMethod, PruningSettings, channels_to_keep, mean_of, spread_steps
 from .delta import NORMALISATIONS, relative_pairwise_distances, with_delta_opt
-from .shrink import Schedule, inputs_to_rank_on, rank
+from .shrink import NOTHING_TO_MEASURE_ON, Schedule, inputs_to_rank_on, rank
+from .targets import DEFAULT_MACS
 
 FIRST_THRESHOLD = 0.001
 PAIRS_AT_ONCE = 10_000
@@ -151,7 +152,7 @@ class SauronSettings(PruningSettings):
     normalisation: str = "minmax"
     delta_opt_every: int = 2
     delta_opt_after_cuts: bool = False
-    target_macs: float | None = 0.1
+    target_macs: float | None = DEFAULT_MACS
     cuts: int = 20
     standardise: bool = False
     prune_batches: int = 8
@@ -203,6 +204,7 @@ class Sauron(PruningMethod):
     def prepare(self, layout: ChannelLayout, cost: CostModel, given_widths: dict[str, int] | None) -> None:
         self._cost = cost
         self._state: dict = {}
+        self._measured = True
         if self.settings.target_macs is not None:
             self._schedule = Schedule(self.settings, self.num_epochs, layout, cost, "target_macs")
         elif not self.settings.published:
@@ -220,6 +222,12 @@ class Sauron(PruningMethod):
         if self.settings.target_macs is None:
             return None
         return self._schedule.name, self._schedule.target, self._schedule.left
+
+    def why_missed(self) -> str | None:
+        return None if self._measured else NOTHING_TO_MEASURE_ON
+
+    def has_schedule(self) -> bool:
+        return not self.settings.published
 
     def start_epoch(self, epoch: int, widths: dict[str, int]) -> None:
         self._steps = 0
@@ -264,6 +272,7 @@ class Sauron(PruningMethod):
         if met(widths, 0.0):
             return {}
         to_rank_on = inputs_to_rank_on(self._network, progress, self.settings.patches)
+        self._measured = bool(to_rank_on)
         if not to_rank_on:
             return {}
         inputs = to_rank_on + self._inputs(progress, len(to_rank_on))

@@ -23,10 +23,11 @@ from ..pruning.ranking import Ranking
 from ..pruning.timing import time_networks
 from ..pruning.tolerance import LATENCY_STEPS, STEPS, tolerance_for, weighted, widths_at
 from .base import Progress, PruningMethod, PruningSettings, spread_steps
-from .targets import least_widths
+from .targets import DEFAULT_MACS, least_widths
 
 TARGETS = ("target_macs", "target_parameters", "target_latency")
 REPEATS = 9  # forward passes of each network, for a latency
+NOTHING_TO_MEASURE_ON = "no patch of training data was finite, so nothing could be measured"
 PROBED = 16  # patches that a training measures sensitivities on, at least
 
 
@@ -59,7 +60,7 @@ class ShrinkSettings(PruningSettings):
         if len(given) > 1:
             raise ValueError(f"Only one target can be met, but {' and '.join(given)} are given; choose one.")
         if not given:
-            object.__setattr__(self, "target_macs", 0.1)
+            object.__setattr__(self, "target_macs", DEFAULT_MACS)
         for name in given:
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} is the part that stays, in (0, 1]; got {getattr(self, name)}.")
@@ -124,12 +125,16 @@ class Shrink(PruningMethod):
         self.schedule = Schedule(self.settings, self.num_epochs, layout, cost, name)
         self._dense, self._input_shape = layout.widths, cost.input_shape
         self._latencies: dict[tuple[int, ...], float] = {}
+        self._why: str | None = None
 
     def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
         self._network = network
 
     def target(self):
         return self.schedule.name, self.schedule.target, self._left
+
+    def why_missed(self) -> str | None:
+        return self._why
 
     def keep(self, progress: Progress) -> dict[str, list[int]]:
         schedule = self.schedule
@@ -138,6 +143,7 @@ class Shrink(PruningMethod):
             return {}
         wanted = schedule.wanted(progress.epoch)
         inputs = inputs_to_rank_on(self._network, progress, self.settings.patches)
+        self._why = None if inputs else NOTHING_TO_MEASURE_ON
         if not inputs:
             return {}
         rankings = weighted(rank(self._network, inputs, progress.regions), schedule.measure)
@@ -147,7 +153,8 @@ class Shrink(PruningMethod):
         except ValueError:
             if schedule.name != "target_latency":
                 raise
-            # No widths are as fast: the fastest of those that were timed, and the log says what was missed.
+            # The fastest of those that were timed, and the log says what was missed.
+            self._why = "no widths of this network are as fast on this machine"
             fastest = min(self._latencies, key=self._latencies.__getitem__)
             chosen = dict(zip(self._dense, fastest, strict=True))
             return {name: rankings[name].keep(width) for name, width in chosen.items() if width < widths[name]}

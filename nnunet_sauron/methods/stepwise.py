@@ -11,24 +11,28 @@ import torch
 
 from ..pruning.channels import ChannelLayout
 from ..pruning.cost import CostModel
-from .base import Progress, PruningMethod, PruningSettings, steps
+from .base import Progress, PruningMethod, spread_steps, steps
 from .targets import Target, TargetSettings, count_channels, least_widths, make_target
+
+MOST_STEPS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepwiseSettings(TargetSettings):
-    """Settings of a pruning in steps; without `k` and a target, half of the channels stay.
+    """Settings of a pruning in steps.
 
     Attributes:
-        k: Channels that go in a step; None: as many as the target asks for, spread evenly over the steps.
-        recovery_epochs: Epochs of training from one step to the next.
+        k: Channels that go in a step (at most, beside a target; the last step makes up for what was held); None: as
+            many as the target asks for, spread evenly over the steps.
+        recovery_epochs: Epochs of training from one step to the next; None: as many as leave 50 steps, evenly spread,
+            and at least 1, which is the papers'.
         transposed_convolutions: Whether the outputs of transposed convolutions are cut as well; None: as published
             (STAMP and its variants leave them alone), and always with `widths_from`.
         seed: Of what chance decides.
     """
 
     k: int | None = None
-    recovery_epochs: int = 1
+    recovery_epochs: int | None = None
     transposed_convolutions: bool | None = None
     seed: int = 0
 
@@ -37,8 +41,6 @@ class StepwiseSettings(TargetSettings):
         for name in ("k", "recovery_epochs"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        if self.k is None:
-            self.use_target("target_channels", 0.5)
 
 
 class Stepwise(PruningMethod):
@@ -49,30 +51,36 @@ class Stepwise(PruningMethod):
 
     def prepare(self, layout: ChannelLayout, cost: CostModel, given_widths: dict[str, int] | None) -> None:
         settings = self.settings
-        self._steps = steps(settings, self.num_epochs, settings.recovery_epochs)
-        fixed = self.left_alone(layout)
-        if settings.given_targets():
-            self._target = make_target(settings, layout, cost, given_widths, fixed)
+        if settings.recovery_epochs is None:
+            self._steps = spread_steps(settings, self.num_epochs, MOST_STEPS)
         else:
-            self._target = _no_target(settings, layout, fixed)
+            self._steps = steps(settings, self.num_epochs, settings.recovery_epochs)
+        fixed = self.left_alone(layout)
+        self._dense_channels = count_channels(layout.widths)
+        if settings.k is None:
+            self._target = make_target(settings, layout, cost, given_widths, fixed)
+            return
+        most = settings.k * len(self._steps)
+        if not settings.given_targets():
+            least = least_widths(settings, layout.widths, fixed)
+            end = max(count_channels(least), self._dense_channels - most)
+            self._target = Target("k", least, count_channels, self._dense_channels, end, end)
+            return
+        self._target = make_target(settings, layout, cost, given_widths, fixed)
         going = self._target.start - self._target.end
-        in_channels = self._target.measure is count_channels
-        if (
-            settings.k is not None
-            and settings.given_targets()
-            and in_channels
-            and settings.k * len(self._steps) < going
-        ):
+        if self._target.measure is count_channels and most < going:
             raise ValueError(
-                f"k={settings.k} in {len(self._steps)} steps removes {settings.k * len(self._steps)} channels, but "
-                f"{self._target.name} asks for {going:.0f}; leave k out, or take at least "
-                f"{math.ceil(going / len(self._steps))}."
+                f"k={settings.k} in {len(self._steps)} steps removes {most} channels, but {self._target.name} asks for "
+                f"{going:.0f}; leave k out, or take at least {math.ceil(going / len(self._steps))}."
             )
 
     def target(self):
-        if not self.settings.given_targets():
-            return None
-        return self._target.name, self._target.end / self._target.start, self._target.part_left
+        return self._target.name, self._target.asked / self._target.start, self._target.part_left
+
+    def why_missed(self) -> str | None:
+        if self.settings.k is None:
+            return self._target.why
+        return f"k={self.settings.k} in {len(self._steps)} steps is too little"
 
     def left_alone(self, layout: ChannelLayout) -> set[str]:
         """Units that are never cut."""
@@ -99,7 +107,10 @@ class Stepwise(PruningMethod):
         widths = {name: series[-1] for name, series in progress.widths.items()}
         ranks = self.rank(widths, progress.epoch)
         done = (self._steps.index(progress.epoch) + 1) / len(self._steps)
-        going = take_lowest(widths, ranks, self._target, done, self.settings, self.layer_score)
+        most = None
+        if self.settings.k is not None and progress.last_chance:  # guards may have held some of the steps before
+            most = self.settings.k * len(self._steps) - (self._dense_channels - count_channels(widths))
+        going = take_lowest(widths, ranks, self._target, done, self.settings, self.layer_score, most)
         return {name: self.order(name, ranks[name], progress.epoch)[:count] for name, count in going.items() if count}
 
 
@@ -115,12 +126,14 @@ def take_lowest(
     done: float,
     settings: StepwiseSettings,
     layer_score: Callable[[Sequence[float], int], float],
+    most: int | None = None,
 ) -> dict[str, int]:
     """How many channels each unit loses in a step.
 
     One channel after another goes (with `round_to`, as many as lead to the next multiple), from the layer of the
-    lowest score, until the target's limit for this step or `k` is reached.
+    lowest score, until the target's limit for this step, or `most` channels (None: `k`), are reached.
     """
+    most = settings.k if most is None else most
     left = dict(widths)
     ascending = {name: sorted(values) for name, values in ranks.items()}
     queue: list[tuple[float, str, int]] = []
@@ -134,15 +147,10 @@ def take_lowest(
     for name in widths:
         enter(name)
     gone = 0
-    while queue and target.measure(left) > target.limit(done) and (settings.k is None or gone < settings.k):
+    limit = target.limit(done) + 1e-9 * target.start  # which may be a channel's count, but for its last digit
+    while queue and target.measure(left) > limit and (most is None or gone < most):
         _, name, size = heapq.heappop(queue)
         left[name] -= size
         gone += size
         enter(name)
     return {name: widths[name] - left[name] for name in widths}
-
-
-def _no_target(settings: PruningSettings, layout: ChannelLayout, fixed: set[str]) -> Target:
-    """`k` channels a step, for as long as there are steps and channels."""
-    widths = layout.widths
-    return Target("k", least_widths(settings, widths, fixed), count_channels, count_channels(widths), 0)

@@ -12,18 +12,28 @@ from .base import PruningSettings
 
 FRACTIONS = ("target_channels", "target_parameters", "target_macs")
 TARGETS = ("rate", *FRACTIONS, "widths_from")
+DEFAULT_MACS = 0.1  # of every method that takes a target, Sauron's and Shrink's too: compared by default at equal cost
+
+MEASURED = {
+    "target_parameters": "parameters",
+    "target_macs": "multiply-accumulates",
+    "target_latency": "network time",
+}
+"""What a target is a part of, where it is not the channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSettings(PruningSettings):
-    """How far to prune: at most one of the targets is given.
+    """How far to prune: at most one of the targets is given. Without one, a tenth of the multiply-accumulates stays,
+    the same for all methods, or as little as the least widths of a narrow network allow.
 
     Attributes:
         rate: The part of every layer's channels that goes.
         target_channels: The part of all channels that stays.
         target_parameters: The part of the parameters that stays.
         target_macs: The part of the multiply-accumulates of a patch that stays.
-        widths_from: A checkpoint; every layer gets the width that it has there.
+        widths_from: A checkpoint; every layer gets the very width that it has there: `min_channels` has no say, and
+            `round_to` must be 1.
     """
 
     # What reaches a target by a schedule is not held back in between.
@@ -46,14 +56,15 @@ class TargetSettings(PruningSettings):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name} is the part that stays, in (0, 1]; got {value}.")
+        if self.widths_from is not None:
+            if self.round_to != 1:
+                raise ValueError(
+                    f"round_to must be 1 with widths_from, which gives every layer's width; got {self.round_to}."
+                )
+            object.__setattr__(self, "min_channels", 1)
 
     def given_targets(self) -> list[str]:
         return [name for name in TARGETS if getattr(self, name) is not None]
-
-    def use_target(self, name: str, value: float) -> None:
-        """Take this target where none is given: a method's default. (For `__post_init__` of a subclass.)"""
-        if not self.given_targets():
-            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,8 @@ class Target:
         name: The setting that it comes from.
         least: No unit gets narrower than this.
         measure: What is to fall, from `start` to `end`, as a function of the widths.
+        asked: What the setting asks for, which is below `end` where other settings do not allow it.
+        why: Why `end` is more than `asked`; None where it is not.
     """
 
     name: str
@@ -71,6 +84,8 @@ class Target:
     measure: Callable[[Mapping[str, int]], float]
     start: float
     end: float
+    asked: float
+    why: str | None = None
 
     def part_left(self, widths: Mapping[str, int]) -> float:
         """The part of the measure that is left at these widths."""
@@ -91,40 +106,41 @@ def make_target(
     """Fit the settings to a dense network.
 
     Args:
-        settings: With one target given.
+        settings: With one target given, or none.
         layout: The dense network's.
         cost: Of the same network.
         given_widths: Widths that `widths_from` stands for.
         fixed: Units that must not be cut.
 
     Raises:
-        ValueError: The target cannot be met.
+        ValueError: The target that was given cannot be met.
     """
-    (name,) = settings.given_targets()
+    (name,) = settings.given_targets() or ("target_macs",)
     dense, fixed = layout.widths, set(fixed)
     least = least_widths(settings, dense, fixed)
     measures = {"target_parameters": cost.parameters, "target_macs": cost.macs}
     measure = measures.get(name, count_channels)
     start = measure(dense)
+    limits = f"min_channels={settings.min_channels}, round_to={settings.round_to}"
     if name == "widths_from":
         least = _checked(settings, given_widths, dense, fixed)
-    elif name == "rate":
-        least = {
-            unit: w if unit in fixed else max(least[unit], _allowed(settings, round(w * (1 - settings.rate)), w))
-            for unit, w in dense.items()
-        }
-    else:
-        fraction = getattr(settings, name)
-        if measure(least) > fraction * start:
-            # Rounded up, so that the number named can be met.
-            lowest = math.ceil(1e4 * measure(least) / start) / 1e4
-            raise ValueError(
-                f"{name}={fraction} cannot be met: with min_channels={settings.min_channels}, "
-                f"round_to={settings.round_to} and {len(fixed)} layers that this method leaves alone, {lowest:.4f} is "
-                f"the least."
-            )
-        return Target(name, least, measure, start, fraction * start)
-    return Target(name, least, measure, start, measure(least))
+        return Target(name, least, measure, start, measure(least), measure(least))
+    if name == "rate":
+        wanted = {unit: w if unit in fixed else max(1, round(w * (1 - settings.rate))) for unit, w in dense.items()}
+        least = {unit: max(least[unit], _allowed(settings, w, dense[unit])) for unit, w in wanted.items()}
+        end, asked = measure(least), measure(wanted)
+        return Target(name, least, measure, start, end, asked, f"{limits} leave more" if end > asked else None)
+    fraction = getattr(settings, name)
+    asked = start * (DEFAULT_MACS if fraction is None else fraction)
+    end = measure(least)
+    if end <= asked:
+        return Target(name, least, measure, start, asked, asked)
+    limits += f" and {len(fixed)} layers that this method leaves alone"
+    if fraction is None:
+        return Target(name, least, measure, start, end, asked, f"{limits} allow no less than {end / start:.4g}")
+    # Rounded up, so that the number named can be met.
+    lowest = math.ceil(1e4 * end / start) / 1e4
+    raise ValueError(f"{name}={fraction} cannot be met: with {limits}, {lowest:.4f} is the least.")
 
 
 def least_widths(settings: PruningSettings, dense: Mapping[str, int], fixed: Iterable[str]) -> dict[str, int]:

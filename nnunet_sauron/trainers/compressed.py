@@ -10,7 +10,7 @@ import torch
 
 from ..pruning import widths_of
 from .checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
-from .kept_settings import KeepsSettings
+from .kept_settings import KeepsSettings, has_begun
 from .plots import NowAndThen
 from .resizing import ResizingTrainer
 from .settings import Given, TrainingSettings
@@ -74,14 +74,21 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
         self._given = Given(type(self), TrainingSettings, CompressedSettings, SnapshotSettings)
         training, settings, snapshot_settings = self._given.settings()
-        self._settings = settings
-        self._start = settings.start_from and read_checkpoint(_checkpoint(Path(settings.start_from), fold))
+        self._more_settings = [settings]
         self._start_name = settings.start_from
-        self._mirroring = _mirroring(self._start or {})
         self._no_training: str | None = None
-        self._choose_teacher((self._start or {}).get(COMPRESSION, {}).get("source"), {})
-        # Here, so that nothing is written of a training that cannot begin.
-        self._teacher = self._read_teacher(plans, configuration, dataset_json, fold)
+        self._unread: FileNotFoundError | None = None
+        self._start = self._teacher = None
+        try:  # here, so that nothing is written of a training that cannot begin
+            if self._start_name:
+                self._start = read_checkpoint(_checkpoint(Path(self._start_name), fold))
+            self._choose_teacher((self._start or {}).get(COMPRESSION, {}).get("source"), {})
+            self._teacher = self._read_teacher(plans, configuration, dataset_json, fold)
+        except FileNotFoundError as error:
+            if not has_begun(type(self), plans, configuration, fold):
+                raise
+            self._unread = error  # what moved is of no use to a training that is continued
+        self._mirroring = _mirroring(self._start or {})
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.initial_lr = NUM_EPOCHS, INITIAL_LR
         training.apply_to(self)
@@ -109,15 +116,22 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
                 f"{self._no_training} was written by compress and is no training to continue. Move it away, or train "
                 f"without --c and with start_from naming another folder than the training's own."
             )
+        if self._unread and self.current_epoch == 0:
+            raise self._unread
         if not self._start_name and self.current_epoch == 0:
             raise ValueError(
                 "CompressedTrainer has nothing to start from. Name the folder that compress wrote: "
                 'nnunet_sauron="start_from=MODEL_FOLDER" nnUNetv2_train ... -tr CompressedTrainer'
             )
+        finished = self.current_epoch >= self.num_epochs
         if self._teacher is None:  # of a training that is continued
             arguments = self.plans_manager.plans, self.configuration_name, self.dataset_json
-            self._teacher = self._read_teacher(*arguments, self.fold)
-        if self._teacher is None and self._labels is False:
+            try:
+                self._teacher = self._read_teacher(*arguments, self.fold)
+            except FileNotFoundError:
+                if not finished:
+                    raise
+        if self._teacher is None and self._labels is False and not finished:
             raise ValueError(
                 "labels=False without a teacher leaves nothing to learn from, and the checkpoint does not say which "
                 "model it was compressed from. Name that model's folder: teacher=MODEL_FOLDER."
@@ -175,7 +189,7 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
 
     def _choose_teacher(self, source: str | None, before: dict) -> None:
         """By the settings, then by what a continued training was `before`, then by the `source` of its start."""
-        settings = self._settings
+        (settings,) = self._more_settings
         self._teacher_from = before.get("teacher", source) if settings.teacher == SOURCE else settings.teacher
         self._teacher_folds = settings.teacher_folds or before.get("teacher_folds", "same")
         self._labels = before.get("labels", True) if settings.labels is None else settings.labels

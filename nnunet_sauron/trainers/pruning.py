@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed, nn
 
 from ..architecture import network_of_plans
-from ..methods.base import Progress, PruningMethod
+from ..methods.base import Progress, PruningMethod, steps
+from ..methods.targets import MEASURED
 from ..pruning import (
     CostModel,
     channel_layout,
@@ -33,7 +35,7 @@ from ..pruning import (
 from ..pruning.channels import ChannelLayout, check_prunable
 from ..pruning.moments import LEAST_SAMPLES_PER_CHANNEL, SAMPLES_PER_CHANNEL, patches_needed
 from .checkpoints import TEMPORARY, read_checkpoint
-from .kept_settings import CHANGEABLE
+from .kept_settings import CHANGEABLE, has_begun, tell_settings
 from .plots import NowAndThen
 from .pruning_plot import plot_pruning
 from .resizing import ResizingTrainer
@@ -51,8 +53,9 @@ class PruningTrainer(ResizingTrainer):
     The history (`self.history()`) is a series of nnU-Net's logger, so every checkpoint holds it: a dict per epoch with
     `widths` (channels per unit in that epoch), `parameters`, `macs`, `regulariser` (mean of the method's loss term),
     `state` (the method's), `keep` (channels that stay, for the units that are cut before the next epoch), `held` (why
-    nothing may go, or None), `target` (of a method that has one: its `name`, the part `asked` for, and the part `left`
-    after what `keep` leaves) and `settings`.
+    nothing may go, or None), `target` (of a method that has one: its `name` and `value`, the part `asked` for, the part
+    `left` after what `keep` leaves, whether that has `reached` it (None while cuts go on), and `why` it has not, or
+    None), `given_widths` (of the model that `widths_from` names) and `settings`.
 
     Raises:
         ValueError: A setting is unknown or bad, or the plans' network cannot be pruned. Nothing is written then.
@@ -67,7 +70,7 @@ class PruningTrainer(ResizingTrainer):
             raise RuntimeError("This nnU-Net is too old for nnunet-sauron; 2.8 is needed: pip install -U nnunetv2")
         self._given = Given(type(self), TrainingSettings, self.Method.Settings, SnapshotSettings, *self.MoreSettings)
         training, self.pruning_settings, snapshot_settings, *self._more_settings = self._given.settings()
-        self._check_target(plans, configuration, dataset_json, training.num_epochs or NNUNET_EPOCHS)
+        self._check_target(plans, configuration, fold, dataset_json, training.num_epochs or NNUNET_EPOCHS)
         self._read_before_writing(plans, configuration, fold, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         training.apply_to(self)
@@ -78,18 +81,28 @@ class PruningTrainer(ResizingTrainer):
         self._snapshots = Snapshots(self, snapshot_settings)
         self._last_regulariser: torch.Tensor | None = None
 
-    def _check_target(self, plans: dict, configuration: str, dataset_json: dict, num_epochs: int) -> None:
+    def _check_target(
+        self, plans: dict, configuration: str, fold: int | str, dataset_json: dict, num_epochs: int
+    ) -> None:
         """Refuse what cannot be done before nnU-Net's constructor writes a log, on a network without memory."""
         manager = PlansManager(plans)
         chosen = manager.get_configuration(configuration)
         check_prunable(chosen.network_arch_class_name)
         network, channels = network_of_plans(manager, configuration, dataset_json)
-        self._given_widths = self._read_given_widths(network)
         self._cost = CostModel(network, chosen.patch_size, channels)
         self._positions = feature_map_voxels(network, chosen.patch_size, channels)
         layout = channel_layout(network)
-        self._check_merge_batches(layout.widths, chosen.batch_size)
-        self.Method(self.pruning_settings, num_epochs).prepare(layout, self._cost, self._given_widths)
+        self._given_widths: dict[str, int] | None = None
+        self._refused: Exception | None = None
+        try:
+            self._given_widths = self._read_given_widths(network)
+            self._check_merge_batches(layout.widths, chosen.batch_size)
+            self.Method(self.pruning_settings, num_epochs).prepare(layout, self._cost, self._given_widths)
+        except (FileNotFoundError, ValueError) as error:
+            if not has_begun(type(self), plans, configuration, fold):
+                raise
+            # One that is continued takes the settings, and the widths, of its checkpoint.
+            self._refused = error
 
     def _read_given_widths(self, network: nn.Module) -> dict[str, int] | None:
         path = getattr(self.pruning_settings, "widths_from", None)
@@ -132,6 +145,8 @@ class PruningTrainer(ResizingTrainer):
         return "nnUNet_compile" in os.environ and super()._do_i_compile()
 
     def _make_method(self, layout: ChannelLayout) -> None:
+        if self._refused:
+            raise self._refused
         self.method = self.Method(self.pruning_settings, self.num_epochs)
         self.method.prepare(layout, self._cost, self._given_widths)
 
@@ -145,9 +160,7 @@ class PruningTrainer(ResizingTrainer):
         super().on_train_start()
         self.method.attach(self.bare_network, channel_layout(self.bare_network))
         self.optimizer.register_step_pre_hook(lambda *_: self.method.before_update())
-        settings = self._settings()
-        named = ", ".join(f"{name}={value}" for name, value in settings.items())
-        self.print_to_log_file(f"{type(self).__name__}: {named}")
+        tell_settings(self, self._settings(), self._given)
         if self.history():
             self.method.load_state(self.history()[-1]["state"])
         self._snapshots.start()
@@ -248,12 +261,27 @@ class PruningTrainer(ResizingTrainer):
                 self.optimizer.param_groups[0]["lr"] / self.initial_lr if self.initial_lr else 1.0,
             )
             record["keep"] = self.method.keep(progress)
+        if self._given_widths:
+            record["given_widths"] = self._given_widths
         if target := self.method.target():
-            name, asked, left = target
             kept = {unit: len(record["keep"].get(unit, range(width))) for unit, width in widths.items()}
-            record["target"] = {"name": name, "asked": asked, "left": left(kept)}
+            record["target"] = self._target_record(*target, kept, record["held"])
         record["state"] = self.method.state()
         return record
+
+    def _target_record(self, name: str, asked: float, left: Callable, kept: dict[str, int], held: str | None) -> dict:
+        value = getattr(self.pruning_settings, name, None)
+        part = left(kept)
+        reached, why = part <= asked + 1e-9, None
+        if not reached and self.current_epoch < self._last_cut():
+            reached, why = None, f"cuts go on until epoch {self._last_cut()}"
+        elif not reached and self.current_epoch == self._last_cut():
+            why = held or self.method.why_missed() or "the last cut did not lead so far"
+        elif not reached:
+            why = self.history()[self.current_epoch - 1].get("target", {}).get("why")
+        # A method's default target stands in no setting.
+        value = asked if value is None else value
+        return {"name": name, "value": value, "asked": asked, "left": part, "reached": reached, "why": why}
 
     def _training_patches(self, least: int) -> list[torch.Tensor]:
         """Batches of training data with at least so many patches together, or fewer where some are not finite."""
@@ -271,11 +299,15 @@ class PruningTrainer(ResizingTrainer):
         """Whether this epoch's cut is the last one, and so must meet a target even if it would be held."""
         return not self.pruning_settings.may_cut_after(self.current_epoch + 1, self.num_epochs)
 
+    def _last_cut(self) -> int:
+        """The last epoch after which channels may go. (Only for a method with a target: else there may be none.)"""
+        return steps(self.pruning_settings, self.num_epochs)[-1]
+
     def _reason_to_hold(self) -> str | None:
         settings = self.pruning_settings
         if not settings.may_cut_after(self.current_epoch, self.num_epochs):
             return "outside of the cutting phase"
-        if settings.max_loss_increase is None or (self.method.target() and self._is_last_chance()):
+        if settings.max_loss_increase is None or (self.method.has_schedule() and self._is_last_chance()):
             return None
         losses = self._series()["train_losses"]
         lowest = min((loss for loss in losses if math.isfinite(loss)), default=-math.inf)
@@ -368,8 +400,11 @@ class PruningTrainer(ResizingTrainer):
         training.apply_to(self)
         self._snapshots = Snapshots(self, snapshots)
         if getattr(self.pruning_settings, "widths_from", None):
-            network, _ = network_of_plans(self.plans_manager, self.configuration_name, self.dataset_json)
-            self._given_widths = self._read_given_widths(network)
+            self._given_widths = history[-1].get("given_widths")
+            if self._given_widths is None:  # of a time when checkpoints did not hold them
+                network, _ = network_of_plans(self.plans_manager, self.configuration_name, self.dataset_json)
+                self._given_widths = self._read_given_widths(network)
+        self._refused = None
         if self.was_initialized and self._settings() != had:  # with what the environment gave
             network = self.bare_network
             widths = channel_layout(network).widths
@@ -381,10 +416,12 @@ class PruningTrainer(ResizingTrainer):
 
 def _of_target(target: dict) -> str:
     """The end of the cutting phase in a line: what was asked for, and what it came to."""
-    name, asked, left = target["name"], target["asked"], target["left"]
-    if left <= asked + 1e-9:
-        return f"Target {name}={asked:.4g} met: {left:.4g} is left."
-    return f"WARNING: target {name}={asked:.4g} missed: {left:.4g} is left, and no more cuts follow."
+    of_what = MEASURED.get(target["name"], "channels")
+    line = f"{target['left']:.4g} of the {of_what} is left, {target['asked']:.4g} was asked for"
+    named = f"{target['name']}={target['value']}"
+    if target["reached"]:
+        return f"Target {named} met: {line}."
+    return f"WARNING: target {named} missed: {line}, and no more cuts follow: {target['why']}."
 
 
 class _RegularisedLoss(nn.Module):

@@ -1,17 +1,34 @@
 """Settings of a training: the method's defaults, a trainer subclass's class attributes, the environment variable.
 
 nnunet_sauron="lambda_=0.3,tau_max=0.2,num_epochs=50" nnUNetv2_train 4 2d 0 -tr SauronTrainer
+nnunet_sauron="@settings.json" nnUNetv2_train 4 2d 0 -tr SauronTrainer
+
+A file is what a training writes into its fold's folder: one JSON object, values by name. Its path may hold commas and
+spaces. Further settings may follow after a comma, or stand before it, and go before the file's:
+`nnunet_sauron="@settings.json,num_epochs=50"`.
 """
 
 from __future__ import annotations
 
 import difflib
+import inspect
+import json
 import math
 import os
+import re
+import types
+import typing
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+
+from .checkpoints import write_atomically
 
 VARIABLE = "nnunet_sauron"
+SETTINGS_FILE = "settings.json"
+PATHS = {"start_from": (), "widths_from": (), "teacher": ("start", "source")}
+"""Settings that are paths, and the words that they may be instead."""
+WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a word", type(None): "None"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,36 +75,68 @@ class Given:
     """Settings that were given for a training: by a trainer subclass's class attributes, then by the environment.
 
     Args:
-        trainer_class: A class attribute with a setting's name overrides its default (nnU-Net's way).
+        trainer_class: A class attribute with a setting's name overrides its default (nnU-Net's way). Methods and
+            properties of such a name are the subclass's own affair.
         settings_classes: Frozen dataclasses with distinct field names.
 
     Attributes:
         values: What was given, by name.
-        by_variable: The names that the environment variable gave.
+        by_class: The names that class attributes gave; after `continued`, those that its checkpoint does not hold.
+        by_variable: The names that the environment variable gave, itself or by a file.
+        changed: After `continued`: what the variable changed, by name, as a pair of values before and now.
 
     Raises:
-        ValueError: The variable `nnunet_sauron` names an unknown setting or holds a bad value, or is spelled otherwise;
-            all valid ones are listed.
+        FileNotFoundError, OSError: The variable names a file that is missing or cannot be read.
+        ValueError: The variable `nnunet_sauron` or its file names an unknown setting or holds a bad value, or the
+            variable is spelled otherwise; all valid ones are listed.
     """
 
     def __init__(self, trainer_class: type, *settings_classes: type):
         self._trainer_name, self._classes = trainer_class.__name__, settings_classes
         self._known = {field.name: field for cls in settings_classes for field in fields(cls)}
+        self._kinds = {name: _kinds(name, hint) for cls in settings_classes for name, hint in _hints(cls).items()}
         self.values: dict = {}
+        self.by_class: set[str] = set()
         self.by_variable: set[str] = set()
+        self.changed: dict[str, tuple] = {}
         try:
             _refuse_other_spellings()
-            for name, field in self._known.items():
-                if hasattr(trainer_class, name):
-                    self.values[name] = _checked(name, getattr(trainer_class, name), str(field.type))
-            for item in filter(None, (part.strip() for part in os.environ.get(VARIABLE, "").split(","))):
+            for name in self._known:
+                value = inspect.getattr_static(trainer_class, name, MISSING)
+                if value is not MISSING and not hasattr(type(value), "__get__"):
+                    self.values[name] = self._of_class(name, value)
+                    self.by_class.add(name)
+            path, items = _split(os.environ.get(VARIABLE, ""))
+            if path is not None:
+                self._take_file(path)
+            for item in items:
                 name, equals, text = (part.strip() for part in item.partition("="))
                 if not equals or name not in self._known:
-                    raise ValueError(f"'{item}' is not a setting of {self._trainer_name}{self._nearest(name)}")
-                self.values[name] = _parsed(name, text, str(self._known[name].type))
+                    hint = "" if equals else f". (A value that holds a comma is given by a file, {VARIABLE}=@FILE)"
+                    raise ValueError(f"'{item}' is not a setting of {self._trainer_name}{self._nearest(name)}{hint}")
+                self.values[name] = _absolute(name, _parsed(name, text, self._kinds[name]))
                 self.by_variable.add(name)
         except ValueError as error:
             raise self._listed(error) from None
+
+    def _of_class(self, name: str, value):
+        try:
+            return _checked(name, value, self._kinds[name])
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. It is a class attribute of {self._trainer_name}, and its name is a setting's: rename it if "
+                f"it is meant for something else"
+            ) from None
+
+    def _take_file(self, path: Path) -> None:
+        for name, value in _read(path).items():
+            if name not in self._known:
+                raise ValueError(f"'{name}' in {path} is not a setting of {self._trainer_name}{self._nearest(name)}")
+            try:
+                self.values[name] = _absolute(name, _checked(name, value, self._kinds[name]))
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+            self.by_variable.add(name)
 
     def settings(self) -> tuple:
         """One instance of each settings class.
@@ -115,6 +164,7 @@ class Given:
         Raises:
             ValueError: The variable gives another value for what cannot change in a running training.
         """
+        before = {name: _absolute(name, value) for name, value in before.items()}
         differ = {name for name, value in self.values.items() if name in before and before[name] != value}
         if fixed := sorted((differ & self.by_variable) - set(changeable)):
             values = ", ".join(f"{name}={before[name]} (now {self.values[name]})" for name in fixed)
@@ -123,7 +173,9 @@ class Given:
                 f"out of {VARIABLE} (a continued training keeps all its settings), or begin anew without --c."
             )
         kept = {name: value for name, value in before.items() if name in self._known}
-        kept |= {name: value for name, value in self.values.items() if name not in before or name in changeable}
+        kept |= {name: value for name, value in self.values.items() if name not in before or name in self.by_variable}
+        self.by_class -= before.keys()
+        self.changed = {name: (before[name], self.values[name]) for name in sorted(differ & self.by_variable)}
         return tuple(cls(**_of(cls, kept)) for cls in self._classes)
 
     def _nearest(self, name: str) -> str:
@@ -134,7 +186,8 @@ class Given:
         listing = "\n".join(f"    {name}={_default(field)}" for name, field in self._known.items())
         return ValueError(
             f"{str(error).rstrip('.')}. Settings come from the environment variable {VARIABLE}, as in "
-            f'{VARIABLE}="num_epochs=50", or from class attributes of a subclass. Valid ones and their defaults:\n'
+            f'{VARIABLE}="num_epochs=50" or {VARIABLE}="@{SETTINGS_FILE}", or from class attributes of a subclass. '
+            f"Valid ones and their defaults:\n"
             f"{listing}"
         )
 
@@ -151,39 +204,115 @@ def _refuse_other_spellings() -> None:
             raise ValueError(f"The environment variable {name} is not read: it is spelled {VARIABLE}")
 
 
-def _parsed(name: str, text: str, annotation: str):
+def write_settings(settings: Mapping, folder: Path) -> None:
+    """Write a training's settings into its fold's folder, as a file that the variable takes.
+
+    Raises:
+        OSError: It could not be written; an older file is untouched.
+    """
+    text = json.dumps(dict(settings), indent=4, ensure_ascii=False) + "\n"
+    write_atomically(folder / SETTINGS_FILE, lambda path: Path(path).write_text(text, encoding="utf-8"))
+
+
+def _split(text: str) -> tuple[Path | None, list[str]]:
+    """The file that the variable names, if it does, and the settings beside it."""
+    before, *after = re.split(r"(?:^|,)\s*@", text.strip(), maxsplit=1)
+    if not after:
+        return None, _items(text)
+    # A path may hold commas: it is the longest one that is there.
+    parts = after[0].split(",")
+    for count in range(len(parts), 0, -1):
+        path = Path(",".join(parts[:count]).strip()).expanduser()
+        if os.path.isfile(path):
+            return path, [*_items(before), *_items(",".join(parts[count:]))]
+    until = next((i for i, part in enumerate(parts) if i and "=" in part), len(parts))
+    path = Path(",".join(parts[:until]).strip()).expanduser()
+    found = "a folder" if os.path.isdir(path) else f"not there (seen from {Path.cwd()})"
+    raise FileNotFoundError(
+        f"{VARIABLE} names the settings file '{path}', which is {found}. Name a {SETTINGS_FILE} as a training leaves "
+        f'it in its fold\'s folder, or give settings as in {VARIABLE}="num_epochs=50".'
+    )
+
+
+def _items(text: str) -> list[str]:
+    return [item for item in (part.strip() for part in text.split(",")) if item]
+
+
+def _read(path: Path) -> dict:
+    """A file's settings, by name; their values are checked by whoever knows the trainer."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no settings file: it is not text in UTF-8 ({error})") from None
+    except OSError as error:
+        raise OSError(f"The settings file {path} cannot be read: {error.strerror or error}.") from error
+    try:
+        found = json.loads(text, object_pairs_hook=_distinct)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path} holds a JSON {type(found).__name__}, expected was an object of settings by name, as in "
+            f'{{"num_epochs": 50}}'
+        )
+    return found
+
+
+def _distinct(pairs: list[tuple]) -> dict:
+    names = [name for name, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{' and '.join(twice)} stand there twice; leave one value for each")
+    return dict(pairs)
+
+
+def _parsed(name: str, text: str, kinds: Collection[type]):
     """The value that a text in the environment variable stands for."""
     values = {"None": None, "true": True, "True": True, "false": False, "False": False}
     value = values.get(text, text)
-    if isinstance(value, str) and "str" not in _kinds(annotation):
+    if isinstance(value, str) and str not in kinds:
         for convert in (int, float):
             try:
                 value = convert(text)
                 break
             except ValueError:
                 continue
-    return _checked(name, value, annotation)
+    return _checked(name, value, kinds)
 
 
-def _checked(name: str, value, annotation: str):
-    kinds = _kinds(annotation)
-    if value is None and "None" in kinds:
-        return value
+def _checked(name: str, value, kinds: Collection[type]):
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     fits = {
-        "bool": isinstance(value, bool),
-        "int": is_number and value == int(value) and not isinstance(value, float),
-        "float": is_number,
-        "str": isinstance(value, str),
+        bool: isinstance(value, bool),
+        int: is_number and not isinstance(value, float),
+        float: is_number,
+        str: isinstance(value, str),
+        type(None): value is None,
     }
-    if not any(fits.get(kind, False) for kind in kinds):
-        words = {"bool": "True or False", "int": "a whole number", "float": "a number", "str": "a word", "None": "None"}
-        raise ValueError(f"{name} must be {' or '.join(words[kind] for kind in kinds)}; got '{value}'")
+    if not any(fits[kind] for kind in kinds):
+        raise ValueError(f"{name} must be {' or '.join(WORDS[kind] for kind in kinds)}; got '{value}'")
     return value
 
 
-def _kinds(annotation: str) -> list[str]:
-    return [kind.strip() for kind in annotation.split("|")]
+def _absolute(name: str, value):
+    """A path that holds wherever the training is continued; any other value as it is."""
+    if name not in PATHS or value is None or value in PATHS[name]:
+        return value
+    return str(Path(value).expanduser().absolute())
+
+
+def _hints(settings_class: type) -> dict[str, object]:
+    """The fields' types, whether annotations are text (`from __future__ import annotations`) or types."""
+    hints = typing.get_type_hints(settings_class)
+    return {field.name: hints[field.name] for field in fields(settings_class)}
+
+
+def _kinds(name: str, hint) -> tuple[type, ...]:
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if not all(kind in WORDS for kind in kinds):
+        raise TypeError(f"The setting {name} is annotated {hint}; a setting is bool, int, float, str or None of these.")
+    return kinds
 
 
 def _default(field):

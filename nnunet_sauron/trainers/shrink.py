@@ -11,6 +11,7 @@ from ..architecture import network_of_plans
 from ..methods.shrink import Shrink
 from ..pruning import widths_of
 from .checkpoints import CHECKPOINT, read_checkpoint
+from .kept_settings import has_begun
 from .pruning import PruningTrainer
 from .teacher import DistillingLoss, Teacher
 
@@ -50,12 +51,16 @@ class ShrinkTrainer(PruningTrainer):
         (settings,) = self._more_settings
         start = settings.start_from and Path(settings.start_from).resolve()  # for `--c` from another folder
         self._start_name = start / f"fold_{fold}" / CHECKPOINT if start and start.is_dir() else start
-        self._start = read_checkpoint(self._start_name) if start else None
+        self._start = self._teacher = None
+        try:
+            self._start = read_checkpoint(self._start_name) if start else None
+        except FileNotFoundError as error:
+            if not has_begun(type(self), plans, configuration, fold):
+                raise
+            self._refused = error  # what moved is of no use to a training that is continued
         self._teacher_from = str(self._start_name) if start and settings.teacher == START else settings.teacher
         if self._teacher_from == START:
             self._teacher_from = None
-        elif self._teacher_from:
-            self._teacher_from = str(Path(self._teacher_from).resolve())
         if self._start:
             network, _ = network_of_plans(PlansManager(plans), configuration, dataset_json)
             self._start_widths = widths_of(network, self._start["network_weights"])
@@ -64,9 +69,13 @@ class ShrinkTrainer(PruningTrainer):
                     f"start_from={self._start_name} is of another architecture than these plans: only the numbers of "
                     f"channels may differ. Train with the configuration and the plans (-p) of that model."
                 )
-        self._teacher = None
-        if self._teacher_from is not None:
+        if self._teacher_from is None or self._refused:
+            return
+        try:
             self._teacher = Teacher.read(self._teacher_from, fold, plans, configuration, dataset_json)
+        except FileNotFoundError:
+            if not has_begun(type(self), plans, configuration, fold):
+                raise  # else it is read when the training goes on
 
     def initialize(self) -> None:
         super().initialize()
@@ -80,9 +89,13 @@ class ShrinkTrainer(PruningTrainer):
             self.initialize()
         if self._teacher is None and self._teacher_from is not None:  # of a training that is continued
             plans = self.plans_manager.plans
-            self._teacher = Teacher.read(
-                self._teacher_from, self.fold, plans, self.configuration_name, self.dataset_json
-            )
+            try:
+                self._teacher = Teacher.read(
+                    self._teacher_from, self.fold, plans, self.configuration_name, self.dataset_json
+                )
+            except FileNotFoundError:
+                if self.current_epoch < self.num_epochs:
+                    raise  # else it is finished, and nothing is learnt any more
         if self._teacher:
             self._teacher.start(self.device, deep_supervision=self.enable_deep_supervision)
             self.loss = DistillingLoss(self.loss, self._teacher, ddp=self.is_ddp)
@@ -103,8 +116,11 @@ class ShrinkTrainer(PruningTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         super().load_checkpoint(filename_or_checkpoint)
-        if self._more_settings[0].teacher == START and self._teacher is None:
-            self._teacher_from = self.history()[-1].get("teacher") if self.history() else None
+        teacher = self._more_settings[0].teacher
+        if teacher == START:
+            teacher = self.history()[-1].get("teacher") if self.history() else None
+        if teacher != self._teacher_from:
+            self._teacher_from, self._teacher = teacher, None
 
     def _decided(self) -> dict:
         return {**super()._decided(), "teacher": self._teacher_from}

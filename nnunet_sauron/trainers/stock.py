@@ -20,6 +20,7 @@ class StockTrainer(KeepsSettings):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
         self._given = Given(type(self), TrainingSettings, SnapshotSettings)
         settings, snapshot_settings = self._given.settings()
+        self._more_settings = []
         super().__init__(plans, configuration, fold, dataset_json, device)
         settings.apply_to(self)
         self.logger.plot_progress_png = NowAndThen(self, self.logger.plot_progress_png)

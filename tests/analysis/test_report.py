@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import html
+import io
 import json
 import math
 import re
@@ -15,13 +17,14 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from rich.console import Console
 
 from nnunet_sauron.analysis.report import ModelReport, Report, make_report, short_names
 from nnunet_sauron.analysis.report_command import report
-from nnunet_sauron.analysis.report_data import as_json, mean_numbers, stage_channels
+from nnunet_sauron.analysis.report_data import as_json, mean_numbers, stage_channels, summary_frame
 from nnunet_sauron.analysis.report_html import page, write_html
 from nnunet_sauron.analysis.report_plots import pareto_front, pictures
-from nnunet_sauron.analysis.report_table import COST, rows
+from nnunet_sauron.analysis.report_table import COST, fold_rows, print_report, rows, target_rows
 from nnunet_sauron.cli import main
 from nnunet_sauron.pruning.timing import Timing
 
@@ -444,3 +447,55 @@ def test_a_browser_opens_the_page_without_a_complaint(found, tmp_path, theme):
     assert opened.returncode == 0
     assert "Dice against cost" in opened.stdout
     assert "CONSOLE" not in opened.stderr
+
+
+def with_targets(folders: Path, found: Report, targets: list[dict | None]) -> Report:
+    """The second model's folds with such a target in the newest epoch of their pruning history."""
+    for fold, target in zip(("0", "1"), targets, strict=True):
+        path = folders / SAURON / f"fold_{fold}" / "checkpoint_final.pth"
+        checkpoint = torch.load(path, weights_only=False)
+        epoch = {"widths": found.models[1].folds[fold].widths, "state": {}, "parameters": 1, "macs": 1}
+        checkpoint["logging"]["pruning"] = [epoch, epoch, {**epoch, "target": target} if target else epoch]
+        torch.save(checkpoint, path)
+    return made(folders)
+
+
+REACHED = {"name": "target_macs", "value": 0.5, "asked": 0.5, "left": 0.48, "reached": True, "why": None}
+MISSED = {**REACHED, "left": 0.7, "reached": False, "why": "k=2 in 4 steps is too little"}
+
+
+def test_what_became_of_a_target_is_in_tables_page_and_data(folders, found):
+    report = with_targets(folders, found, [REACHED, MISSED])
+    assert target_rows(report) == [
+        ("target", ["-", "fold 0: target_macs=0.5 reached, 0.48 left; fold 1: target_macs=0.5 missed, 0.7 left"])
+    ]
+    why = f"{SAURON}, fold 1: target_macs=0.5 missed, 0.7 left: k=2 in 4 steps is too little."
+    assert report.problems == [why]
+    console = Console(record=True, width=400, file=io.StringIO())
+    print_report(report, console)
+    for text in (console.export_text(), html.unescape(page(report))):
+        assert "fold 1: target_macs=0.5 missed, 0.7 left" in text and why in text
+    assert ("target", ["-", "target_macs=0.5 reached, 0.48 left", "target_macs=0.5 missed, 0.7 left"]) in fold_rows(
+        report.models[1]
+    )[1]
+    _, sauron = as_json(report)["models"]
+    assert [fold["target"] for fold in sauron["folds"].values()] == [REACHED, MISSED]
+    row = summary_frame(report).set_index(["model", "fold"]).loc[SAURON, "1"]
+    assert (row["target_asked"], row["target_left"]) == (0.5, 0.7)
+
+
+def test_folds_that_agree_are_one_and_no_target_is_no_row(folders, found):
+    other = {**REACHED, "left": 0.5}
+    report = with_targets(folders, found, [REACHED, other])
+    assert target_rows(report) == [("target", ["-", "target_macs=0.5 reached, 0.49 left"])]
+    assert report.problems == []
+    assert target_rows(found) == []
+
+
+def test_a_target_of_an_older_training_is_judged_by_its_numbers(folders, found):
+    old = {key: MISSED[key] for key in ("name", "asked", "left")}
+    report = with_targets(folders, found, [None, old])
+    assert target_rows(report) == [("target", ["-", "target_macs=0.5 missed, 0.7 left"])]
+    going_on = {**MISSED, "reached": None, "why": "cuts go on until epoch 7"}
+    report = with_targets(folders, found, [None, going_on])
+    assert report.problems[0].endswith("not reached yet, 0.7 left: cuts go on until epoch 7.")

@@ -238,6 +238,8 @@ def test_to_validate_no_teacher_is_needed(folder, model, source, monkeypatch):
     monkeypatch.delenv("nnunet_sauron")
     resumed = small_trainer(folder, type("T", (SmallCompressedTrainer,), {}))
     resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_final.pth"))
+    resumed.run_training()  # it is finished: nothing is learnt any more
+    resumed.num_epochs = 4  # as if the training had been a longer one
     with pytest.raises(FileNotFoundError, match="not where it was"):  # to train on, it is
         resumed.run_training()
 

@@ -157,16 +157,18 @@ def test_the_teacher_is_part_of_what_is_learnt(folder, trained, monkeypatch):
     assert not torch.equal(after["start"][1], after["None"][1])
 
 
-def test_a_training_that_is_continued_finds_its_teacher_without_the_setting(folder, trained, monkeypatch):
-    monkeypatch.setenv("nnunet_sauron", f"start_from={trained},save_every=1")
+@pytest.mark.parametrize("given", ["start_from={}", "teacher={}"])
+def test_a_training_that_is_continued_finds_its_teacher_without_the_setting(folder, trained, monkeypatch, given):
+    monkeypatch.setenv("nnunet_sauron", f"{given.format(trained)},save_every=1")
     first = small_trainer(folder, type("T", (Small,), {"num_epochs": 3}), widths=WIDTHS)
     first.run_training()
     monkeypatch.delenv("nnunet_sauron")
     again = small_trainer(folder, type("T", (Small,), {}), widths=WIDTHS)
     again.load_checkpoint(str(Path(first.output_folder) / "checkpoint_final.pth"))
+    again.num_epochs = 4  # as if the training had been a longer one
     again.run_training()
-    assert again.history()[-1]["teacher"] == str(trained / "fold_0" / "checkpoint_final.pth")
-    assert again._teacher is not None
+    assert len(again.history()) == 4 and again.history()[-1]["teacher"] == first.history()[-1]["teacher"]
+    assert str(trained) in again.history()[-1]["teacher"] and again._teacher is not None
 
 
 @pytest.mark.parametrize(

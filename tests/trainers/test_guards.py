@@ -1,0 +1,126 @@
+"""Guards delay cuts and cancel none, in every trainer; what a target came to stands in log and checkpoint."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_sauron import trainers
+from nnunet_sauron.pruning import channel_layout
+from nnunet_sauron.trainers import L1Trainer, SauronTrainer, SFPTrainer, ShrinkTrainer
+
+from .small import OnRandomPatches, set_folders, small_trainer
+
+WIDTHS = (12, 16, 20)
+OF_A_TARGET = [name for name in trainers.__all__ if name not in ("PruningTrainer", "StockTrainer", "CompressedTrainer")]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    set_folders(monkeypatch, tmp_path)
+    monkeypatch.setenv("nnUNet_compile", "f")
+    return tmp_path
+
+
+class Worse(OnRandomPatches):
+    """From the second epoch on the loss is worse than in the first."""
+
+    num_epochs = 7
+    num_iterations_per_epoch = 1
+
+    def on_train_epoch_end(self, outputs):
+        for output in outputs:
+            output["loss"] = np.asarray(float(self.current_epoch > 0))
+        super().on_train_epoch_end(outputs)
+
+
+def trained(folder, base: type, **settings):
+    trainer = small_trainer(folder, type(base.__name__, (Worse, base), settings), widths=WIDTHS)
+    trainer.run_training()
+    return trainer
+
+
+def log_of(trainer) -> str:
+    return next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+
+
+@pytest.mark.parametrize("name", OF_A_TARGET)
+def test_both_guards_and_the_target_is_met(folder, name):
+    trainer = trained(
+        folder, getattr(trainers, name), target_macs=0.5, max_loss_increase=0.1, max_fraction_per_epoch=0.1
+    )
+    history = trainer.history()
+    last = trainer._last_cut()
+    assert [epoch for epoch, record in enumerate(history) if record["keep"] and epoch > 0] == [last]
+    assert any("above its lowest" in (record["held"] or "") for record in history[1:last])
+    checkpoint = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)
+    target = checkpoint["logging"]["pruning"][-1]["target"]
+    assert (target["name"], target["value"], target["reached"], target["why"]) == ("target_macs", 0.5, True, None)
+    assert target["left"] == pytest.approx(history[-1]["macs"] / trainer.dense_cost[1]) and target["left"] <= 0.5
+    assert history[1]["target"]["reached"] is None
+    assert history[1]["target"]["why"] == f"cuts go on until epoch {last}"
+    assert len(re.findall(r"Target target_macs=0.5 met: \S+ of the multiply-accumulates is left", log_of(trainer))) == 1
+
+
+def test_k_without_a_target_is_caught_up(folder):
+    trainer = trained(folder, L1Trainer, k=3, max_loss_increase=0.1, cut_until=0.5)
+    widths = channel_layout(trainer.network).widths
+    assert sum(trainer.dense_widths.values()) - sum(widths.values()) == 3 * 3  # after epochs 0, 1 and 2
+    assert "Target k=3 met" in log_of(trainer)
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "why"),
+    [
+        (L1Trainer, {"k": 2, "target_macs": 0.3}, "k=2 in 5 steps is too little"),
+        (SFPTrainer, {"rate": 0.9, "min_channels": 6}, "min_channels=6, round_to=1 leave more"),
+        (SFPTrainer, {"min_channels": 8}, "allow no less than"),  # its default target
+    ],
+    ids=str,
+)
+def test_a_target_that_is_missed_is_said_with_its_reason(folder, base, settings, why):
+    trainer = trained(folder, base, **settings)
+    for record in trainer.history()[trainer._last_cut() :]:
+        assert record["target"]["reached"] is False and why in record["target"]["why"]
+    (line,) = re.findall(r"WARNING: target .* missed: .*", log_of(trainer))
+    assert why in line
+
+
+@pytest.mark.parametrize("base", [ShrinkTrainer, SauronTrainer], ids=lambda c: c.__name__)
+def test_where_nothing_can_be_measured_it_is_said(folder, base):
+    class Blind(Worse):
+        def _training_patches(self, least):
+            return []
+
+    trainer = small_trainer(folder, type("Blind", (Blind, base), {"target_macs": 0.5}), widths=WIDTHS)
+    trainer.run_training()
+    assert channel_layout(trainer.network).widths == trainer.dense_widths
+    assert "no patch of training data was finite" in trainer.history()[-1]["target"]["why"]
+    assert len(re.findall(r"WARNING: target target_macs=0.5 missed", log_of(trainer))) == 1
+
+
+def test_sauron_without_a_target_makes_its_last_cut(folder):
+    trainer = trained(folder, SauronTrainer, target_macs=None, tau_max=1.0, cuts=2, max_loss_increase=0.1)
+    cuts = [epoch for epoch, record in enumerate(trainer.history()) if record["keep"]]
+    assert cuts[-1] == trainer._last_cut()
+    assert "target" not in trainer.history()[-1]
+
+
+def test_as_published_nothing_is_held_or_capped_and_cuts_go_on_to_the_end(folder):
+    class FromScratch(trainers.SauronTrainer.Method):
+        def redundant(self, progress):  # all but a channel, whatever the thresholds
+            super().redundant(progress)
+            return {name: list(range(1, widths[-1])) for name, widths in progress.widths.items()}
+
+    trainer = small_trainer(folder, type("T", (Worse, SauronTrainer), {"published": True, "Method": FromScratch}))
+    trainer.run_training()
+    assert set(channel_layout(trainer.network).widths.values()) == {1}
+    history = trainer.history()
+    assert [record["held"] for record in history] == [None] * 6 + ["outside of the cutting phase"]
+    assert history[0]["keep"].keys() == trainer.dense_widths.keys()
+    assert not history[-1]["settings"]["merge"] and history[-1]["settings"]["prune_batches"] == 1
+    assert history[-1]["settings"]["rho"] == 5 and history[-1]["settings"]["delta_opt_every"] == 1

@@ -231,7 +231,8 @@ def print_report(report: Report, console: Console) -> None:
     for note in notes(report):
         console.print(f"- {note}", markup=False, highlight=False)
     for problem in report.problems:
-        console.print(f"! {problem}", markup=False, highlight=False, style="bold")
+        # Not wrapped: commands in it are to be copied.
+        console.print(f"! {problem}", markup=False, highlight=False, style="bold", soft_wrap=True)
 
 
 def _rich_table(title: str, report: Report) -> Table:

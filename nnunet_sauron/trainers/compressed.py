@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..commands import train_command
 from ..pruning import widths_of
 from .checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
 from .kept_settings import KeepsSettings
@@ -110,10 +111,9 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
                 f"without --c and with start_from naming another folder than the training's own."
             )
         if not self._start_name and self.current_epoch == 0:
-            raise ValueError(
-                "CompressedTrainer has nothing to start from. Name the folder that compress wrote: "
-                'nnunet_sauron="start_from=MODEL_FOLDER" nnUNetv2_train ... -tr CompressedTrainer'
-            )
+            names = self.plans_manager.dataset_name, self.configuration_name, self.fold, type(self).__name__
+            again = train_command(*names, self.plans_manager.plans_name, settings="start_from=MODEL_FOLDER")
+            raise ValueError(f"{names[-1]} has nothing to start from. Name the folder that compress wrote: {again}")
         if self._teacher is None:  # of a training that is continued
             arguments = self.plans_manager.plans, self.configuration_name, self.dataset_json
             self._teacher = self._read_teacher(*arguments, self.fold)

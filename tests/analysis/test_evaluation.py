@@ -166,7 +166,7 @@ def two_balls() -> np.ndarray:
     return ball(shape, (3, 8, 20), 5.2, SPACING) | ball(shape, (8, 24, 40), 6.3, SPACING)
 
 
-# Prediction, reference, spacing, tolerance; Dice, HD95 and surface Dice as MONAI 1.6.1 computed them from the masks with
+# Prediction, reference, spacing, tolerance; Dice, HD95 and surface Dice as MONAI 1.6.1 computed them from the masks in
 # 15 voxels of margin: compute_dice, compute_hausdorff_distance(percentile=95) and compute_surface_dice.
 OF_MONAI = {
     "anisotropic": (

@@ -169,7 +169,7 @@ def test_without_shim_and_variable_both_ways_are_offered(examine_copy: Examine) 
     assert sauron.ok is False
     assert sauron.detail == "no shim is installed in nnU-Net's folder, and nnUNet_extTrainer is not set"
     assert "nnUNetv2_sauron install" in sauron.remedy
-    assert "export nnUNet_extTrainer=$(nnUNetv2_sauron path)" in sauron.remedy
+    assert 'export nnUNet_extTrainer="$(nnUNetv2_sauron path)"' in sauron.remedy
 
 
 def test_folder_of_somebody_elses_trainers_is_kept_beside_ours(examine_copy: Examine, tmp_path: Path) -> None:

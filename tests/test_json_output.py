@@ -1,4 +1,4 @@
-"""Under `--json`, standard output holds one JSON document and nothing else. A verb of ours stands in for all of them."""
+"""Under `--json`, standard output holds one JSON document and nothing else. One verb stands in for all of them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def test_after_an_error_there_is_no_document(demo, capfd):
 
 def test_a_document_is_strict_json(capsys):
     print_json({
-        "nan": math.nan, "inf": [-math.inf], "NumPy": (np.float32(0.5), np.int64(3), np.bool_(True), np.array([1.0, math.nan])),
+        "nan": math.nan, "inf": [-math.inf],
+        "NumPy": (np.float32(0.5), np.int64(3), np.bool_(True), np.array([1.0, math.nan])),
         "path": Path("a"), "Läsion [红] \"x\"": 1, 2: None, "undecodable": os.fsdecode(b"\xff"),
     })  # fmt: skip
 

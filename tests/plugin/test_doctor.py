@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -319,7 +320,7 @@ def test_folder_that_does_not_exist_yet_stops_nothing(tmp_path: Path, monkeypatc
     check = found_here()["nnUNet_results"]
     assert check.ok is None
     assert check.detail == f"{tmp_path / 'results'} does not exist yet"
-    assert f"mkdir -p '{tmp_path / 'results'}'" in check.remedy
+    assert f"mkdir -p {shlex.quote(str(tmp_path / 'results'))}" in check.remedy
 
 
 @pytest.mark.usefixtures("without_trainers")

@@ -65,11 +65,11 @@ def benchmark(
         torch.set_num_threads(before)
 
 
-def print_benchmark(timings: dict[str, Timing], *, json_output: bool) -> None:
-    """A row for each network; the ratio is to the first one's."""
+def print_benchmark(timings: dict[str, Timing], *, json_output: bool, remarks: Sequence[str] = ()) -> None:
+    """A row for each network; the ratio is to the first one's. As JSON also remarks, such as on folds left out."""
     if json_output:
         named = {name: asdict(timing) for name, timing in timings.items()}
-        print_json({"machine": machine(), "networks": named})
+        print_json({"machine": machine(), "networks": named, "remarks": remarks})
         return
     from rich.console import Console
     from rich.markup import escape

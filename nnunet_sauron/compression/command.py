@@ -157,12 +157,17 @@ def compress(
         write_model(model, output, {fold: one.weights for fold, one in found.items()}, notes, drawn, plans)
     if recovery:
         recovery.finish()
+    remarks = []
     for fold, one in found.items():
         if goal.latency is not None and one.seconds[1] > goal.latency * one.seconds[0]:
             left = one.seconds[1] / one.seconds[0]
-            progress.say(f"WARNING: fold {fold}: measured again, {left:.0%} of the time is left; this machine is busy")
+            remarks.append(f"Fold {fold}: measured again, {left:.0%} of the time is left; this machine is busy.")
+            progress.say(f"WARNING: {remarks[-1]}")
     predict = predict_command(output, found, STOCK if plans else TRAINER)
-    print_compressed(found, scores, against, output, json_output=json_output, predict=predict, before_recovery=before)
+    print_compressed(
+        found, scores, against, output,
+        json_output=json_output, predict=predict, remarks=remarks, before_recovery=before,
+    )  # fmt: skip
     if plans:
         shared = f", shared by {len(found)} folds" if len(found) > 1 else ""
         progress.say(

@@ -31,14 +31,16 @@ def print_compressed(
     *,
     json_output: bool,
     predict: str,
+    remarks: Sequence[str] = (),
     before_recovery: Scores | None = None,
 ) -> None:
     """Every fold's layers, what they cost, how far the segmentations changed, by then and before a recovery, and the
-    command that predicts."""
+    command that predicts; as JSON also what has been remarked, such as folds left out."""
     if json_output:
         described = {
             "output": output,
             "predict": predict,
+            "remarks": remarks,
             "folds": {fold: described_fold(one) for fold, one in found.items()},
             "agreement_dice": per_class(agreement, "dice"),
             **_against_labels(against_labels),
@@ -85,13 +87,16 @@ def print_compressed(
     console.print(Text(f"Predict: {predict}"), soft_wrap=True)
 
 
-def print_trials(trials: Sequence[Trial], old: Scores | None, *, json_output: bool) -> None:
-    """One row a tolerance; `old` is the old model against labels, if there are any."""
+def print_trials(
+    trials: Sequence[Trial], old: Scores | None, *, json_output: bool, remarks: Sequence[str] = ()
+) -> None:
+    """One row a tolerance; `old` is the old model against labels, if there are any. In JSON, remarks are in each row."""
     if json_output:
         rows = [
             {
                 **described_fold(trial.compressed),
                 "agreement_dice": per_class(trial.agreement, "dice"),
+                "remarks": remarks,
                 **_against_labels({"old": old, "new": trial.against_labels}),
             }
             for trial in trials

@@ -20,12 +20,15 @@ setup(
     package_data={"nnunet_sauron.plugin": ["shims/*.py", "planner_shim/*.py"]},
     python_requires=">=3.10",
     install_requires=[
-        # What this package extends; PyTorch comes with it. The oldest version that passes the integration tests.
+        # What this package extends, and what brings NumPy, pandas and matplotlib. The oldest version that passes the
+        # integration tests.
         "nnunetv2>=2.8.1",
-        # Dice and Hausdorff distances: kept alive by a consortium, Apache-2.0, needs nothing but PyTorch and NumPy.
-        "monai>=1.5",
-        # Bootstrap intervals with `rng`, signed rank tests: BSD, and nnU-Net needs SciPy in any case.
-        "scipy>=1.15",
+        # As nnU-Net itself asks for, so that pip leaves the user's PyTorch as it is. The oldest version that passes the
+        # tests of pruning, methods and trainers (2.1.2 with NumPy 1.26, 2026-11-26). MONAI, which has Dice and
+        # Hausdorff distances, asks for 2.8: SciPy computes them instead, and tests compare them with MONAI's numbers.
+        "torch>=2.1.2",
+        # Distances, bootstrap intervals, signed rank tests: BSD. The oldest version that passes the tests of analysis.
+        "scipy>=1.9.3",
         # Tables and progress bars in the terminal: MIT, widely used, small.
         "rich>=13",
     ],

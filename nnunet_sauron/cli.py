@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from .json_output import json_alone, send_nowhere, send_to_standard_error
 
 # Every verb imports its room when it runs: `path` stands in shell start-up files, where PyTorch's import would be felt.
 DEBUG_VARIABLE = "nnunet_sauron_debug"
@@ -19,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after the command; by default those it was called with.
 
     Returns:
-        The exit code: 0, 1 if `doctor` finds what stops training, 2 after an error, 130 if interrupted.
+        The exit code: 0; 1 if `doctor` finds what stops training, or whoever read standard output stopped reading; 2
+        after an error; 130 if interrupted.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -32,15 +36,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return options.run(options)
+        with json_alone() if getattr(options, "json", False) else contextlib.nullcontext():
+            code = options.run(options)
+        _flush_standard_output()
+        if arguments is None and getattr(options, "json", False):
+            send_to_standard_error()  # what is printed while the process ends
+        return code
     except KeyboardInterrupt:
         print(f"nnUNetv2_sauron {options.verb}: interrupted", file=sys.stderr)
         return 130
     except (ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 1
         if os.environ.get(DEBUG_VARIABLE) == "1":
             raise
-        print(f"nnUNetv2_sauron {options.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"nnUNetv2_sauron {options.verb}: {_one_line(error)}", file=sys.stderr)
         return 2
+
+
+def _flush_standard_output() -> None:
+    """Now, as long as it can be said that this fails."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        send_nowhere()
+        raise
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output was closed at its other end, as `| head -1` does; nothing is written to it then."""
+    import select
+
+    gone = True
+    if hasattr(select, "poll"):
+        other_end = select.poll()
+        other_end.register(1, 0)
+        gone = bool(other_end.poll(0))
+    if gone:
+        send_nowhere()
+    return gone
+
+
+def _one_line(error: Exception) -> str:
+    """Its message; spaces within a line are left alone, since they may be a path's."""
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -364,17 +404,16 @@ def _feature_maps(options: argparse.Namespace) -> int:
 
 
 def _clusterability(options: argparse.Namespace) -> int:
-    import json
-
     from .analysis.clusterability import clusterability
     from .analysis.clusterability_plot import draw, print_table
+    from .json_output import print_json
 
     found = clusterability(
         options.models, options.fold, images=options.images, progress=lambda line: print(line, file=sys.stderr)
     )
     pictures = draw(found, options.output, options.layer)
     if options.json:
-        print(json.dumps(found.to_dict(), indent=1))
+        print_json(found.to_dict())
     else:
         print_table(found)
     for path in pictures:

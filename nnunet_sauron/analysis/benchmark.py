@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from ..json_output import print_json
 from ..pruning.cost import forward_on_meta
 from ..pruning.timing import Timing, check_device, machine, time_networks
 from .models import TrainedModel
@@ -65,11 +65,11 @@ def benchmark(
         torch.set_num_threads(before)
 
 
-def print_benchmark(timings: dict[str, Timing], *, json_output: bool) -> None:
-    """A row for each network; the ratio is to the first one's."""
+def print_benchmark(timings: dict[str, Timing], *, json_output: bool, remarks: Sequence[str] = ()) -> None:
+    """A row for each network; the ratio is to the first one's. As JSON also remarks, such as on folds left out."""
     if json_output:
         named = {name: asdict(timing) for name, timing in timings.items()}
-        print(json.dumps({"machine": machine(), "networks": named}, indent=2))
+        print_json({"machine": machine(), "networks": named, "remarks": remarks})
         return
     from rich.console import Console
     from rich.markup import escape

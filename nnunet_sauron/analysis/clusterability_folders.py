@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 
+from ..commands import told_by_name, train_command
 from ..trainers.checkpoints import read_checkpoint
 from ..trainers.snapshots import FOLDER, MAX_PATCHES, pooled_maps, snapshots
 from .cases import find_cases, preprocess, read_case
@@ -103,25 +104,19 @@ def _middle_patch(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def _how_to_get_snapshots(fold_folder: Path) -> str:
-    trainer, plans, configuration = _told_by(fold_folder.parent)
+    trainer, plans, configuration = told_by_name(fold_folder.parent)
     dataset, fold = fold_folder.parent.parent.name, fold_folder.name.removeprefix("fold_")
     keeps_them = "StockTrainer" if trainer == "nnUNetTrainer" else trainer  # nnU-Net's own does not
-    command = f"nnUNetv2_train {dataset} {configuration} {fold} -tr {keeps_them} -p {plans}"
+    again = train_command(dataset, configuration, fold, keeps_them, plans, settings="snapshot_every=10")
     return (
         f"{fold_folder} has no {FOLDER}/epoch_*.npz: it was trained without snapshots of feature maps. Train with "
-        f'them: nnunet_sauron="snapshot_every=10" {command}. (With --c, a training of our trainers that is over gets '
-        f"the one of its end, without a trend; and -i IMAGES measures the trained network of any model.)"
+        f"them: {again} (With --c, a training of our trainers that is over gets the one of its end, without a trend; "
+        f"and -i IMAGES measures the trained network of any model.)"
     )
 
 
-def _told_by(model_folder: Path) -> tuple[str, str, str]:
-    """Trainer, plans and configuration, from nnU-Net's name of the folder."""
-    parts = model_folder.name.split("__")
-    return tuple(parts) if len(parts) == 3 else ("TRAINER", "PLANS", "CONFIGURATION")
-
-
 def _model(fold_folder: Path, found: Mapping[int, Path | dict], problems: list[str]) -> TrainedFold:
-    trainer, lambda_ = _told_by(fold_folder.parent)[0], math.nan
+    trainer, lambda_ = told_by_name(fold_folder.parent)[0], math.nan
     checkpoint = next((fold_folder / name for name in CHECKPOINTS if (fold_folder / name).is_file()), None)
     try:
         if checkpoint is None:

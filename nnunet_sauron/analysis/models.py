@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from ..architecture import network_of_plans
+from ..commands import continue_command
 from ..pruning import accept_pruned_weights
 from ..pruning.channels import is_prunable
 from ..trainers.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint, trained_with
@@ -76,7 +77,8 @@ class TrainedModel:
         if missing or not there:
             raise FileNotFoundError(
                 f"{folder} has no fold_{missing[0] if missing else '*'}/{checkpoint_name}; folds with one: "
-                f"{', '.join(there) or 'none'}. A training writes it at its end (nnUNetv2_train ... --c goes on)."
+                f"{', '.join(there) or 'none'}. A training writes it at its end. To go on: "
+                f"{continue_command(folder, missing[0] if missing else 'FOLD')}"
             )
         checkpoints = {}
         for fold in folds or there:

@@ -54,7 +54,9 @@ def _interval(differences: np.ndarray, seed: int) -> tuple[float, float]:
         return float(differences[0]), float(differences[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of degenerate draws, which the nan below stands for
+        # Before SciPy 1.15, the only name of `rng`.
+        random = {"random_state": np.random.default_rng(seed)}
         interval = bootstrap(
-            (differences,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, rng=seed
+            (differences,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, **random
         ).confidence_interval
     return float(interval.low), float(interval.high)

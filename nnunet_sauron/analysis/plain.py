@@ -1,15 +1,20 @@
-"""Data for JSON, which knows neither nan nor tuples."""
+"""Data for JSON, which knows neither nan, nor tuples, nor paths, nor NumPy's numbers."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 
 
 def plain(value):
-    """Dictionaries and lists through and through, with None in the place of nan."""
+    """Dictionaries and lists through and through, with None in the place of nan and infinity."""
+    if hasattr(value, "tolist"):  # of NumPy or PyTorch
+        value = value.tolist()
     if isinstance(value, Mapping):
-        return {key: plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    if isinstance(value, os.PathLike):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

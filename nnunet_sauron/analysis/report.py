@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..architecture import network_of_plans
+from ..commands import checkpoint_flag, command, train_command
 from ..pruning import channel_layout
 from ..pruning.timing import Timing, time_networks
 from ..trainers.pruning import SERIES
@@ -185,7 +186,7 @@ def make_report(
         raise FileNotFoundError(" ".join(problems))
 
     if timing_seconds and networks:
-        _time(models, networks, timing_seconds, problems, progress)
+        _time(models, networks, timing_seconds, checkpoint, problems, progress)
     wanted = [model for model in models if baseline is None or model.folder.resolve() == baseline.resolve()]
     if not wanted:
         problems.append(f"The baseline {baseline} could not be read; {models[0].name} takes its place.")
@@ -273,10 +274,11 @@ def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[Mod
     )
     without = [path.name for path in sorted(trained.folder.glob("fold_*")) if path.name[5:] not in trained.checkpoints]
     if without:
+        of_training = model.dataset, model.configuration, without[0][5:], model.trainer, model.plans
+        go_on = train_command(*of_training, "--c")
         problems.append(
             f"{name} has no readable {trained.checkpoint_name} in {', '.join(without)}; a training writes it at its "
-            f"end, and nnUNetv2_train {model.dataset} {model.configuration} FOLD -tr {model.trainer} -p {model.plans} "
-            f"--c goes on."
+            f"end. To go on: {go_on}"
         )
     return model, networks
 
@@ -300,6 +302,7 @@ def _time(
     models: list[ModelReport],
     networks: dict[tuple[str, str], nn.Module],
     seconds: float,
+    checkpoint: str,
     problems: list[str],
     progress: Progress,
 ) -> None:
@@ -311,6 +314,7 @@ def _time(
         alike.setdefault((type(network), patches[name], shapes), []).append((name, fold))
     first = {keys[0]: networks[keys[0]] for keys in alike.values()}
     inputs = {key: (1, next(network.parameters()).shape[1], *patches[key[0]]) for key, network in first.items()}
+    folders = [model.folder for model in models]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
         share = seconds / len(devices)
@@ -323,7 +327,7 @@ def _time(
         if any(one.interquartile_range > SCATTER * one.median for one in timed.values()):
             problems.append(
                 f"Times on {device} scatter by more than {SCATTER:.0%}: this machine was busy. Time again when it is "
-                f"not: nnUNetv2_sauron benchmark -m MODEL_FOLDER..."
+                f"not: {command('nnUNetv2_sauron', 'benchmark', '-m', *folders, *checkpoint_flag(checkpoint))}"
             )
         for keys in alike.values():
             for name, fold in keys:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from ..json_output import print_json
 from ..trainers.checkpoints import write_atomically
 from .progress import Progress
 from .report import make_report
@@ -42,7 +42,7 @@ def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, 
     write_atomically(output / "report.txt", lambda path: Path(path).write_text(text.getvalue(), encoding="utf-8"))
     write_html(made, output / "report.html")
     if json_output:
-        print(json.dumps(as_json(made), indent=1))
+        print_json(as_json(made))
     else:
         console = Console()
         print_report(made, console)

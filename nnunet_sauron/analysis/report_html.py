@@ -46,7 +46,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 figure { margin: 1.5rem 0; } figcaption { margin-bottom: 0.4rem; }
 svg { width: 100%; max-width: var(--width); height: auto; display: block; } svg text { font-family: inherit; }
 .problems { background: var(--band); border-left: 4px solid var(--series-2); padding: 0.5rem 1rem; }
-.problems li, li { overflow-wrap: anywhere; }
+.problems li, li { overflow-wrap: anywhere; white-space: pre-wrap; }
 thead th { white-space: normal; max-width: 16rem; overflow-wrap: anywhere; } tbody th { font-weight: normal; }
 @media (max-width: 40rem) { body { padding: 0.6rem; } th:first-child, td:first-child { min-width: 8rem; }
   svg { min-width: min(40rem, var(--width)); } }

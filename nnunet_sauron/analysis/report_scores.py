@@ -8,10 +8,12 @@ from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed
 
+from ..commands import predict_command, train_command
 from .evaluation import CaseScore, evaluate_folder
 from .models import CHECKPOINT, COMPRESSION, TrainedModel
 from .progress import Progress
 
+BEST = "checkpoint_best.pth"
 PREDICTIONS = "predictions"  # stands for a fold where scores are of a folder of predictions
 
 
@@ -69,13 +71,11 @@ def _check_validation(trained: TrainedModel, fold: str, folder: Path) -> None:
     there = trained.segmentations.files(folder)
     if not there:
         # compress validates nothing, and a training that was stopped before its end has not yet.
-        predict = (
-            f"nnUNetv2_predict_from_modelfolder -m {trained.folder} -f {fold} -i IMAGES -o OUT; then give "
-            f"--predictions OUT --labels LABELS."
-        )
+        of_fold = trained.folder, [fold], trained.checkpoints[fold]["trainer_name"], trained.checkpoint_name
+        predict = f"{predict_command(*of_fold)} and then give --predictions OUT --labels LABELS."
         if COMPRESSION in trained.checkpoints[fold]:
             raise FileNotFoundError(f"{folder} holds no segmentations. Make some: {predict}")
-        raise FileNotFoundError(f"{folder} holds no segmentations. Run: {_validate(trained, fold)}, or {predict}")
+        raise FileNotFoundError(f"{folder} holds no segmentations. Run: {_validate(trained, fold)} or: {predict}")
     if not (folder / "summary.json").is_file():
         raise FileNotFoundError(
             f"{folder} has no summary.json: the validation did not end. Run: {_validate(trained, fold)}"
@@ -83,10 +83,12 @@ def _check_validation(trained: TrainedModel, fold: str, folder: Path) -> None:
 
 
 def _validate(trained: TrainedModel, fold: str) -> str:
+    """The command that validates, which nnU-Net does with trainings only that have ended; else the one that ends it."""
     trainer, plans = trained.checkpoints[fold]["trainer_name"], trained.plans["plans_name"]
-    return (
-        f"nnUNetv2_train {trained.plans['dataset_name']} {trained.configuration} {fold} -tr {trainer} -p {plans} --val"
-    )
+    flags = ["--val"] if (trained.folder / f"fold_{fold}" / CHECKPOINT).is_file() else ["--c"]
+    if trained.checkpoint_name == BEST:
+        flags.append("--val_best")
+    return train_command(trained.plans["dataset_name"], trained.configuration, fold, trainer, plans, *flags)
 
 
 def _references(trained: TrainedModel, validation: Path) -> Path:

@@ -211,9 +211,9 @@ def notes(report: Report) -> list[str]:
         "and live tensors, without what a convolution allocates for itself.",
         *timing,
         f"Dice, HD95 (the larger direction's 95th percentile) and surface Dice (tolerance {report.tolerance_mm:g} mm) "
-        "are MONAI's; means over cases and classes, then over folds. Where prediction or reference is empty there is "
-        "no distance, and where both are there is no Dice: such pairs of a case and a class are counted and not "
-        "averaged.",
+        "are defined as MONAI's, over surface voxels; means over cases and classes, then over folds. Where prediction "
+        "or reference is empty there is no distance, and where both are there is no Dice: such pairs of a case and a "
+        "class are counted and not averaged.",
         "Volume error: (predicted - reference) / reference.",
         f"Differences: per case, against {report.baseline}, mean over the classes where both have a value; 95 % "
         "bootstrap interval (BCa, 9999 draws over cases) and Wilcoxon's signed rank test, two-sided, not corrected for "
@@ -252,7 +252,8 @@ def print_report(report: Report, console: Console) -> None:
     for note in notes(report):
         console.print(f"- {note}", markup=False, highlight=False)
     for problem in report.problems:
-        console.print(f"! {problem}", markup=False, highlight=False, style="bold")
+        # Not wrapped: commands in it are to be copied.
+        console.print(f"! {problem}", markup=False, highlight=False, style="bold", soft_wrap=True)
 
 
 def _rich_table(title: str, report: Report) -> Table:

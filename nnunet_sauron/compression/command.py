@@ -16,11 +16,12 @@ import torch
 from ..analysis.cases import find_cases
 from ..analysis.evaluation import CaseScore, mean_score
 from ..analysis.progress import Progress
+from ..commands import predict_command
 from ..pruning.timing import check_device
 from .compress import Compressor, Goal, Segmenter, provenance, split
 from .display import Trial, plot_trade_off, plot_widths, print_compressed, print_trials
 from .images import batches, patches
-from .model import STOCK, read_prunable, write_model
+from .model import STOCK, TRAINER, read_prunable, write_model
 from .recovery import STEPS, Recovery, RecoverySettings
 from .stages import UniformStages, check_plain, features_per_stage, plain_plans
 
@@ -92,7 +93,7 @@ def compress(
     on = torch.device(device)
     if dry_run:  # one fold shows it, and is compared with itself alone
         model = replace(model, checkpoints=dict([next(iter(model.checkpoints.items()))]))
-    progress = Progress(quiet=json_output)
+    progress = Progress()
     recovery = None
     if lessons:
         made_with = {"goal": asdict(goal), "round_to": round_to, "uniform_stages": uniform_stages}
@@ -156,11 +157,17 @@ def compress(
         write_model(model, output, {fold: one.weights for fold, one in found.items()}, notes, drawn, plans)
     if recovery:
         recovery.finish()
+    remarks = []
     for fold, one in found.items():
         if goal.latency is not None and one.seconds[1] > goal.latency * one.seconds[0]:
             left = one.seconds[1] / one.seconds[0]
-            progress.say(f"WARNING: fold {fold}: measured again, {left:.0%} of the time is left; this machine is busy")
-    print_compressed(found, scores, against, output, json_output=json_output, before_recovery=before)
+            remarks.append(f"Fold {fold}: measured again, {left:.0%} of the time is left; this machine is busy.")
+            progress.say(f"WARNING: {remarks[-1]}")
+    predict = predict_command(output, found, STOCK if plans else TRAINER)
+    print_compressed(
+        found, scores, against, output,
+        json_output=json_output, predict=predict, remarks=remarks, before_recovery=before,
+    )  # fmt: skip
     if plans:
         shared = f", shared by {len(found)} folds" if len(found) > 1 else ""
         progress.say(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..analysis.evaluation import CaseScore, mean_score
-from ..analysis.plain import plain
+from ..json_output import print_json
 from .compress import Compressed
 
 Scores = Sequence[CaseScore]
@@ -31,19 +30,24 @@ def print_compressed(
     output: Path,
     *,
     json_output: bool,
+    predict: str,
+    remarks: Sequence[str] = (),
     before_recovery: Scores | None = None,
 ) -> None:
-    """Every fold's layers, what they cost, and how far the segmentations changed, by then and before a recovery."""
+    """Every fold's layers, what they cost, how far the segmentations changed, by then and before a recovery, and the
+    command that predicts; as JSON also what has been remarked, such as folds left out."""
     if json_output:
         described = {
-            "output": str(output),
+            "output": output,
+            "predict": predict,
+            "remarks": remarks,
             "folds": {fold: described_fold(one) for fold, one in found.items()},
             "agreement_dice": per_class(agreement, "dice"),
             **_against_labels(against_labels),
         }
         if before_recovery:
             described["agreement_dice_before_recovery"] = per_class(before_recovery, "dice")
-        print(json.dumps(plain(described), indent=2))
+        print_json(described)
         return
 
     from rich.console import Console
@@ -80,24 +84,24 @@ def print_compressed(
     else:
         console.print("No image was held out: a single one was given. Give more to have segmentations compared.")
     console.print(Text(f"Wrote {output}"), soft_wrap=True)
-    console.print(
-        Text(f"Predict: nnUNetv2_predict_from_modelfolder -m {output} -f {' '.join(found)} -i IN -o OUT"),
-        soft_wrap=True,
-    )
+    console.print(Text(f"Predict: {predict}"), soft_wrap=True)
 
 
-def print_trials(trials: Sequence[Trial], old: Scores | None, *, json_output: bool) -> None:
-    """One row a tolerance; `old` is the old model against labels, if there are any."""
+def print_trials(
+    trials: Sequence[Trial], old: Scores | None, *, json_output: bool, remarks: Sequence[str] = ()
+) -> None:
+    """One row a tolerance; `old` is the old model against labels, if there are any. In JSON, remarks are in each row."""
     if json_output:
         rows = [
             {
                 **described_fold(trial.compressed),
                 "agreement_dice": per_class(trial.agreement, "dice"),
+                "remarks": remarks,
                 **_against_labels({"old": old, "new": trial.against_labels}),
             }
             for trial in trials
         ]
-        print(json.dumps(plain(rows), indent=2))
+        print_json(rows)
         return
 
     from rich.console import Console

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..commands import command
 from ..datasets.phantom import DATASET_ID, DATASET_NAME, write_phantom
+from ..json_output import print_json
 from ..plugin import find_nnunet, reads_external_trainers, trainer_folder
 from .commands import CommandError, run_command
 from .display import Display, print_comparison
@@ -89,7 +91,7 @@ def run_demo(folder: Path | None = None, json_output: bool = False) -> None:
     )
     path = demo_folder.path
     console.print(f"Working in {path}, logs in its folder logs. About 10 minutes on two cores.", markup=False)
-    go_on = f"nnUNetv2_sauron demo -o {path}"
+    go_on = command("nnUNetv2_sauron", "demo", "-o", path)
     try:
         with _terminated_like_interrupted():
             _run_steps(demo_steps(path), demo_folder, console)
@@ -102,7 +104,7 @@ def run_demo(folder: Path | None = None, json_output: bool = False) -> None:
         raise RuntimeError(f"{error}. When the cause is mended, go on with: {go_on}") from error
     comparison = json.loads((path / "demo.json").read_text())
     if json_output:
-        print(json.dumps(comparison, indent=2))
+        print_json(comparison)
     else:
         print_comparison(console, comparison, (path / "report" / "report.txt").read_text())
     console.print(f"The same as JSON: {path / 'demo.json'}", markup=False)

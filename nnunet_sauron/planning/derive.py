@@ -12,6 +12,7 @@ from pathlib import Path
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from ..architecture import network_of_plans
+from ..commands import command
 from .patches import check_patch, enlarged_patch, largest_batch, patch_limits, pooling_steps
 from .size import ConfigurationSize, configuration_size, feature_map_values
 from .widths import Widths
@@ -155,7 +156,7 @@ def _dataset_folder(dataset: int | str) -> Path:
         names = ", ".join(folder.name for folder in folders) or "none"
         raise ValueError(
             f"There is no dataset {dataset} in {preprocessed} (there: {names}); plan and preprocess it first: "
-            f"nnUNetv2_plan_and_preprocess -d DATASET"
+            f"{command('nnUNetv2_plan_and_preprocess', '-d', dataset)}"
         )
     if len(found) > 1:
         raise ValueError(f"{dataset} is the number of {' and '.join(f.name for f in found)}; give the dataset's name.")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 
+from ..commands import command
+from ..json_output import print_json
 from .derive import ConfigurationChange, DerivedPlans
 
 ROWS = (
@@ -23,7 +24,7 @@ ROWS = (
 def print_derived(derived: DerivedPlans, *, json_output: bool = False) -> None:
     """Print what changed, configuration by configuration; the ratios are new over old."""
     if json_output:
-        print(json.dumps(_as_json(derived), indent=2))
+        print_json(_as_json(derived))
         return
 
     from rich.console import Console
@@ -42,7 +43,8 @@ def print_derived(derived: DerivedPlans, *, json_output: bool = False) -> None:
             console.print(Text(f"{name}: {change.limits}"), soft_wrap=True)
     console.print(Text(f"Wrote {derived.path}"), soft_wrap=True)
     first = next(iter(derived.configurations))
-    console.print(Text(f"Train: nnUNetv2_train {derived.dataset} {first} FOLD -p {derived.name}"), soft_wrap=True)
+    train = command("nnUNetv2_train", derived.dataset, first, "FOLD", "-p", derived.name)
+    console.print(Text(f"Train: {train}"), soft_wrap=True)
 
 
 def ratios(change: ConfigurationChange) -> dict[str, float]:
@@ -54,7 +56,6 @@ def ratios(change: ConfigurationChange) -> dict[str, float]:
 
 def _as_json(derived: DerivedPlans) -> dict:
     described = asdict(derived)
-    described["path"] = str(derived.path)
     for name, change in derived.configurations.items():
         described["configurations"][name]["ratios"] = ratios(change)
     return described

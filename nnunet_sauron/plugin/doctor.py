@@ -6,9 +6,9 @@ import contextlib
 import importlib
 import importlib.metadata
 import io
-import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
 import traceback
@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .. import __version__
+from ..json_output import print_json
 from .installation import (
     PLANNERS,
     SHIMS,
@@ -35,8 +36,8 @@ EXTERNAL = "nnUNet_extTrainer"
 INSTALL = "Run: nnUNetv2_sauron install"
 INSTALL_PLANNERS = "To use them by -pl, which looks into nnU-Net's own folder only, run: nnUNetv2_sauron install"
 ANOTHER_CLASS = "nnU-Net finds another class of this name first, in "
-EXPORT = "export nnUNet_extTrainer=$(nnUNetv2_sauron path)"
-EXPORT_TOO = "export nnUNet_extTrainer=$(nnUNetv2_sauron path)" + os.pathsep + "$nnUNet_extTrainer"
+EXPORT = 'export nnUNet_extTrainer="$(nnUNetv2_sauron path)"'
+EXPORT_TOO = f'export nnUNet_extTrainer="$(nnUNetv2_sauron path){os.pathsep}$nnUNet_extTrainer"'
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def print_checks(checks: list[Check], *, json_output: bool = False) -> None:
     """Print checks as a table followed by what to do, or as one JSON object `{"ok": ..., "checks": [...]}`."""
     failed = [check for check in checks if check.ok is False]
     if json_output:
-        print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=2))
+        print_json({"ok": not failed, "checks": [asdict(check) for check in checks]})
         return
 
     from rich.console import Console
@@ -162,7 +163,12 @@ def _data_folder(variable: str, purpose: str, *, needed: bool, written: bool) ->
         return Check(variable, False if needed else None, "not set", remedy)
     folder = Path(value)
     if not folder.exists():
-        return Check(variable, None, f"{folder} does not exist yet", f"If this is the right one: mkdir -p '{folder}'")
+        return Check(
+            variable,
+            None,
+            f"{folder} does not exist yet",
+            f"If this is the right one: mkdir -p {shlex.quote(value)}",
+        )
     if not folder.is_dir():
         remedy = f"Name a folder: export {variable}=FOLDER"
         return Check(variable, False if needed else None, f"{folder} is not a folder", remedy)

@@ -217,7 +217,7 @@ def _way_around(nnunet_folder: Path) -> str:
     if reads_external_trainers(nnunet_folder):
         return (
             "Or leave nnU-Net as it is and let it find the trainers by its environment variable: "
-            "export nnUNet_extTrainer=$(nnUNetv2_sauron path)"
+            'export nnUNet_extTrainer="$(nnUNetv2_sauron path)"'
         )
     return (
         "This nnU-Net does not read the environment variable nnUNet_extTrainer either (2.8.0 and later do): "

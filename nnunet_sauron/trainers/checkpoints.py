@@ -18,7 +18,7 @@ COMPRESSION = "compression"  # key of a checkpoint that `compress` wrote: where 
 
 
 def write_atomically(
-    path: Path, write: Callable[[str], None], again: str = "continue (nnUNetv2_train ... --c)"
+    path: Path, write: Callable[[str], None], again: str = "continue with the same command and --c"
 ) -> None:
     """Let `write` make a file beside `path`, then put it in its place; a crash at any time leaves the old file.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..commands import train_command
 from ..pruning import widths_of
 from .checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
 from .kept_settings import KeepsSettings, has_begun
@@ -119,10 +120,9 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         if self._unread and self.current_epoch == 0:
             raise self._unread
         if not self._start_name and self.current_epoch == 0:
-            raise ValueError(
-                "CompressedTrainer has nothing to start from. Name the folder that compress wrote: "
-                'nnunet_sauron="start_from=MODEL_FOLDER" nnUNetv2_train ... -tr CompressedTrainer'
-            )
+            names = self.plans_manager.dataset_name, self.configuration_name, self.fold, type(self).__name__
+            again = train_command(*names, self.plans_manager.plans_name, settings="start_from=MODEL_FOLDER")
+            raise ValueError(f"{names[-1]} has nothing to start from. Name the folder that compress wrote: {again}")
         finished = self.current_epoch >= self.num_epochs
         if self._teacher is None:  # of a training that is continued
             arguments = self.plans_manager.plans, self.configuration_name, self.dataset_json

@@ -24,6 +24,7 @@ from nnunet_sauron.analysis.clusterability import (
 )
 from nnunet_sauron.analysis.clusterability_plot import draw, embedding, print_table
 from nnunet_sauron.analysis.models import TrainedModel
+from nnunet_sauron.commands import train_command
 from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.trainers.snapshots import pooled
 
@@ -216,9 +217,7 @@ def test_what_has_no_snapshots_is_said_and_the_others_are_measured(tmp_path):
     without = write_training(tmp_path / "b", {}, trainer="nnUNetTrainer")
     result = clusterability([good, without, tmp_path / "nowhere"])
     assert [model.trainer for model in result.models] == ["StockTrainer"]
-    said = (
-        'nnunet_sauron="snapshot_every=10" nnUNetv2_train Dataset004_Hippocampus 2d 0 -tr StockTrainer -p nnUNetPlans'
-    )
+    said = train_command("Dataset004_Hippocampus", "2d", 0, "StockTrainer", "nnUNetPlans", settings="snapshot_every=10")
     assert said in result.problems[0] and "fold_0 has no feature_maps" in result.problems[0]
     assert "nowhere has no fold_*" in result.problems[1]
     with pytest.raises(ValueError, match=r"No feature maps to look at.*snapshot_every=10"):

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -169,7 +170,7 @@ def test_without_shim_and_variable_both_ways_are_offered(examine_copy: Examine) 
     assert sauron.ok is False
     assert sauron.detail == "no shim is installed in nnU-Net's folder, and nnUNet_extTrainer is not set"
     assert "nnUNetv2_sauron install" in sauron.remedy
-    assert "export nnUNet_extTrainer=$(nnUNetv2_sauron path)" in sauron.remedy
+    assert 'export nnUNet_extTrainer="$(nnUNetv2_sauron path)"' in sauron.remedy
 
 
 def test_folder_of_somebody_elses_trainers_is_kept_beside_ours(examine_copy: Examine, tmp_path: Path) -> None:
@@ -319,7 +320,7 @@ def test_folder_that_does_not_exist_yet_stops_nothing(tmp_path: Path, monkeypatc
     check = found_here()["nnUNet_results"]
     assert check.ok is None
     assert check.detail == f"{tmp_path / 'results'} does not exist yet"
-    assert f"mkdir -p '{tmp_path / 'results'}'" in check.remedy
+    assert f"mkdir -p {shlex.quote(str(tmp_path / 'results'))}" in check.remedy
 
 
 @pytest.mark.usefixtures("without_trainers")

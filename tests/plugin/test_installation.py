@@ -116,7 +116,7 @@ def test_read_only_installation_is_named_with_the_way_out(
 ) -> None:
     before = tree(nnunet)
     refuse_writing(nnunet / shim.place, monkeypatch)
-    with pytest.raises(RuntimeError, match=r"export nnUNet_extTrainer=\$\(nnUNetv2_sauron path\)") as raised:
+    with pytest.raises(RuntimeError, match=r'export nnUNet_extTrainer="\$\(nnUNetv2_sauron path\)"') as raised:
         install(nnunet)
     assert str(nnunet / shim.place) in str(raised.value)
     assert tree(nnunet) == before

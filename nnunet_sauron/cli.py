@@ -36,11 +36,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"nnUNetv2_sauron {options.verb}: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # also what nnU-Net and others raise, such as AssertionError
         if os.environ.get(DEBUG_VARIABLE) == "1":
             raise
-        print(f"nnUNetv2_sauron {options.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"nnUNetv2_sauron {options.verb}: {_words(error)}", file=sys.stderr)
         return 2
+
+
+def _words(error: Exception) -> str:
+    """An error in one line; with its class where the text was not written for the user."""
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    if text and isinstance(error, (ValueError, RuntimeError, OSError, MemoryError)):
+        return text
+    where = f"{DEBUG_VARIABLE}=1 in the environment shows where it came from"
+    return f"{type(error).__name__}{': ' if text else ''}{text} ({where})"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..analysis.evaluation import CaseScore, mean_score
 from ..analysis.plain import plain
+from ..terminal import PlainTable, plain_console
 from .compress import Compressed
 
 Scores = Sequence[CaseScore]
@@ -46,13 +47,9 @@ def print_compressed(
         print(json.dumps(plain(described), indent=2))
         return
 
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
+    console = plain_console()
     for fold, one in found.items():
-        table = Table(f"fold {fold}", "before", "after", "left", title=f"tolerance {one.tolerance:.4g}")
+        table = PlainTable(f"fold {fold}", "before", "after", "left", title=f"tolerance {one.tolerance:.4g}")
         for name, width in one.before.items():
             table.add_row(name, str(width), str(one.after[name]), f"{one.after[name] / width:.0%}")
         table.add_section()
@@ -70,7 +67,7 @@ def print_compressed(
             for name, scores in against_labels.items():
                 if scores:
                     columns[f"{'Dice' if metric == 'dice' else 'HD95'} {name}{unit}"] = per_class(scores, metric)
-        table = Table("class", *columns)
+        table = PlainTable("class", *columns)
         for name in columns["agreement (Dice)"]:
             table.add_row(name, *(_number(values[name]) for values in columns.values()))
         console.print(table)
@@ -79,9 +76,9 @@ def print_compressed(
         )
     else:
         console.print("No image was held out: a single one was given. Give more to have segmentations compared.")
-    console.print(Text(f"Wrote {output}"), soft_wrap=True)
+    console.print(f"Wrote {output}", soft_wrap=True)
     console.print(
-        Text(f"Predict: nnUNetv2_predict_from_modelfolder -m {output} -f {' '.join(found)} -i IN -o OUT"),
+        f"Predict: nnUNetv2_predict_from_modelfolder -m {output} -f {' '.join(found)} -i IN -o OUT",
         soft_wrap=True,
     )
 
@@ -100,10 +97,7 @@ def print_trials(trials: Sequence[Trial], old: Scores | None, *, json_output: bo
         print(json.dumps(plain(rows), indent=2))
         return
 
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("tolerance", "channels", "parameters", "MACs", "network time", "Dice, new against old")
+    table = PlainTable("tolerance", "channels", "parameters", "MACs", "network time", "Dice, new against old")
     if old:
         table.add_column(f"Dice, labels (old: {_number(_mean_dice(old))})")
     for trial in trials:
@@ -114,7 +108,7 @@ def print_trials(trials: Sequence[Trial], old: Scores | None, *, json_output: bo
         table.add_row(
             f"{one.tolerance:.3g}", *(f"{share:.0%}" for share in shares), *(_number(_mean_dice(s)) for s in scores)
         )
-    Console().print(table)
+    plain_console().print(table)
 
 
 def plot_trade_off(trials: Sequence[Trial], path: Path) -> None:

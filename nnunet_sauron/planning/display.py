@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import asdict
 
+from ..terminal import PlainTable, plain_console
 from .derive import ConfigurationChange, DerivedPlans
 
 ROWS = (
@@ -26,23 +27,19 @@ def print_derived(derived: DerivedPlans, *, json_output: bool = False) -> None:
         print(json.dumps(_as_json(derived), indent=2))
         return
 
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
+    console = plain_console()
     for name, change in derived.configurations.items():
-        table = Table(name, derived.source, derived.name, "ratio")
+        table = PlainTable(name, derived.source, derived.name, "ratio")
         over_old = ratios(change)
         for label, key, show in ROWS:
             ratio = f"{over_old[key]:.1%}" if key in over_old else ""
             table.add_row(label, show(getattr(change.old, key)), show(getattr(change.new, key)), ratio)
         console.print(table)
         if change.limits is not None:
-            console.print(Text(f"{name}: {change.limits}"), soft_wrap=True)
-    console.print(Text(f"Wrote {derived.path}"), soft_wrap=True)
+            console.print(f"{name}: {change.limits}", soft_wrap=True)
+    console.print(f"Wrote {derived.path}", soft_wrap=True)
     first = next(iter(derived.configurations))
-    console.print(Text(f"Train: nnUNetv2_train {derived.dataset} {first} FOLD -p {derived.name}"), soft_wrap=True)
+    console.print(f"Train: nnUNetv2_train {derived.dataset} {first} FOLD -p {derived.name}", soft_wrap=True)
 
 
 def ratios(change: ConfigurationChange) -> dict[str, float]:

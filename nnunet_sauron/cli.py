@@ -344,7 +344,7 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 
 def _feature_maps(options: argparse.Namespace) -> int:
-    from .analysis.cases import case_of
+    from .analysis.cases import case_of, check_cases
     from .analysis.feature_maps import feature_maps, layer_names
     from .analysis.feature_maps_plot import check_output, write
     from .analysis.models import TrainedModel
@@ -362,6 +362,7 @@ def _feature_maps(options: argparse.Namespace) -> int:
         return 0
     progress = Progress()
     case = case_of(options.image, model)
+    check_cases(model, [case], progress)
     found = feature_maps(
         model, options.fold, case, options.layer, options.slice, options.labels, options.device, progress.bar
     )

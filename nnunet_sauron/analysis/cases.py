@@ -13,7 +13,7 @@ import torch
 from .evaluation import check_same_voxels, read_labels
 from .models import TrainedModel
 from .progress import Progress
-from .reading import read_image
+from .reading import not_finite, read_image
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def check_cases(
     Args:
         model: The model.
         cases: The cases.
-        progress: Shows a bar.
+        progress: Shows a bar, and names images with values that are not finite where nnU-Net reads these as 0.
         labels: Reference segmentations by the case's name.
 
     Raises:
@@ -88,6 +88,9 @@ def check_cases(
         for case in cases:
             try:
                 image, properties = read_case(model, case)
+                for file in case.files:
+                    if zeros := not_finite(model.segmentations.reader, file):
+                        progress.say(f"{file} has {zeros} values that are nan or infinite: nnU-Net reads them as 0")
                 if case.name in labels:
                     reference, spacing = read_labels(labels[case.name], model.segmentations)
                     of_image = (case.files[0], image.shape[1:], tuple(map(float, properties["spacing"])))

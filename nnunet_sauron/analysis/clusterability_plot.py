@@ -181,7 +181,7 @@ def _tsne(models: Sequence[TrainedFold], layer: str) -> Figure:
             axes.scatter(*where.T, s=14, color=COLOURS[k % len(COLOURS)], alpha=0.7, linewidths=0)
             axes.set_title(f"{f'after {epoch} epochs' if epoch else 'untrained'}: {len(where)} maps", fontsize=10)
             axes.set(xticks=[], yticks=[])
-        row[0].set_ylabel(model.name, fontsize=10)
+        row[0].set_ylabel(as_is(model.name), fontsize=10)
         if len(model.snapshots) == 1:
             row[1].set_axis_off()
     figure.suptitle(as_is(f"Feature maps of {layer} by t-SNE"), fontsize=11)

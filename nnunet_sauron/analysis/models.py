@@ -91,7 +91,7 @@ class TrainedModel:
         for fold in folds or there:
             try:
                 checkpoints[fold] = _read(folder / f"fold_{fold}" / checkpoint_name)
-            except ValueError as error:
+            except (ValueError, OSError, MemoryError) as error:
                 if on_error is None or len(folds or there) == 1:
                     raise
                 on_error(str(error))

@@ -20,6 +20,7 @@ import nibabel
 import numpy as np
 import tifffile
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 GIPL_HEADER = 256
@@ -55,6 +56,17 @@ def read_segmentation(reader: BaseReaderWriter, file: str | Path) -> tuple[np.nd
         )
     told = not isinstance(reader, Tiff3DIO) or file.with_suffix(".json").is_file()
     return labels[0], tuple(float(length) for length in properties["spacing"]) if told else None
+
+
+def not_finite(reader: BaseReaderWriter, file: str | Path) -> int:
+    """How many values of a NIfTI file are nan or infinite that SimpleITK, and nnU-Net with it, reads as 0."""
+    if not isinstance(reader, SimpleITKIO) or not str(file).endswith((".nii", ".nii.gz")):
+        return 0
+    with contextlib.suppress(Exception):  # a form of NIfTI that SimpleITK alone reads
+        stored = nibabel.load(file)
+        if stored.get_data_dtype().kind == "f":
+            return int(np.count_nonzero(~np.isfinite(np.asanyarray(stored.dataobj))))
+    return 0
 
 
 def _read(
@@ -103,9 +115,13 @@ def _check_file(file: Path) -> None:
 def _check_length(file: Path) -> None:
     """Raise EOFError or what `gzip` raises if a file is shorter than its header says.
 
-    Of the formats that SimpleITK does not look after itself.
+    Of the formats whose end readers do not look after.
     """
     name = file.name.lower()
+    if name.endswith(".png"):
+        content = file.read_bytes()
+        if content.startswith(b"\x89PNG") and b"IEND" not in content[-CHUNK:]:
+            raise EOFError("its last chunk is missing")
     if not name.endswith((".nii", ".nii.gz", ".gipl", ".gipl.gz")):
         return
     with file.open("rb") as raw:
@@ -142,13 +158,13 @@ def _expected_gipl(header: bytes) -> int | None:
 def _check_geometry(reader: BaseReaderWriter, image: np.ndarray, properties: dict, files: Sequence[Path]) -> None:
     if image.size == 0 or image.ndim != 4:
         raise ValueError(f"it has the shape {image.shape}, expected were channels and three axes of at least one voxel")
-    spacing = np.asarray(properties["spacing"], dtype=float)
-    if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
-        raise ValueError(f"its spacing is {spacing.tolist()}, expected were three numbers above 0, in mm")
     axes = len(properties.get("sitk_stuff", {}).get("spacing", ()))
     # SimpleITK puts the parts of a voxel last, where nnU-Net takes them for an axis.
     if (axes == 2 and image.shape[1] != 1) or (axes == 3 and len(image) != len(files)):
         raise ValueError("its voxels have several parts (colours or vectors), expected was one number a voxel")
+    spacing = np.asarray(properties["spacing"], dtype=float)
+    if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
+        raise ValueError(f"its spacing is {spacing.tolist()}, expected were three numbers above 0, in mm")
     if isinstance(reader, Tiff3DIO):
         for file in files:
             with tifffile.TiffFile(file) as tiff:

@@ -91,20 +91,15 @@ class Segmentations:
         ignore_label: Voxels of this value in the reference are judged nowhere.
         ending: Of the files.
         reader: nnU-Net's, which the plans name; it tells the spacing in mm (1 where a format, such as PNG, has none).
-        other_values: That a segmentation may have as well, such as those that nnU-Net writes for regions.
+        values: All that a segmentation may have; one with another is refused. None: those of the classes, of which it
+            must have one unless it is empty.
     """
 
     classes: Mapping[str, int | Sequence[int]]
     ignore_label: int | None = None
     ending: str = ".nii.gz"
     reader: BaseReaderWriter = field(default_factory=SimpleITKIO)
-    other_values: tuple[int, ...] = ()
-
-    @property
-    def values(self) -> set[int]:
-        """All values that a segmentation may have."""
-        of_classes = {value for values in class_values(self.classes).values() for value in values}
-        return {0, *of_classes, *self.other_values} | ({self.ignore_label} - {None})
+    values: frozenset[int] | None = None
 
     def files(self, folder: Path) -> list[Path]:
         """The segmentations in a folder, sorted, without what nnU-Net writes beside them."""
@@ -184,12 +179,14 @@ def read_labels(file: Path, kind: Segmentations) -> tuple[np.ndarray, tuple[floa
         ValueError: It cannot be read, has several channels, or values that are no class of the data set.
     """
     labels, spacing = read_segmentation(kind.reader, file)
-    unknown = sorted(set(pd.unique(labels.ravel()).tolist()) - kind.values)
-    if unknown:
+    there = set(pd.unique(labels.ravel()).tolist()) - {0, kind.ignore_label}
+    known = kind.values or {value for values in class_values(kind.classes).values() for value in values}
+    unknown = sorted(there - known)
+    if unknown and (kind.values is not None or len(unknown) == len(there)):
         shown = ", ".join(f"{value:g}" for value in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         raise ValueError(
-            f"{file} has values that are no class: {shown}; dataset.json has "
-            f"{', '.join(map(str, sorted(kind.values)))}. Give segmentations with the values of the data set."
+            f"{file} has values that are no class: {shown}; those of the data set are "
+            f"{', '.join(map(str, sorted(known)))}. Give segmentations with these."
         )
     return labels, spacing
 

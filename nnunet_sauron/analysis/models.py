@@ -17,7 +17,7 @@ from torch import nn
 
 from ..architecture import network_of_plans
 from ..json_files import read_json_object
-from ..labels import foreground_values
+from ..labels import class_values, foreground_values
 from ..pruning import accept_pruned_weights
 from ..pruning.channels import is_prunable
 from ..trainers.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint, trained_with
@@ -140,12 +140,11 @@ class TrainedModel:
     @property
     def segmentations(self) -> Segmentations:
         """How its segmentations are stored, for `evaluate_folder`."""
+        values = {value for values in class_values(self.dataset_json["labels"]).values() for value in values}
+        values.update(self.dataset_json.get("regions_class_order") or ())  # what nnU-Net writes for regions
+        reader = self.manager.image_reader_writer_class()
         return Segmentations(
-            self.classes,
-            self.ignore_label,
-            self.dataset_json["file_ending"],
-            self.manager.image_reader_writer_class(),
-            tuple(self.dataset_json.get("regions_class_order") or ()),
+            self.classes, self.ignore_label, self.dataset_json["file_ending"], reader, frozenset(values)
         )
 
     @property

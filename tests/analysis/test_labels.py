@@ -80,7 +80,7 @@ def test_labels_that_nnunet_cannot_use_are_named(tmp_path, labels):
         TrainedModel.read(folder)
 
 
-KIND = Segmentations({"background": 0, "organ": 1, "lesion": "2"})
+KIND = Segmentations({"background": 0, "organ": 1, "lesion": "2"}, values=frozenset({0, 1, 2}))
 
 
 @pytest.mark.parametrize("which", ["prediction", "reference"])
@@ -90,8 +90,19 @@ def test_values_that_are_no_class_are_an_error(tmp_path, which, value, dtype):
         array = np.zeros((4, 6, 8), dtype)
         array[1, 2, 2:5] = value if name == which else 1
         save(tmp_path / name / "c.nii.gz", array)
-    with pytest.raises(ValueError, match=rf"{which}/c.nii.gz has values that are no class: {value}; .* has 0, 1, 2\."):
+    with pytest.raises(ValueError, match=rf"{which}/c.nii.gz has values that are no class: {value}; .* are 0, 1, 2\."):
         evaluate_folder(tmp_path / "prediction", tmp_path / "reference", KIND)
+
+
+def test_a_class_beside_an_unknown_value_is_scored_where_the_data_set_is_not_known(tmp_path):
+    array = np.zeros((4, 6, 8), np.uint8)
+    array[1, 2, 2:5] = 1, 1, 7
+    save(tmp_path / "a" / "c.nii.gz", array)
+    (score,) = evaluate_folder(tmp_path / "a", tmp_path / "a", Segmentations({"background": 0, "organ": 1}))
+    assert score.values("dice") == {"organ": 1}
+    save(tmp_path / "a" / "c.nii.gz", array * 7)
+    with pytest.raises(ValueError, match="no class: 7, 49"):
+        evaluate_folder(tmp_path / "a", tmp_path / "a", Segmentations({"background": 0, "organ": 1}))
 
 
 def test_values_of_regions_and_of_ignored_voxels_are_known(tmp_path):

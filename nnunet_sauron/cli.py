@@ -45,12 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"nnUNetv2_sauron {options.verb}: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # also what nnU-Net and others raise, such as AssertionError
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 1
         if os.environ.get(DEBUG_VARIABLE) == "1":
             raise
-        print(f"nnUNetv2_sauron {options.verb}: {_one_line(error)}", file=sys.stderr)
+        print(f"nnUNetv2_sauron {options.verb}: {_words(error)}", file=sys.stderr)
         return 2
 
 
@@ -78,9 +78,14 @@ def _nobody_reads() -> bool:
     return gone
 
 
-def _one_line(error: Exception) -> str:
-    """Its message; spaces within a line are left alone, since they may be a path's."""
-    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+def _words(error: Exception) -> str:
+    """An error in one line; with its class where the text was not written for the user."""
+    # Spaces within a line are left alone, since they may be a path's.
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    if text and isinstance(error, (ValueError, RuntimeError, OSError, MemoryError)):
+        return text
+    where = f"{DEBUG_VARIABLE}=1 in the environment shows where it came from"
+    return f"{type(error).__name__}{': ' if text else ''}{text} ({where})"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -375,7 +380,7 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 
 def _feature_maps(options: argparse.Namespace) -> int:
-    from .analysis.cases import case_of
+    from .analysis.cases import case_of, check_cases
     from .analysis.feature_maps import feature_maps, layer_names
     from .analysis.feature_maps_plot import check_output, write
     from .analysis.models import TrainedModel
@@ -393,6 +398,7 @@ def _feature_maps(options: argparse.Namespace) -> int:
         return 0
     progress = Progress()
     case = case_of(options.image, model)
+    check_cases(model, [case], progress)
     found = feature_maps(
         model, options.fold, case, options.layer, options.slice, options.labels, options.device, progress.bar
     )

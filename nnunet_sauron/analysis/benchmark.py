@@ -11,6 +11,7 @@ import torch
 from ..json_output import print_json
 from ..pruning.cost import forward_on_meta
 from ..pruning.timing import Timing, check_device, machine, time_networks
+from ..terminal import PlainTable, plain_console
 from .models import TrainedModel
 from .report import short_names
 
@@ -71,18 +72,13 @@ def print_benchmark(timings: dict[str, Timing], *, json_output: bool, remarks: S
         named = {name: asdict(timing) for name, timing in timings.items()}
         print_json({"machine": machine(), "networks": named, "remarks": remarks})
         return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     first = next(iter(timings.values()))
-    table = Table("", "median, ms", "middle half, ms", "ratio")
-    table.columns[0].overflow = "fold"
+    table = PlainTable("", "median, ms", "middle half, ms", "ratio")
     for name, one in timings.items():
         spread = f"{1000 * one.lower_quartile:.3g} to {1000 * one.upper_quartile:.3g}"
         ratio = f"{one.median / first.median:.2f}"
-        table.add_row(escape(name).replace("__", "\n"), f"{1000 * one.median:.3g}", spread, ratio)
-    console = Console(highlight=False)
+        table.add_row(name.replace("__", "\n"), f"{1000 * one.median:.3g}", spread, ratio)
+    console = plain_console()
     console.print(table)
     how = f"on {first.device}, {first.threads} CPU threads"
     console.print(f"{first.repeats} forward passes each, after a warm-up, taking turns, {how}")

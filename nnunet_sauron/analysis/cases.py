@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from .evaluation import check_same_voxels, read_labels
 from .models import TrainedModel
+from .progress import Progress
+from .reading import not_finite, read_image
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ def find_cases(folder: Path, model: TrainedModel) -> list[Case]:
 
     Raises:
         FileNotFoundError: The folder is missing or holds no image of the model's file ending.
-        ValueError: A case has another number of channels than the model takes, or cannot be read.
+        ValueError: A case has another number of channels than the model takes, or the first one cannot be read.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give one of images such as imagesTs.")
@@ -67,24 +69,66 @@ def case_of(image: Path, model: TrainedModel) -> Case:
     return Case(name, tuple(str(path) for path in sorted(image.parent.iterdir()) if _name(path, ending) == name))
 
 
+def check_cases(
+    model: TrainedModel, cases: Sequence[Case], progress: Progress, labels: Mapping[str, Path] | None = None
+) -> None:
+    """Read every image, and the reference segmentations that there are, before anything that takes long.
+
+    Args:
+        model: The model.
+        cases: The cases.
+        progress: Shows a bar, and names images with values that are not finite where nnU-Net reads these as 0.
+        labels: Reference segmentations by the case's name.
+
+    Raises:
+        ValueError: Images or references cannot be used; all of them are named.
+    """
+    labels, wrong = labels or {}, []
+    with progress.bar("checking images", len(cases)) as step:
+        for case in cases:
+            try:
+                image, properties = read_case(model, case)
+                for file in case.files:
+                    if zeros := not_finite(model.segmentations.reader, file):
+                        progress.say(f"{file} has {zeros} values that are nan or infinite: nnU-Net reads them as 0")
+                if case.name in labels:
+                    reference, spacing = read_labels(labels[case.name], model.segmentations)
+                    of_image = (case.files[0], image.shape[1:], tuple(map(float, properties["spacing"])))
+                    check_same_voxels(of_image, (labels[case.name], reference.shape, spacing))
+            except ValueError as error:
+                wrong.append(str(error))
+            step(case.name)
+    if wrong:
+        several = f"{len(wrong)} of {len(cases)} cases cannot be used. " if len(wrong) > 1 else ""
+        raise ValueError(several + "\n".join(wrong))
+
+
 def read_case(model: TrainedModel, case: Case) -> tuple[np.ndarray, dict]:
     """Image (channels, z, y, x), and the properties that nnU-Net's reader tells of it.
 
     Raises:
-        ValueError: The files do not go together, or have another number of channels than the model takes.
+        ValueError: A file is damaged, the files do not go together, or the image is not what the model takes: it has
+            another number of channels or axes, or values that are not finite.
     """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said):
-            image, properties = model.manager.image_reader_writer_class().read_images(case.files)
-    except Exception as error:  # each of nnU-Net's readers has its own; what does not go together they print
-        raise ValueError(f"{', '.join(case.files)} cannot be read as one case: {error} {said.getvalue()}") from error
+    image, properties = read_image(model.manager.image_reader_writer_class(), case.files)
+    files = ", ".join(case.files)
     if len(image) != model.input_channels:
         ending = model.dataset_json["file_ending"]
         raise ValueError(
-            f"Case {case.name} has {len(image)} channels in {', '.join(case.files)}; the model takes "
-            f"{model.input_channels} ({', '.join(model.channel_names)}). Name files as for training, beside each "
-            f"other: CASE_0000{ending}, CASE_0001{ending}, ..."
+            f"Case {case.name} has {len(image)} channels in {files}; the model takes {model.input_channels} "
+            f"({', '.join(model.channel_names)}). Name files as for training, beside each other: CASE_0000{ending}, "
+            f"CASE_0001{ending}, ..."
+        )
+    if len(model.patch_size) == 3 and len(properties.get("sitk_stuff", {}).get("spacing", ())) == 2:
+        raise ValueError(
+            f"Case {case.name} is a 2D image ({files}); the model takes 3D images. Give the whole volume, or a model "
+            f"of configuration 2d."
+        )
+    finite = np.isfinite(image)
+    if not finite.all():
+        raise ValueError(
+            f"Case {case.name} has voxels that are not finite: {image.size - np.count_nonzero(finite)} are nan or "
+            f"infinite in {files}, and nnU-Net would give nothing but nan. Mend the image or leave it out."
         )
     return image, properties
 
@@ -114,6 +158,6 @@ def preprocess(
 
 
 def _name(path: Path, ending: str) -> str | None:
-    """The case's name if the file is in nnU-Net's naming."""
-    named = re.fullmatch(rf"(.+)_\d{{4}}{re.escape(ending)}", path.name)
+    """The case's name if the file is in nnU-Net's naming, and not hidden (such as ._CASE_0000.nii.gz of macOS)."""
+    named = re.fullmatch(rf"([^.].*)_\d{{4}}{re.escape(ending)}", path.name, re.DOTALL)
     return named[1] if named else None

@@ -88,7 +88,7 @@ def _of_images(fold_folder: Path, images: Path, problems: list[str]) -> dict[int
         cases = [preprocess(model, *read_case(model, case))[0] for case in first]
         data = torch.stack([_middle_patch(case, model.patch_size) for case in cases])
         maps = pooled_maps(model.network(fold), data)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         problems.append(str(error))
         return {}
     return {model.checkpoints[fold].get("current_epoch", 0): maps}
@@ -125,7 +125,7 @@ def _model(fold_folder: Path, found: Mapping[int, Path | dict], problems: list[s
         trainer = content.get("trainer_name", trainer)
         history = content.get("logging", {}).get("pruning")
         lambda_ = float(history[-1]["settings"].get("lambda_", math.nan)) if history else math.nan
-    except ValueError as error:
+    except (ValueError, OSError, MemoryError) as error:
         problems.append(f"lambda_ is not known: {error}")
     return TrainedFold("", fold_folder.parent, fold_folder.name.removeprefix("fold_"), trainer, lambda_, found)
 

@@ -11,8 +11,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
+from ..terminal import PlainTable, plain_console
 from .clusterability import FEWEST_MAPS, MEASURES, SIGNIFICANT, Clusterability, points
 from .clusterability_folders import TrainedFold
+from .plot_text import as_is
 
 # Okabe and Ito's colours, which can be told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -76,14 +78,12 @@ def embedding(model: TrainedFold, layer: str, epoch: int) -> np.ndarray:
 
 def print_table(result: Clusterability, console=None) -> None:
     """A table a model, the number of trends, and what the columns mean."""
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    console = console or Console()
+    console = console or plain_console()
     channels = _channels(result)
     for model in result.models:
-        table = Table(title=f"{model.name} ({model.folder}, fold {model.fold})")
+        table = PlainTable(title=Text(f"{model.name} ({model.folder}, fold {model.fold})"))
         table.add_column("layer", no_wrap=True)
         table.add_column("channels")
         several = len(model.snapshots) > 1
@@ -98,7 +98,7 @@ def print_table(result: Clusterability, console=None) -> None:
                 row += [_change(trend.first, trend.last, DIGITS[trend.Index]), *([_tau(trend)] if several else [])]
             table.add_row(*row)
         console.print(table)
-    table = Table("lambda", "measure", "median of the layers", "rising", "falling", "of layers", title="Trends")
+    table = PlainTable("lambda", "measure", "median of the layers", "rising", "falling", "of layers", title="Trends")
     for (value, measure), row in result.summary("lambda_").iterrows():
         counts = (f"{row[key]:.0f}" for key in ("rising", "falling", "layers"))
         table.add_row(lambda_label(value), measure, _change(row["first"], row["last"], DIGITS[measure]), *counts)
@@ -131,7 +131,7 @@ def _measures(result: Clusterability) -> Figure:
             low, median, high = (table.quantile(q, axis=1) for q in (0.25, 0.5, 0.75))
             axes.fill_between(table.index, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.plot(table.index, median, color=colour, marker=MARKERS[k % len(MARKERS)], markersize=4, linewidth=2,
-                      label=model.name)  # fmt: skip
+                      label=as_is(model.name))  # fmt: skip
         axes.set(title=TITLES[measure], xlabel="epochs of training", ylabel=UNITS[measure])
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
@@ -181,10 +181,10 @@ def _tsne(models: Sequence[TrainedFold], layer: str) -> Figure:
             axes.scatter(*where.T, s=14, color=COLOURS[k % len(COLOURS)], alpha=0.7, linewidths=0)
             axes.set_title(f"{f'after {epoch} epochs' if epoch else 'untrained'}: {len(where)} maps", fontsize=10)
             axes.set(xticks=[], yticks=[])
-        row[0].set_ylabel(model.name, fontsize=10)
+        row[0].set_ylabel(as_is(model.name), fontsize=10)
         if len(model.snapshots) == 1:
             row[1].set_axis_off()
-    figure.suptitle(f"Feature maps of {layer} by t-SNE", fontsize=11)
+    figure.suptitle(as_is(f"Feature maps of {layer} by t-SNE"), fontsize=11)
     figure.supxlabel("A point is a feature map; the axes have no unit", fontsize=9)
     return figure
 

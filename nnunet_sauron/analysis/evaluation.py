@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
+
+from ..labels import class_values, foreground_values
+from .reading import read_segmentation
 
 TOLERANCE_MM = 1.0
 ROUNDING = 1e-6  # mm; two voxels of 0.1 mm are 0.2 mm apart, whatever floating point makes of it
@@ -87,12 +91,15 @@ class Segmentations:
         ignore_label: Voxels of this value in the reference are judged nowhere.
         ending: Of the files.
         reader: nnU-Net's, which the plans name; it tells the spacing in mm (1 where a format, such as PNG, has none).
+        values: All that a segmentation may have; one with another is refused. None: those of the classes, of which it
+            must have one unless it is empty.
     """
 
     classes: Mapping[str, int | Sequence[int]]
     ignore_label: int | None = None
     ending: str = ".nii.gz"
     reader: BaseReaderWriter = field(default_factory=SimpleITKIO)
+    values: frozenset[int] | None = None
 
     def files(self, folder: Path) -> list[Path]:
         """The segmentations in a folder, sorted, without what nnU-Net writes beside them."""
@@ -108,6 +115,7 @@ def evaluate_folder(
     cases: Sequence[str] | None = None,
     on_error: Callable[[str], None] | None = None,
     after_case: Callable[[str], None] = lambda name: None,
+    on_note: Callable[[str], None] = lambda text: None,
 ) -> list[CaseScore]:
     """Score every reference segmentation against the prediction of the same file name.
 
@@ -119,13 +127,15 @@ def evaluate_folder(
         cases: Only these file names; None for every reference.
         on_error: Given what is wrong with a case, which is then left out; without it, that is raised.
         after_case: Called with each case's file name.
+        on_note: Given, once, what to know about the distances if files do not tell their spacing.
 
     Returns:
         One score a reference, sorted by case.
 
     Raises:
         FileNotFoundError: If a folder or all references are missing, or one of them or its prediction is.
-        ValueError: If a prediction's size or spacing is not its reference's, or the tolerance is negative.
+        ValueError: If a file cannot be read, has values that are no class, or a prediction's size or spacing is not
+            its reference's, or the tolerance is negative.
 
     The values are those of MONAI's `compute_dice`, `compute_hausdorff_distance` and `compute_surface_dice`, given the
     image's spacing; see `score_class`.
@@ -147,16 +157,58 @@ def evaluate_folder(
             f"{len(missing)} of {len(names)} references have no prediction of the same name in {predictions}, the "
             f"first is {missing[0]}; predict these cases too, or evaluate against a folder without them."
         )
-    scores = []
+    scores, notes = [], set()
     for name in names:
         try:
-            scores.append(_evaluate_case(predictions / name, references / name, kind, tolerance_mm))
-        except (ValueError, OSError, RuntimeError) as error:
+            score, note = _evaluate_case(predictions / name, references / name, kind, tolerance_mm)
+            scores.append(score)
+            if note and note not in notes:
+                notes.add(note)
+                on_note(note)
+        except Exception as error:  # whatever it is, other cases are scored
             if on_error is None:
                 raise
-            on_error(str(error))
+            on_error(f"{error}" if isinstance(error, (ValueError, OSError, RuntimeError)) else f"{name}: {error!r}")
         after_case(name)
     return scores
+
+
+def read_labels(file: Path, kind: Segmentations) -> tuple[np.ndarray, tuple[float, ...] | None]:
+    """A segmentation (z, y, x), and its spacing in mm; None where nothing tells it.
+
+    Raises:
+        ValueError: It cannot be read, has several channels, or values that are no class of the data set.
+    """
+    labels, spacing = read_segmentation(kind.reader, file)
+    there = set(pd.unique(labels.ravel()).tolist()) - {0, kind.ignore_label}
+    known = kind.values or {value for values in class_values(kind.classes).values() for value in values}
+    unknown = sorted(there - known)
+    if unknown and (kind.values is not None or len(unknown) == len(there)):
+        shown = ", ".join(f"{value:g}" for value in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise ValueError(
+            f"{file} has values that are no class: {shown}; those of the data set are "
+            f"{', '.join(map(str, sorted(known)))}. Give segmentations with these."
+        )
+    return labels, spacing
+
+
+Grid = tuple[str | Path, tuple[int, ...], tuple[float, ...] | None]
+"""A file, its shape (z, y, x) and its spacing in mm if it tells one."""
+
+
+def check_same_voxels(one: Grid, other: Grid) -> None:
+    """Raise ValueError unless two files have the same shape and, where both tell it, the same spacing."""
+    (file, shape, spacing), (other_file, other_shape, other_spacing) = one, other
+    in_plane = [axis for axis, length in enumerate(shape) if length > 1]
+    same = tuple(shape) == tuple(other_shape)
+    if same and spacing is not None and other_spacing is not None:
+        same = np.allclose(np.take(spacing, in_plane), np.take(other_spacing, in_plane), rtol=1e-3)
+    if not same:
+        told = [" (no spacing)" if s is None else f" and spacing {s} mm" for s in (spacing, other_spacing)]
+        raise ValueError(
+            f"{file} has shape {tuple(shape)}{told[0]}, {other_file} {tuple(other_shape)}{told[1]}; a segmentation and "
+            f"what it is compared with must describe the same voxels, so give those that belong to the same image."
+        )
 
 
 def mean_score(scores: Sequence[CaseScore], metric: str, name: str | None = None) -> Mean:
@@ -217,35 +269,37 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _evaluate_case(prediction_file: Path, reference_file: Path, kind: Segmentations, tolerance_mm: float) -> CaseScore:
+def _evaluate_case(
+    prediction_file: Path, reference_file: Path, kind: Segmentations, tolerance_mm: float
+) -> tuple[CaseScore, str | None]:
+    """A case's score, and what to know about its distances."""
     for what, path in (("prediction", prediction_file), ("reference", reference_file)):
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(f"Case {path.name} has no {what} in {path.parent}.")
     (prediction, spacing), (reference, reference_spacing) = (
-        (array[0], properties["spacing"])
-        for array, properties in (kind.reader.read_seg(str(path)) for path in (prediction_file, reference_file))
+        read_labels(path, kind) for path in (prediction_file, reference_file)
     )
-    in_plane = [axis for axis, length in enumerate(reference.shape) if length > 1]
-    if prediction.shape != reference.shape or not np.allclose(
-        np.take(spacing, in_plane), np.take(reference_spacing, in_plane), rtol=1e-3
-    ):
-        raise ValueError(
-            f"{prediction_file} has shape {prediction.shape} and spacing {tuple(map(float, spacing))} mm, its "
-            f"reference {reference_file} {reference.shape} and {tuple(map(float, reference_spacing))} mm; they must "
-            "describe the same voxels, so predict from the image that belongs to the reference."
-        )
-    classes = {name: (value,) if isinstance(value, int) else tuple(value) for name, value in kind.classes.items()}
+    check_same_voxels(
+        (prediction_file, prediction.shape, spacing), (reference_file, reference.shape, reference_spacing)
+    )
+    note = None
+    if spacing is None and reference_spacing is None:
+        note = "Neither segmentations nor references tell a spacing: distances and volumes are as if voxels had 1 mm."
+    elif reference_spacing is None:
+        note = f"References in {reference_file.parent} tell no spacing: that of the segmentations is taken."
+    elif spacing is None:
+        note = f"Segmentations in {prediction_file.parent} tell no spacing: that of the references is taken."
+    spacing = reference_spacing or spacing or (1.0, 1.0, 1.0)
     something = (prediction != 0) | (reference != 0)
     if something.any():  # the rest of a large image would only cost time, class by class
         box = bounding_box(something)
         prediction, reference = prediction[box], reference[box]
     judged = True if kind.ignore_label is None else reference != kind.ignore_label
     scores = {}
-    for name, values in classes.items():
-        if values != (0,):
-            masks = (np.isin(image, values) & judged for image in (prediction, reference))
-            scores[name] = score_class(*masks, reference_spacing, tolerance_mm)
-    return CaseScore(reference_file.name.removesuffix(kind.ending), scores)
+    for name, values in foreground_values(kind.classes, kind.ignore_label).items():
+        masks = (np.isin(image, values) & judged for image in (prediction, reference))
+        scores[name] = score_class(*masks, spacing, tolerance_mm)
+    return CaseScore(reference_file.name.removesuffix(kind.ending), scores), note
 
 
 def _surface(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:

@@ -24,6 +24,7 @@ from ..pruning.channels import channel_layout, feature_map_modules
 from ..pruning.cost import forward_on_meta
 from ..pruning.timing import check_device
 from .cases import Case, preprocess, read_case
+from .evaluation import check_same_voxels, read_labels
 from .feature_maps_grid import Grid
 from .feature_maps_windows import Bar, Layer, Windows, silent
 from .models import TrainedModel
@@ -193,14 +194,12 @@ def _preprocessed(
     image, _, of_image = preprocess(model, original, properties)
     labels = None
     if reference:
-        if not reference.is_file():
+        if not reference.exists():
             raise FileNotFoundError(f"There is no file {reference}.")
-        labels = model.manager.image_reader_writer_class().read_seg(str(reference))[0]
-        if labels.shape[1:] != original.shape[1:]:
-            raise ValueError(
-                f"The reference {reference} has {labels.shape[1:]} voxels, the image {case.files[0]} "
-                f"{original.shape[1:]} (z, y, x); give the segmentation that belongs to the image."
-            )
+        labels, spacing = read_labels(reference, model.segmentations)
+        of_image = (case.files[0], original.shape[1:], tuple(map(float, properties["spacing"])))
+        check_same_voxels(of_image, (reference, labels.shape, spacing))
+        labels = labels[None]
         # By itself: a reference may change the mask that an image is normalised in, but must not change the maps.
         labels = preprocess(model, original, properties, labels)[1][0].astype(np.int16)
         labels[labels < 0] = 0  # nnU-Net marks what lies outside the image's mask

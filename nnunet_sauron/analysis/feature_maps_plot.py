@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import SimpleITK
 from matplotlib import colormaps
@@ -26,6 +27,7 @@ from matplotlib.transforms import Bbox
 from .feature_maps import FeatureMaps
 from .feature_maps_grid import Grid
 from .feature_maps_windows import Bar, silent
+from .plot_text import as_is, font_families
 
 COLUMNS, ROWS = 8, 6  # of maps on a page, at most
 MOST_INPUTS = 4  # channels of the image beside reference and prediction
@@ -89,9 +91,10 @@ def draw(maps: FeatureMaps, folder: Path) -> list[Path]:
     upright = _Upright(maps.grid)
     pages = np.array_split(np.arange(len(maps.maps)), math.ceil(len(maps.maps) / (COLUMNS * ROWS)))
     files = []
-    for number, channels in enumerate(pages, 1):
-        files.append(folder / f"feature_maps_{number}.png")
-        _page(maps, upright, channels, number, len(pages)).save(files[-1])
+    with matplotlib.rc_context({"font.family": font_families()}):
+        for number, channels in enumerate(pages, 1):
+            files.append(folder / f"feature_maps_{number}.png")
+            _page(maps, upright, channels, number, len(pages)).save(files[-1])
     return files
 
 
@@ -165,7 +168,7 @@ class _Sheet:
         self.top = MARGIN
 
     def text(self, text: str, style: dict) -> None:
-        self.figure.text(MARGIN / WIDTH, 1 - self.top / SHEET, text, va="top", **style)
+        self.figure.text(MARGIN / WIDTH, 1 - self.top / SHEET, as_is(text), va="top", **style)
         self.top += LINE * style["size"] / TEXT["size"]
 
     def row(self, count: int, width: float, height: float, left: float = MARGIN) -> list[Axes]:
@@ -178,7 +181,7 @@ class _Sheet:
         return axes
 
     def legend(self, entries: dict[str, tuple]) -> None:
-        handles = [Patch(color=colour, label=name) for name, colour in entries.items()]
+        handles = [Patch(color=colour, label=as_is(name)) for name, colour in entries.items()]
         at = {"loc": "upper center", "bbox_to_anchor": (0.5, 1 - self.top / SHEET)}
         self.figure.legend(handles=handles, ncol=LEGEND_COLUMNS, frameon=False, fontsize=TEXT["size"], **at)
         self.top += LINE * (math.ceil(len(entries) / LEGEND_COLUMNS) + 0.5)
@@ -260,7 +263,7 @@ def _show_image(
     # Single bright voxels (vessels, metal) would leave the rest dark.
     low, high = np.percentile(plane, (0.5, 99.5))
     axes.imshow(plane, cmap="gray", vmin=low, vmax=high, aspect=upright.aspect, interpolation=SAMPLING)
-    axes.set_title(title, size=11)
+    axes.set_title(as_is(title), size=11)
     if labels is not None:
         labels = upright(labels[maps.slice_index])
         overlay = np.zeros((*labels.shape, 4))

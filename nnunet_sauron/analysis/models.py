@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import json
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import nn
 
 from ..architecture import network_of_plans
 from ..commands import continue_command
+from ..json_files import read_json_object
+from ..labels import class_values, foreground_values
 from ..pruning import accept_pruned_weights
 from ..pruning.channels import is_prunable
 from ..trainers.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint, trained_with
@@ -63,7 +66,7 @@ class TrainedModel:
 
         Raises:
             FileNotFoundError: The folder, a file in it or a fold is missing.
-            ValueError: A checkpoint cannot be read.
+            ValueError: A checkpoint cannot be read, or plans.json or dataset.json are not those of a model.
         """
         folder = folder.resolve()
         for name in ("plans.json", "dataset.json"):
@@ -72,7 +75,13 @@ class TrainedModel:
                     f"{folder} has no {name}; give the folder of a trained model, such as "
                     f"nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__2d."
                 )
-        there = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint_name}"))
+        plans, dataset_json = (
+            read_json_object(folder / name, f"copy {name} anew from where the model was trained")
+            for name in ("plans.json", "dataset.json")
+        )
+        there = sorted(
+            path.name.removeprefix("fold_") for path in folder.glob("fold_*") if (path / checkpoint_name).is_file()
+        )
         missing = [fold for fold in folds or there if fold not in there]
         if missing or not there:
             raise FileNotFoundError(
@@ -84,7 +93,7 @@ class TrainedModel:
         for fold in folds or there:
             try:
                 checkpoints[fold] = _read(folder / f"fold_{fold}" / checkpoint_name)
-            except ValueError as error:
+            except (ValueError, OSError, MemoryError) as error:
                 if on_error is None or len(folds or there) == 1:
                     raise
                 on_error(str(error))
@@ -92,10 +101,23 @@ class TrainedModel:
             raise ValueError(f"No fold of {folder} can be read.")
         first, checkpoint = next(iter(checkpoints.items()))
         _, configuration, _ = trained_with(checkpoint, folder / f"fold_{first}" / checkpoint_name)
-        plans, dataset_json = (
-            json.loads((folder / name).read_text(encoding="utf-8")) for name in ("plans.json", "dataset.json")
-        )
-        return cls(folder, plans, dataset_json, configuration, checkpoints, checkpoint_name)
+        model = cls(folder, plans, dataset_json, configuration, checkpoints, checkpoint_name)
+        model._check()
+        return model
+
+    def _check(self) -> None:
+        """Raise ValueError if nnU-Net can do nothing with the two JSON files."""
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(said):
+                self.manager.get_configuration(self.configuration)
+                _ = self.segmentations, self.input_channels, self.channel_names
+        except Exception as error:  # nnU-Net's own: AssertionError, KeyError, TypeError, ...
+            raise ValueError(
+                f"plans.json and dataset.json of {self.folder} are not those of a model of configuration "
+                f"{self.configuration}: {type(error).__name__}: {error} {' '.join(said.getvalue().split())} Copy them "
+                f"anew from where the model was trained."
+            ) from error
 
     @property
     def manager(self) -> PlansManager:
@@ -110,13 +132,7 @@ class TrainedModel:
     @property
     def classes(self) -> dict[str, tuple[int, ...]]:
         """Foreground classes or regions: names, and the values that belong to them in a segmentation."""
-        labels = self.manager.get_label_manager(self.dataset_json)
-        classes = {}
-        for name, values in self.dataset_json["labels"].items():
-            values = tuple(values) if isinstance(values, (list, tuple)) else (values,)
-            if values not in ((0,), (labels.ignore_label,)):
-                classes[name] = values
-        return classes
+        return foreground_values(self.dataset_json["labels"], self.ignore_label)
 
     @property
     def ignore_label(self) -> int | None:
@@ -126,8 +142,12 @@ class TrainedModel:
     @property
     def segmentations(self) -> Segmentations:
         """How its segmentations are stored, for `evaluate_folder`."""
+        values = {value for values in class_values(self.dataset_json["labels"]).values() for value in values}
+        values.update(self.dataset_json.get("regions_class_order") or ())  # what nnU-Net writes for regions
         reader = self.manager.image_reader_writer_class()
-        return Segmentations(self.classes, self.ignore_label, self.dataset_json["file_ending"], reader)
+        return Segmentations(
+            self.classes, self.ignore_label, self.dataset_json["file_ending"], reader, frozenset(values)
+        )
 
     @property
     def channel_names(self) -> tuple[str, ...]:

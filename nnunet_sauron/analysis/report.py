@@ -21,7 +21,7 @@ from .evaluation import TOLERANCE_MM, CaseScore
 from .models import CHECKPOINT, COMPRESSION, TrainedModel
 from .paired import PairedDifference, paired_difference
 from .progress import Progress
-from .report_scores import score_model
+from .report_scores import has_segmentations, score_model
 
 SECONDS_OF_TIMING = 60.0  # for all networks of a report together
 SCATTER = 0.3  # of a median: a wider middle half tells of other work on the machine
@@ -114,6 +114,7 @@ class Report:
         problems: What is missing, and which command makes it.
         tolerance_mm: Of the surface Dice.
         threads: CPU threads of PyTorch, which the timing used.
+        unscored: Models that have segmentations of which none could be scored; `problems` say why.
     """
 
     models: list[ModelReport]
@@ -121,6 +122,7 @@ class Report:
     problems: list[str]
     tolerance_mm: float
     threads: int
+    unscored: list[str] = field(default_factory=list)
 
     def model(self, name: str) -> ModelReport:
         """A model by its name."""
@@ -168,6 +170,7 @@ def make_report(
     progress = progress or Progress(quiet=True)
     problems: list[str] = []
     models: list[ModelReport] = []
+    unscored: list[str] = []
     networks: dict[tuple[str, str], nn.Module] = {}
     for name, folder, of_folder in zip(
         short_names(folders), folders, predictions or [None] * len(folders), strict=True
@@ -182,6 +185,8 @@ def make_report(
         networks.update({(name, fold): network for fold, network in of_folds.items()})
         scores = score_model(name, trained, of_folder, labels, tolerance_mm, problems, progress)
         models.append(replace(model, scores=scores))
+        if not scores and has_segmentations(trained, of_folder):
+            unscored.append(name)
     if not models:
         raise FileNotFoundError(" ".join(problems))
 
@@ -195,7 +200,7 @@ def make_report(
         if model is not reference:
             model.differences.update(_differences(model, reference))
             problems += _unequal(model, reference)
-    return Report(models, reference.name, problems, tolerance_mm, torch.get_num_threads())
+    return Report(models, reference.name, problems, tolerance_mm, torch.get_num_threads(), unscored)
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

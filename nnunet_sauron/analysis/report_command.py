@@ -6,9 +6,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from ..json_output import print_json
+from ..terminal import plain_console
 from ..trainers.checkpoints import write_atomically
 from .progress import Progress
 from .report import make_report
@@ -30,24 +29,30 @@ def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, 
         What was written.
 
     Raises:
-        FileNotFoundError, ValueError: As `make_report`; nothing is written then.
+        FileNotFoundError, ValueError: As `make_report`; nothing is written then. Or a model has segmentations, and
+            none of them could be scored; all is written and printed before that is raised.
         OSError: The folder cannot be written, which is found out before anything is measured.
     """
     _check_writable(output)
     made = make_report(folders, progress=Progress(), **options)
     output.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
-    print_report(made, Console(file=text, width=120))
+    print_report(made, plain_console(file=text, width=120))
     written = [*write_data(made, output), output / "report.txt", output / "report.html"]
     write_atomically(output / "report.txt", lambda path: Path(path).write_text(text.getvalue(), encoding="utf-8"))
     write_html(made, output / "report.html")
     if json_output:
         print_json(as_json(made))
     else:
-        console = Console()
+        console = plain_console()
         print_report(made, console)
         for path in written:
-            console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"Wrote {path}", soft_wrap=True)
+    if made.unscored:
+        raise ValueError(
+            f"None of the segmentations of {', '.join(made.unscored)} could be scored; what is wrong with each stands "
+            f"under problems in {output / 'report.txt'}."
+        )
     return written
 
 

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..trainers.pruning_plot import draw_channels, draw_thresholds
+from .plot_text import as_is
 from .report import ModelReport, Report, common_values
 from .report_data import fold_numbers, mean_numbers
 
@@ -251,7 +252,7 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
 
 def _label(model: ModelReport) -> str:
     """A model's name in lines short enough for a legend or a panel's title."""
-    return "\n".join(textwrap.wrap(model.name.replace("__", " ").replace("/", "/ "), 34))
+    return as_is("\n".join(textwrap.wrap(model.name.replace("__", " ").replace("/", "/ "), 34)))
 
 
 def _colour(model: int) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed
 
 from ..commands import predict_command, train_command
+from ..json_files import read_json_object
 from .evaluation import CaseScore, evaluate_folder
 from .models import CHECKPOINT, COMPRESSION, TrainedModel
 from .progress import Progress
@@ -44,19 +44,20 @@ def score_model(
         try:
             if not predictions:
                 _check_validation(trained, fold, folder)
-            references = labels or _references(trained, folder)
+            references = labels or _references(trained, folder, problems)
             cases = [path.name for path in kind.files(folder)]
             with progress.bar(f"scoring {what}", len(cases)) as step:
                 scores[fold] = evaluate_folder(
                     folder, references, kind, tolerance_mm=tolerance_mm, cases=cases,
                     on_error=lambda text, what=what: problems.append(f"{what}, a case is left out: {text}"),
-                    after_case=step,
+                    after_case=step, on_note=lambda text: text in problems or problems.append(text),
                 )  # fmt: skip
             without = len(kind.files(references)) - len(cases)
             if predictions and without > 0:
                 problems.append(f"{without} references in {references} have no segmentation in {folder}.")
-        except (ValueError, OSError, RuntimeError) as error:
-            problems.append(f"{what} has no quality in the report: {error}")
+        except Exception as error:  # whatever is in those folders, the other models are scored
+            why = error if isinstance(error, (ValueError, OSError, RuntimeError)) else repr(error)
+            problems.append(f"{what} has no quality in the report: {why}")
     if not predictions and scores and trained.checkpoint_name != CHECKPOINT:
         problems.append(
             f"{name}: its costs are of {trained.checkpoint_name}, its quality of what nnU-Net validated, which is "
@@ -65,6 +66,13 @@ def score_model(
     if "all" in scores:
         problems.append(f"{name}: fold all is validated on cases that it was trained with.")
     return {fold: found for fold, found in scores.items() if found}
+
+
+def has_segmentations(trained: TrainedModel, predictions: Path | None) -> bool:
+    """Whether there is anything that `score_model` could have scored."""
+    validations = [trained.folder / f"fold_{fold}" / "validation" for fold in trained.checkpoints]
+    folders = [predictions] if predictions else validations
+    return any(folder.is_dir() and trained.segmentations.files(folder) for folder in folders)
 
 
 def _check_validation(trained: TrainedModel, fold: str, folder: Path) -> None:
@@ -91,10 +99,17 @@ def _validate(trained: TrainedModel, fold: str) -> str:
     return train_command(trained.plans["dataset_name"], trained.configuration, fold, trainer, plans, *flags)
 
 
-def _references(trained: TrainedModel, validation: Path) -> Path:
+def _references(trained: TrainedModel, validation: Path, problems: list[str]) -> Path:
     """The folder of references that nnU-Net validated with."""
-    cases = json.loads((validation / "summary.json").read_text(encoding="utf-8")).get("metric_per_case", [])
-    named = [Path(case["reference_file"]).parent for case in cases[:1] if "reference_file" in case]
+    named, summary = [], validation / "summary.json"
+    try:
+        cases = read_json_object(summary, "validate again (nnUNetv2_train ... --val)").get("metric_per_case")
+        if cases:  # compress knows none
+            named.append(Path(cases[0]["reference_file"]).parent)
+    except ValueError as error:  # the segmentations can be scored all the same
+        problems.append(str(error))
+    except (KeyError, IndexError, TypeError):
+        problems.append(f"{summary} is not nnU-Net's: it does not tell where the references are.")
     named.append(Path(nnUNet_preprocessed or "") / trained.plans["dataset_name"] / "gt_segmentations")
     for folder in named:
         if folder.is_dir():

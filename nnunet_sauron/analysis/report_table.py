@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
+from ..terminal import PlainTable
 from .paired import PairedDifference
 from .report import ModelReport, Report, target_in_words
 from .report_data import dense_numbers, fold_numbers, mean_numbers, stage_channels
@@ -238,26 +238,23 @@ def print_report(report: Report, console: Console) -> None:
     for model in report.models:
         if len(model.folds) > 1:
             heads, found = fold_rows(model)
-            table = Table(escape(model.name), *heads)
+            table = PlainTable(model.name, *heads)
             for title, cells in found:
                 table.add_row(title, *cells)
             console.print(table)
     for model in report.models:
         if model.differences:
-            table = Table("", "mean [95 % interval]", "p (Wilcoxon)", "cases")
-            console.print(f"{model.name} minus {report.baseline}", markup=False, highlight=False)
+            table = PlainTable("", "mean [95 % interval]", "p (Wilcoxon)", "cases")
+            console.print(Text(f"{model.name} minus {report.baseline}"))
             for cells in comparison_rows(model):
                 table.add_row(*cells)
             console.print(table)
     for note in notes(report):
-        console.print(f"- {note}", markup=False, highlight=False)
+        console.print(Text(f"- {note}"))
     for problem in report.problems:
         # Not wrapped: commands in it are to be copied.
-        console.print(f"! {problem}", markup=False, highlight=False, style="bold", soft_wrap=True)
+        console.print(Text(f"! {problem}", style="bold"), soft_wrap=True)
 
 
-def _rich_table(title: str, report: Report) -> Table:
-    table = Table(title)
-    for model in report.models:
-        table.add_column(escape(model.name).replace("__", "\n").replace("/", "/\n"), overflow="fold")
-    return table
+def _rich_table(title: str, report: Report) -> PlainTable:
+    return PlainTable(title, *(model.name.replace("__", "\n").replace("/", "/\n") for model in report.models))

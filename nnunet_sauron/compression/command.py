@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..analysis.cases import find_cases
+from ..analysis.cases import check_cases, find_cases
 from ..analysis.evaluation import CaseScore, mean_score
 from ..analysis.progress import Progress
 from ..commands import predict_command
@@ -94,12 +94,13 @@ def compress(
     if dry_run:  # one fold shows it, and is compared with itself alone
         model = replace(model, checkpoints=dict([next(iter(model.checkpoints.items()))]))
     progress = Progress()
+    segmenter = Segmenter(model, held_out, on, progress, labels)
+    check_cases(model, [*fitted_on, *held_out], progress, segmenter.references)
     recovery = None
     if lessons:
         made_with = {"goal": asdict(goal), "round_to": round_to, "uniform_stages": uniform_stages}
         recovery = Recovery(model, output, lessons, fitted_on, held_out, on, progress, made_with)
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's prediction prints a line a case
-        segmenter = Segmenter(model, held_out, on, progress, labels)
         compressors = {fold: Compressor(model, fold, on, round_to) for fold in model.checkpoints}
         cut, fitted_on = patches(model, fitted_on, max(len(fitted_on), *(one.wanted for one in compressors.values())))
         for one in compressors.values():

@@ -237,12 +237,18 @@ class Segmenter:
         self.root = Path(self._folder.name)
         self.ending = model.dataset_json["file_ending"]
         self.labels = labels
-        for name in self._files if labels else ():
-            if not (labels / name).is_file():
-                raise FileNotFoundError(f"{labels} has no {name}; --labels needs one for every held-out image.")
+        self._noted: set[str] = set()
+        for path in self.references.values():
+            if not path.exists():
+                raise FileNotFoundError(f"{labels} has no {path.name}; --labels needs one for every held-out image.")
+
+    @property
+    def references(self) -> dict[str, Path]:
+        """The reference segmentations by case."""
+        return {case.name: self.labels / (case.name + self.ending) for case in self.cases} if self.labels else {}
 
     def segment_with_old_model(self) -> None:
-        """Comes before what follows, and before long work: the first to read every held-out case."""
+        """Comes before what follows."""
         self._predict("old", None)
 
     def agreement(self, weights: list[dict]) -> list[CaseScore]:
@@ -255,11 +261,15 @@ class Segmenter:
         """The "old" or "new" segmentations against the references, if there are any."""
         if not self.labels or not self.cases:
             return None
-        return evaluate_folder(self.root / name, self.labels, self.model.segmentations, cases=self._files)
+        names = [path.name for path in self.references.values()]
+        return evaluate_folder(
+            self.root / name, self.labels, self.model.segmentations, cases=names, on_note=self._say_once
+        )
 
-    @property
-    def _files(self) -> list[str]:
-        return [case.name + self.ending for case in self.cases]
+    def _say_once(self, text: str) -> None:
+        if text not in self._noted:
+            self._noted.add(text)
+            self.progress.say(text)
 
     def _predict(self, name: str, weights: list[dict] | None) -> Path:
         folder = self.root / name

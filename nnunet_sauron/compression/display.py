@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..analysis.evaluation import CaseScore, mean_score
 from ..json_output import print_json
+from ..terminal import PlainTable, plain_console
 from .compress import Compressed
 
 Scores = Sequence[CaseScore]
@@ -50,13 +51,9 @@ def print_compressed(
         print_json(described)
         return
 
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
+    console = plain_console()
     for fold, one in found.items():
-        table = Table(f"fold {fold}", "before", "after", "left", title=f"tolerance {one.tolerance:.4g}")
+        table = PlainTable(f"fold {fold}", "before", "after", "left", title=f"tolerance {one.tolerance:.4g}")
         for name, width in one.before.items():
             table.add_row(name, str(width), str(one.after[name]), f"{one.after[name] / width:.0%}")
         table.add_section()
@@ -74,7 +71,7 @@ def print_compressed(
             for name, scores in against_labels.items():
                 if scores:
                     columns[f"{'Dice' if metric == 'dice' else 'HD95'} {name}{unit}"] = per_class(scores, metric)
-        table = Table("class", *columns)
+        table = PlainTable("class", *columns)
         for name in columns["agreement (Dice)"]:
             table.add_row(name, *(_number(values[name]) for values in columns.values()))
         console.print(table)
@@ -83,14 +80,14 @@ def print_compressed(
         )
     else:
         console.print("No image was held out: a single one was given. Give more to have segmentations compared.")
-    console.print(Text(f"Wrote {output}"), soft_wrap=True)
-    console.print(Text(f"Predict: {predict}"), soft_wrap=True)
+    console.print(f"Wrote {output}", soft_wrap=True)
+    console.print(f"Predict: {predict}", soft_wrap=True)
 
 
 def print_trials(
     trials: Sequence[Trial], old: Scores | None, *, json_output: bool, remarks: Sequence[str] = ()
 ) -> None:
-    """One row a tolerance; `old` is the old model against labels, if there are any. In JSON, remarks are in each row."""
+    """One row a tolerance; `old` is the old model against labels, if any. In JSON, each row has the remarks."""
     if json_output:
         rows = [
             {
@@ -104,10 +101,7 @@ def print_trials(
         print_json(rows)
         return
 
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("tolerance", "channels", "parameters", "MACs", "network time", "Dice, new against old")
+    table = PlainTable("tolerance", "channels", "parameters", "MACs", "network time", "Dice, new against old")
     if old:
         table.add_column(f"Dice, labels (old: {_number(_mean_dice(old))})")
     for trial in trials:
@@ -118,7 +112,7 @@ def print_trials(
         table.add_row(
             f"{one.tolerance:.3g}", *(f"{share:.0%}" for share in shares), *(_number(_mean_dice(s)) for s in scores)
         )
-    Console().print(table)
+    plain_console().print(table)
 
 
 def plot_trade_off(trials: Sequence[Trial], path: Path) -> None:

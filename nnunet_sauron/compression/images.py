@@ -35,8 +35,8 @@ def patches(
         image = preprocess(model, *read_case(model, case))[0]
         if not image.isfinite().all():
             raise ValueError(
-                f"Case {case.name} has voxels that are not finite after nnU-Net's preprocessing (nan in the image?); "
-                f"nothing can be fitted on it. Mend it or leave it out."
+                f"Case {case.name} has voxels that are not finite after nnU-Net's preprocessing, though its image "
+                f"({', '.join(case.files)}) has none; nothing can be fitted on it. Leave it out."
             )
         image = pad_nd_image(image, size, "constant", {"value": 0})
         windows = _windows(image.shape[1:], size)

@@ -26,7 +26,7 @@ from ..analysis.cases import Case
 from ..analysis.evaluation import CaseScore, mean_score
 from ..analysis.models import TrainedModel
 from ..methods.distillation import distillation_loss
-from ..trainers.checkpoints import write_atomically
+from ..trainers.checkpoints import DamagedFileError, load, write_atomically
 from ..trainers.compressed import INITIAL_LR, MIRRORING
 from ..trainers.teacher import Teacher, is_supervised
 from .augmented import AugmentedPatches, store_images
@@ -212,9 +212,9 @@ class Recovery:
         if not path.is_file():
             return begun
         try:
-            state = torch.load(path, map_location="cpu", weights_only=False)
-        except Exception as error:  # torch raises a different class for every way in which a file can be damaged
-            self.progress.say(f"{path} cannot be read ({type(error).__name__}): beginning anew")
+            state = load(path)
+        except DamagedFileError:
+            self.progress.say(f"{path} cannot be read, it is damaged: beginning anew")
             return begun
         differ = [key for key, value in self._made_with.items() if state["made_with"].get(key) != value]
         if differ or set(state["made_with"]) != set(self._made_with):

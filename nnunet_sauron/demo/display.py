@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from .commands import TrainingProgress
 
@@ -30,7 +30,7 @@ class Display:
 
     def skip(self, number: int, title: str, seconds: float) -> None:
         """Say that a step was done before."""
-        self._console.print(escape(f"[{number}/{self._steps}] {title}: done before, in {seconds:.0f} s"))
+        self._console.print(f"[{number}/{self._steps}] {title}: done before, in {seconds:.0f} s")
 
     @contextmanager
     def step(self, number: int, title: str, epochs: int | None) -> Iterator[Callable[[str], None]]:
@@ -47,7 +47,7 @@ class Display:
         head = f"[{number}/{self._steps}] {title}"
         live = self._console.is_terminal
         if not live:
-            self._console.print(escape(f"{head} ..."))
+            self._console.print(f"{head} ...")
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -67,10 +67,10 @@ class Display:
                 progress.update(task, completed=training.epochs_done, note=note)
                 worth_a_line = "Epoch time" in line and training.epochs_done % EPOCHS_PER_LINE == 0
                 if not live and (worth_a_line or training.validating):
-                    self._console.print(escape(f"      {time.monotonic() - start:.0f} s: {note}"))
+                    self._console.print(f"      {time.monotonic() - start:.0f} s: {note}")
 
             yield follow
-        self._console.print(escape(f"{head}: {time.monotonic() - start:.0f} s"))
+        self._console.print(f"{head}: {time.monotonic() - start:.0f} s")
 
 
 def print_comparison(console: Console, comparison: Mapping, table: str) -> None:
@@ -81,14 +81,12 @@ def print_comparison(console: Console, comparison: Mapping, table: str) -> None:
         comparison: The content of `demo.json`.
         table: The content of `report.txt`.
     """
-    console.print(table, markup=False)
+    console.print(Text(table))
     seconds = comparison["seconds_per_case"].items()
     known = ", ".join(f"{trainer} {value:.2f}" for trainer, value in seconds if value is not None)
-    console.print(
-        f"Seconds per test case, from reading to writing, without mirroring: {known or 'not known'}", markup=False
-    )
-    console.print(f"Look at the report: {comparison['report_html']}", markup=False)
-    console.print(f"Channels over the epochs: {comparison['pruning_png']}", markup=False)
+    console.print(f"Seconds per test case, from reading to writing, without mirroring: {known or 'not known'}")
+    console.print(f"Look at the report: {comparison['report_html']}")
+    console.print(f"Channels over the epochs: {comparison['pruning_png']}")
 
 
 def _training_note(training: TrainingProgress, epochs: int) -> str:

@@ -21,6 +21,7 @@ from ..commands import command
 from ..datasets.phantom import DATASET_ID, DATASET_NAME, write_phantom
 from ..json_output import print_json
 from ..plugin import find_nnunet, reads_external_trainers, trainer_folder
+from ..terminal import plain_console
 from .commands import CommandError, run_command
 from .display import Display, print_comparison
 from .folder import DemoFolder
@@ -83,31 +84,31 @@ def run_demo(folder: Path | None = None, json_output: bool = False) -> None:
         RuntimeError: If nnU-Net is missing or too old, or one of its commands fails.
         KeyboardInterrupt: If interrupted; what was running has been ended and the way to go on printed.
     """
-    console = Console(stderr=json_output, highlight=False, soft_wrap=True)
+    console = plain_console(stderr=json_output, soft_wrap=True)
     _require_nnunet()
     demo_folder = DemoFolder.open(
         DEFAULT_FOLDER if folder is None else folder,
         {"plans": PLANS, "trainers": SETTINGS, "compress": list(COMPRESS)},
     )
     path = demo_folder.path
-    console.print(f"Working in {path}, logs in its folder logs. About 10 minutes on two cores.", markup=False)
+    console.print(f"Working in {path}, logs in its folder logs. About 10 minutes on two cores.")
     go_on = command("nnUNetv2_sauron", "demo", "-o", path)
     try:
         with _terminated_like_interrupted():
             _run_steps(demo_steps(path), demo_folder, console)
     except KeyboardInterrupt:
-        console.print(f"Interrupted; finished steps are kept. To go on: {go_on}", markup=False)
+        console.print(f"Interrupted; finished steps are kept. To go on: {go_on}")
         raise
     except CommandError as error:
         for line in error.last_lines:
-            console.print(f"    {line}", markup=False)
+            console.print(f"    {line}")
         raise RuntimeError(f"{error}. When the cause is mended, go on with: {go_on}") from error
     comparison = json.loads((path / "demo.json").read_text())
     if json_output:
         print_json(comparison)
     else:
         print_comparison(console, comparison, (path / "report" / "report.txt").read_text())
-    console.print(f"The same as JSON: {path / 'demo.json'}", markup=False)
+    console.print(f"The same as JSON: {path / 'demo.json'}")
 
 
 def demo_steps(folder: Path) -> list[Step]:

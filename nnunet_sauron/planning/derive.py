@@ -13,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from ..architecture import network_of_plans
 from ..commands import command
+from ..json_files import read_json_object
 from .patches import check_patch, enlarged_patch, largest_batch, patch_limits, pooling_steps
 from .size import ConfigurationSize, configuration_size, feature_map_values
 from .widths import Widths
@@ -166,19 +167,17 @@ def _dataset_folder(dataset: int | str) -> Path:
 def _read_plans(folder: Path, source: str) -> dict:
     path = folder / f"{source}.json"
     if source in NOT_PLANS or not path.is_file():
-        there = ", ".join(sorted(p.stem for p in folder.glob("*.json") if p.stem not in NOT_PLANS)) or "none"
+        others = (p.stem for p in folder.glob("*.json") if p.stem not in NOT_PLANS and not p.name.startswith("."))
+        there = ", ".join(sorted(others)) or "none"
         raise ValueError(f"There are no plans {source} in {folder} (there: {there}); give one of them by -p.")
     plans = _read_json(path)
-    if not isinstance(plans, dict) or "configurations" not in plans:
+    if "configurations" not in plans:
         raise ValueError(f"{path} holds no plans: it has no 'configurations'; give others by -p.")
     return plans
 
 
-def _read_json(path: Path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON file ({error}); make it anew with nnU-Net's planning.") from error
+def _read_json(path: Path) -> dict:
+    return read_json_object(path, "make it anew with nnU-Net's planning")
 
 
 def _derived_name(source: str, label: str) -> str:

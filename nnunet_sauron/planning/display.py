@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from ..commands import command
 from ..json_output import print_json
+from ..terminal import PlainTable, plain_console
 from .derive import ConfigurationChange, DerivedPlans
 
 ROWS = (
@@ -27,24 +28,20 @@ def print_derived(derived: DerivedPlans, *, json_output: bool = False) -> None:
         print_json(_as_json(derived))
         return
 
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
+    console = plain_console()
     for name, change in derived.configurations.items():
-        table = Table(name, derived.source, derived.name, "ratio")
+        table = PlainTable(name, derived.source, derived.name, "ratio")
         over_old = ratios(change)
         for label, key, show in ROWS:
             ratio = f"{over_old[key]:.1%}" if key in over_old else ""
             table.add_row(label, show(getattr(change.old, key)), show(getattr(change.new, key)), ratio)
         console.print(table)
         if change.limits is not None:
-            console.print(Text(f"{name}: {change.limits}"), soft_wrap=True)
-    console.print(Text(f"Wrote {derived.path}"), soft_wrap=True)
+            console.print(f"{name}: {change.limits}", soft_wrap=True)
+    console.print(f"Wrote {derived.path}", soft_wrap=True)
     first = next(iter(derived.configurations))
     train = command("nnUNetv2_train", derived.dataset, first, "FOLD", "-p", derived.name)
-    console.print(Text(f"Train: {train}"), soft_wrap=True)
+    console.print(f"Train: {train}", soft_wrap=True)
 
 
 def ratios(change: ConfigurationChange) -> dict[str, float]:

@@ -199,17 +199,18 @@ class PrunedWidths(Widths):
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It is truncated or no checkpoint, its network's class is unknown, or its weights do not fit its
-                own plans.
+            ValueError: It is truncated or no checkpoint, needs a module that is missing, its network's class is
+                unknown, or its weights do not fit its own plans.
         """
         from ..trainers.checkpoints import (  # with all of nnU-Net's training, which takes seconds
+            DamagedFileError,
             read_checkpoint,
             trained_with,
         )
 
         try:
             checkpoint = read_checkpoint(path)
-        except ValueError as error:  # its advice is for who continues a training
+        except DamagedFileError as error:  # its advice is for who continues a training
             raise ValueError(
                 f"{path} has no widths to take: it is truncated, or no checkpoint of nnU-Net; give the .pth file of a "
                 f"pruned model, such as fold_0/checkpoint_final.pth."

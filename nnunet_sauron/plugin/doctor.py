@@ -83,15 +83,16 @@ def print_checks(checks: list[Check], *, json_output: bool = False) -> None:
         print_json({"ok": not failed, "checks": [asdict(check) for check in checks]})
         return
 
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from ..terminal import plain_console
 
     states = {True: Text("ok", "green"), False: Text("FAILS", "bold red"), None: Text("")}
     table = Table("what", "", "found")
     for check in checks:
         table.add_row(Text(check.name), states[check.ok], Text(check.detail, overflow="fold"))
-    console = Console()
+    console = plain_console()
     console.print(table)
 
     # Outside the table, where no border cuts a command that is to be copied.

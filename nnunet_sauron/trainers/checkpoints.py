@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -14,6 +16,8 @@ from ..pruning import accept_pruned_weights, channel_layout, densify
 
 TEMPORARY = ".tmp"
 CHECKPOINT = "checkpoint_final.pth"
+# As PyTorch and the C++ library say it.
+NO_MEMORY = ("not enough memory", "can't allocate memory", "bad_alloc", "Cannot allocate memory")
 COMPRESSION = "compression"  # key of a checkpoint that `compress` wrote: where its weights come from
 
 
@@ -47,26 +51,89 @@ def write_atomically(
         ) from error
 
 
+class DamagedFileError(ValueError):
+    """A file of PyTorch that was cut short or changed, or that is something else."""
+
+
 def read_checkpoint(path: str | Path) -> dict:
     """A checkpoint of nnU-Net, on the CPU.
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: It is truncated, or no checkpoint of nnU-Net.
+        DamagedFileError, ValueError, OSError, MemoryError: As `load`; or it is no checkpoint of nnU-Net.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-    except Exception as error:  # torch raises a different class for every way in which a file can be damaged
-        raise ValueError(
-            f"{path} cannot be read: truncated, or no PyTorch checkpoint ({type(error).__name__}: {error}). Delete it "
-            f"to continue from another checkpoint of that folder, or copy it anew from where it was made."
-        ) from error
+    checkpoint = load(path)
     if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
-        raise ValueError(f"{path} is no checkpoint of nnU-Net: it has no 'network_weights'.")
+        raise DamagedFileError(f"{path} is no checkpoint of nnU-Net: it has no 'network_weights'.")
     return checkpoint
+
+
+def load(path: Path):
+    """What `torch.save` wrote, on the CPU.
+
+    Raises:
+        DamagedFileError: The file was cut short or changed, or PyTorch did not write it.
+        ValueError: It is whole, but needs a module that is not installed, or cannot be unpickled here.
+        OSError: It must not be read.
+        MemoryError: There is too little memory for it.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # torch raises a different class for every way in which a file can be damaged
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(f"{path} cannot be opened: {error.strerror}. Nothing is wrong with what it holds.") from error
+        if isinstance(error, MemoryError) or any(words in reason for words in NO_MEMORY):
+            size = path.stat().st_size / 1e6
+            raise MemoryError(
+                f"There is too little memory to read {path} ({size:.0f} MB): {reason[:200]}. End other programs, or "
+                f"use a machine with more; the file is not damaged."
+            ) from error
+        kind = _kind(path)
+        if isinstance(error, (ImportError, AttributeError)) and kind in ("whole zip", "pickle"):
+            raise ValueError(f"{path} is whole, but needs what is not installed here. {_missing(error)}") from error
+        if kind != "whole zip":
+            raise DamagedFileError(
+                f"{path} cannot be read: truncated, or no PyTorch checkpoint ({reason}). Delete it to continue from "
+                f"another checkpoint of that folder, or copy it anew from where it was made."
+            ) from error
+        raise ValueError(
+            f"{path} is whole, but cannot be unpickled here ({reason}): it was made with other versions of Python, "
+            f"PyTorch or a package. Keep it, and read it with the versions that it was made with."
+        ) from error
+
+
+def _kind(path: Path) -> str:
+    """Whether a file is a "whole zip" with right checksums, as PyTorch writes them, a "pickle" of its old form, or
+    something "else"."""
+    with path.open("rb") as file:
+        if file.read(1) == b"\x80":
+            return "pickle"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "else" if archive.testzip() else "whole zip"
+    except Exception:  # as many classes as there are kinds of damage
+        return "else"
+
+
+def _missing(error: ImportError | AttributeError) -> str:
+    """What is missing and what to do."""
+    name = getattr(error, "name", None) or ""
+    if name.split(".")[0] == "numpy" or "numpy._core" in str(error):
+        made, needed = ("2 or later", ">=2") if "_core" in f"{name} {error}" else ("another version", "")
+        return (
+            f"It was made with NumPy {made} ({error}), here is NumPy {np.__version__}: pip install 'numpy{needed}', "
+            f"or use the environment that it was made in."
+        )
+    if isinstance(error, ModuleNotFoundError) and name:
+        return (
+            f"The module {name} is missing: install the package that has it, or put its folder into PYTHONPATH. (Its "
+            f"trainer stored an object of that module.)"
+        )
+    return f"{error}: install the version of that module with which it was made, or put its folder into PYTHONPATH."
 
 
 def trained_with(checkpoint: dict, path: str | Path) -> tuple[PlansManager, str, dict]:

@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..architecture import network_of_plans
+from ..labels import class_values
 from ..methods.distillation import distillation_loss
 from ..pruning import accept_pruned_weights
 from ..pruning.channels import is_prunable
@@ -216,7 +217,7 @@ def _check(student: tuple, teacher: tuple, path: Path) -> None:
 
 def _classes(plans: PlansManager, dataset_json: dict) -> list:
     labels = plans.get_label_manager(dataset_json)
-    known = [(name, value) for name, value in dataset_json["labels"].items() if name != "ignore"]
+    known = [(name, value) for name, value in class_values(dataset_json["labels"]).items() if name != "ignore"]
     # Regions are outputs in the order in which they stand; classes in the order of their values.
     return known if labels.has_regions else sorted(known, key=lambda item: item[1])
 

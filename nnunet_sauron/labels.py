@@ -1,0 +1,35 @@
+"""The classes of a dataset.json, as nnU-Net's LabelManager reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def class_values(labels: Mapping) -> dict[str, tuple[int, ...]]:
+    """The values of each class or region, in the order of the file.
+
+    Args:
+        labels: The "labels" of a dataset.json. Values are numbers, numbers written as text, or lists of them.
+
+    Raises:
+        ValueError: A value is not a whole number.
+    """
+    return {str(name): _numbers(name, value) for name, value in labels.items()}
+
+
+def foreground_values(labels: Mapping, ignore_label: int | None = None) -> dict[str, tuple[int, ...]]:
+    """`class_values` without background (0) and the label of voxels that nobody judged."""
+    skipped = ({0}, {ignore_label})
+    return {name: values for name, values in class_values(labels).items() if set(values) not in skipped}
+
+
+def _numbers(name, value) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(one) for one in (value if isinstance(value, (list, tuple)) else (value,)))
+    except (TypeError, ValueError):
+        numbers = ()
+    if not numbers:
+        raise ValueError(
+            f"The label {name!r} of dataset.json has the value {value!r}; expected is a whole number or a list of them."
+        )
+    return numbers

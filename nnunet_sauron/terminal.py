@@ -1,0 +1,26 @@
+"""The terminal, on which text of the user's appears as it is: names may have [brackets] and :words:."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def plain_console(**options) -> Console:
+    """A console without markup, emoji codes and highlighting.
+
+    Args:
+        options: Of rich's Console.
+    """
+    return Console(markup=False, emoji=False, highlight=False, **options)
+
+
+class PlainTable(Table):
+    """A table without markup and emoji codes, whatever console prints it, and with nothing of a long name left out."""
+
+    def add_column(self, header: str = "", *args, **options) -> None:
+        super().add_column(Text(header), *args, **{"overflow": "fold", **options})
+
+    def add_row(self, *cells: str, **options) -> None:
+        super().add_row(*(Text(cell) for cell in cells), **options)

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import distributed, nn
+from torch import nn
+from torch.nn import functional
 
 from ..pruning.channels import ChannelLayout, feature_map_modules
 from .base import mean_of
+from .gates import register_gates, scaled
 from .layerwise import Layerwise, LayerwiseSettings
+from .observed import Observed
+from .ranks import summed_over_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +65,15 @@ class AutoPruner(Layerwise):
         coded = {name: width for name, width in layout.widths.items() if width > self.final_widths[name]}
         # In no module of the network's: its state dict keeps the plain keys. Dots are not allowed in these names.
         self._keys = {name: str(i) for i, name in enumerate(layout.widths)}
-        with torch.random.fork_rng(devices=[]):  # the same on every DDP rank, and nobody else's numbers change
-            torch.manual_seed(self.settings.seed)
-            layers = {self._keys[name]: nn.Linear(width, width) for name, width in coded.items()}
+        generator = torch.Generator().manual_seed(self.settings.seed)  # the same on every DDP rank
+        layers = {self._keys[name]: _linear(width, generator) for name, width in coded.items()}
         self._layers = nn.ModuleDict(layers).to(self._device)
         self._wanted = {name: self.final_widths[name] / width for name, width in coded.items()}
-        # Adam, whose steps do not depend on the gradients' scale: a gradient scaler's is not undone for codes.
         self._optimizer = torch.optim.Adam(self._layers.parameters(), lr=self.settings.code_lr) if coded else None
+        self._log_codes: dict[str, torch.Tensor] = {}
         for unit, _, module in feature_map_modules(network, layout):
             module.register_forward_hook(partial(self._observe, unit))
+        register_gates(network, layout, self._log_codes.get)
 
     def start_epoch(self, epoch: int, widths: dict[str, int]) -> None:
         if epoch > self.cut_epoch:
@@ -77,10 +81,12 @@ class AutoPruner(Layerwise):
         # A tensor: a compiled graph would be made anew for every other number.
         done = epoch / self.cut_epoch if self.cut_epoch else 1.0
         self._alpha = torch.tensor(1 + (self.settings.alpha_max - 1) * done, device=self._device)
-        self._sums = {name: torch.zeros(width, device=self._device) for name, width in widths.items()}
+        self._observed = Observed({n: w for n, w in widths.items() if self._keys[n] in self._layers}, self._device)
 
     def before_step(self, steps_left: int) -> None:
         self._terms.clear()
+        self._log_codes.clear()
+        self._observed.drop_batch()
         if self._optimizer is not None:
             self._optimizer.zero_grad()
 
@@ -89,18 +95,28 @@ class AutoPruner(Layerwise):
         mean = mean_of(self._terms)
         return None if mean is None else self.settings.weight * mean
 
-    def before_update(self) -> None:
-        if self._optimizer is None:
+    def after_step(self, loss_scale: float) -> None:
+        self._log_codes.clear()
+        self._observed.end_batch()
+        gradients = [p.grad for p in self._layers.parameters() if p.grad is not None]
+        if not gradients:
             return
-        for parameter in self._layers.parameters():
-            if parameter.grad is not None:
-                if distributed.is_initialized():
-                    distributed.all_reduce(parameter.grad)
-                parameter.grad.nan_to_num_(0, 0, 0)
-        self._optimizer.step()
+        for gradient in gradients:
+            summed_over_ranks(gradient.div_(loss_scale))
+        # Of one layer's overflow the others' gradients know nothing: this batch teaches none of them.
+        if torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
+            self._optimizer.step()
+
+    def end_epoch(self) -> None:
+        self._observed.share()
+
+    def reason_to_hold(self) -> str | None:
+        observed = self._observed.batches or self._optimizer is None
+        return None if observed else "codes were not finite in any batch of the epoch"
 
     def order(self, unit: str) -> Sequence[int]:
-        return self._sums[unit].argsort().tolist()
+        codes = self._observed.sums.get(unit)
+        return [] if codes is None else codes.argsort().tolist()
 
     def state(self) -> dict:
         if self._optimizer is None:
@@ -117,13 +133,23 @@ class AutoPruner(Layerwise):
         key = self._keys[unit]
         if not module.training or key not in self._layers:
             return feature_maps
-        pooled = feature_maps.float().mean([0, *range(2, feature_maps.ndim)])
+        pooled = feature_maps.mean([0, *range(2, feature_maps.ndim)], dtype=torch.float32)
         with torch.autocast(feature_maps.device.type, enabled=False):
-            code = torch.sigmoid(self._alpha * self._layers[key](pooled))
+            log_code = functional.logsigmoid(self._alpha * self._layers[key](pooled))
+        code = log_code.exp()
         self._terms.append((code.mean() - self._wanted[unit]).square())
-        with torch.no_grad():
-            self._sums[unit] += code
-        return feature_maps * code.to(feature_maps.dtype).view(1, -1, *[1] * (feature_maps.ndim - 2))
+        self._observed.add(unit, code)
+        # In two steps, since the product's own gradient would keep the maps once more: the gate adds the code's part.
+        self._log_codes[unit] = log_code
+        return scaled(module, feature_maps, code[None])
+
+
+def _linear(width: int, generator: torch.Generator) -> nn.Linear:
+    """A layer as PyTorch initialises it, without its random state."""
+    layer = nn.utils.skip_init(nn.Linear, width, width)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -(width**-0.5), width**-0.5, generator=generator)
+    return layer
 
 
 def _copied(state):

@@ -93,8 +93,9 @@ class Progress:
 
 class PruningMethod:
     """The base that a method fills in. Called in this order: prepare, attach, then for each epoch start_epoch; around
-    every training step before_step, regulariser after its forward and before_update after its backward; redundant at
-    the end of the epoch, and before_removal when what it named is about to go.
+    every training step before_step, regulariser after its forward, before_update after its backward and after_step;
+    end_epoch when the steps are over; redundant after the validation, and before_removal when what it named is about to
+    go.
 
     Args:
         settings: An instance of the class's `Settings`.
@@ -139,7 +140,18 @@ class PruningMethod:
         """A scalar to add to the loss of the forward that just ran in training mode, or None."""
 
     def before_update(self) -> None:
-        """The optimiser is about to step: the gradients are unscaled, clipped, and averaged over DDP's ranks."""
+        """The optimiser is about to step: the gradients are unscaled, clipped, and averaged over DDP's ranks. Not called
+        where a gradient scaler skips a step."""
+
+    def after_step(self, loss_scale: float) -> None:
+        """A training step is over, also one whose update was skipped. Gradients of what is not in the optimiser are
+        this rank's own, `loss_scale` times too large."""
+
+    def end_epoch(self) -> None:
+        """The epoch's training steps are over; on every DDP rank."""
+
+    def reason_to_hold(self) -> str | None:
+        """Why nothing can be told about channels after this epoch, or None."""
 
     def target(self) -> tuple[str, float, Callable[[Mapping[str, int]], float]] | None:
         """What the training is to end with: the setting's name, the part that is to be left, and how to measure that

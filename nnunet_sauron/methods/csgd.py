@@ -16,6 +16,7 @@ from torch import nn
 from ..pruning.channels import ChannelLayout, channel_layout
 from .filters import filters, tensors_of
 from .layerwise import Layerwise, LayerwiseSettings
+from .ranks import decided_on_one_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,25 +50,30 @@ class CSGD(Layerwise):
 
     def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
         super().attach(network, layout)
-        self._clusters = {
-            name: cluster(filters(network, layout, name), self.final_widths[name], self.settings.seed)
-            for name, width in layout.widths.items()
-            if width > self.final_widths[name]
-        }
-        self._collect()
+        self._clusters = decided_on_one_rank(
+            lambda: {
+                name: cluster(filters(network, layout, name), self.final_widths[name], self.settings.seed)
+                for name, width in layout.widths.items()
+                if width > self.final_widths[name]
+            }
+        )
 
-    def _collect(self) -> None:
+    def start_epoch(self, epoch: int, widths: dict[str, int]) -> None:
         device = next(self._network.parameters()).device
-        self._assigned = {name: torch.tensor(labels, device=device) for name, labels in self._clusters.items()}
+        self._pulled = []
+        for name, labels in self._clusters.items():
+            means = _to_means(labels, device)
+            self._pulled += [(tensor, dim, means) for _, tensor, dim in tensors_of(self._network, self._layout, name)]
 
     @torch.no_grad()
     def before_update(self) -> None:
-        # The optimiser adds its weight decay itself: what is left of the paper's equation 5 are mean and pull.
-        for name, assigned in self._assigned.items():
-            for _, tensor, dim in tensors_of(self._network, self._layout, name):
-                if tensor.grad is not None:
-                    pull = tensor - _cluster_means(tensor, dim, assigned)
-                    tensor.grad.copy_(_cluster_means(tensor.grad, dim, assigned).add_(pull, alpha=self.settings.eps))
+        # The optimiser adds its weight decay itself: what is left of the paper's equation 5 are mean and pull,
+        # mean(gradient) + eps (w - mean(w)) = mean(gradient - eps w) + eps w.
+        eps = self.settings.eps
+        for tensor, dim, means in self._pulled:
+            if tensor.grad is not None:
+                pushed = _along(dim, means, tensor.grad.sub(tensor, alpha=eps))
+                tensor.grad.copy_(pushed.add_(tensor, alpha=eps))
 
     def order(self, unit: str) -> Sequence[int]:
         """All but the first channel of each cluster."""
@@ -77,14 +83,12 @@ class CSGD(Layerwise):
     def before_removal(self, keep: Mapping[str, Sequence[int]]) -> None:
         for name in keep.keys() & self._clusters.keys():
             merge_clusters(self._network, channel_layout(self._network), name, self._clusters.pop(name), keep[name])
-        self._collect()
 
     def state(self) -> dict:
         return {"clusters": dict(self._clusters)}
 
     def load_state(self, state: dict) -> None:
         self._clusters = dict(state["clusters"])
-        self._collect()
 
 
 def cluster(kernels: torch.Tensor, count: int, seed: int = 0) -> list[int]:
@@ -114,9 +118,9 @@ def merge_clusters(
     device = next(network.parameters()).device
     onto = torch.tensor([stand_in[labels[channel]] for channel in going], device=device)
     gone = torch.tensor(going, device=device)
-    assigned = torch.tensor(labels, device=device)
+    means = _to_means(labels, device)
     for _, tensor, dim in tensors_of(network, layout, unit):
-        tensor.index_copy_(dim, onto, _cluster_means(tensor, dim, assigned).index_select(dim, onto))
+        tensor.index_copy_(dim, onto, _along(dim, means, tensor).index_select(dim, onto))
     for axis in layout.axes:
         start = 0
         for name, width in axis.segments:
@@ -126,12 +130,15 @@ def merge_clusters(
             start += width
 
 
-def _cluster_means(tensor: torch.Tensor, dim: int, assigned: torch.Tensor) -> torch.Tensor:
-    """The tensor with each channel replaced by the mean of its cluster's."""
-    count = int(assigned.max()) + 1
-    shape = [*tensor.shape]
-    shape[dim] = count
-    sums = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device).index_add_(dim, assigned, tensor)
-    sizes = torch.bincount(assigned, minlength=count).clamp_min(1).to(tensor.dtype)
-    means = sums / sizes.view([-1 if axis == dim else 1 for axis in range(tensor.ndim)])
-    return means.index_select(dim, assigned)
+def _to_means(labels: Sequence[int], device: torch.device) -> torch.Tensor:
+    """(C, C), which replaces each of C channels by the mean of its cluster's. A product of matrices waits for nothing
+    and adds up in the same order every time, which on CUDA cannot be said of `index_add_`."""
+    assigned = torch.tensor(labels, device=device)
+    together = (assigned[:, None] == assigned).float()
+    return together / together.sum(1, keepdim=True)
+
+
+def _along(dim: int, matrix: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """The matrix times the tensor along one of its axes."""
+    channels = tensor.movedim(dim, 0)
+    return (matrix @ channels.reshape(len(channels), -1)).view(channels.shape).movedim(0, dim)

@@ -11,6 +11,7 @@ import torch
 
 from .filters import filters, tensors_of
 from .layerwise import Layerwise
+from .ranks import decided_on_one_rank
 
 
 class Soft(Layerwise):
@@ -23,10 +24,9 @@ class Soft(Layerwise):
     def start_epoch(self, epoch: int, widths: dict[str, int]) -> None:
         # What the last epoch ended with is zeroed here and not there: its checkpoint holds what was validated.
         if 0 < epoch <= self.cut_epoch and self.settings.may_cut_after(epoch - 1, self.num_epochs):
-            for name, width in widths.items():
-                going = torch.tensor(self.going(name, width), dtype=torch.long)
-                if len(going):
-                    zero_channels(self._network, self._layout, name, going)
+            going = decided_on_one_rank(lambda: {name: self.going(name, width) for name, width in widths.items()})
+            for name, channels in going.items():
+                zero_channels(self._network, self._layout, name, torch.tensor(channels, dtype=torch.long))
 
     def order(self, unit: str) -> Sequence[int]:
         return self.score(filters(self._network, self._layout, unit)).argsort().tolist()

@@ -14,10 +14,11 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ..pruning.channels import ChannelLayout, feature_map_modules
 from .base import Progress
+from .gates import register_gates, scaled
+from .observed import Observed
 from .stepwise import Stepwise, StepwiseSettings, over_layer_norm
 
 RANKINGS = ("l2", "l1", "taylor")
@@ -52,41 +53,51 @@ class ActivationRanked(Stepwise):
 
     def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
         self._device = next(network.parameters()).device
+        if self.ranking == "taylor":
+            register_gates(network, layout, lambda unit: self._gates[unit])
+            return
         for unit, _, module in feature_map_modules(network, layout):
-            module.register_forward_hook(partial(self._observe, unit))
+            module.register_forward_hook(partial(self._measure, unit), prepend=True)  # before any dropout
 
     def start_epoch(self, epoch: int, widths: dict[str, int]) -> None:
-        self._sums = {name: torch.zeros(width, device=self._device) for name, width in widths.items()}
-        # Multiplied onto the maps: a gate's gradient is the sum of activation times gradient over batch and space.
+        self._observed = Observed(widths, self._device)
         self._gates = {}
         if self.ranking == "taylor":
-            self._gates = {name: torch.ones_like(s, requires_grad=True) for name, s in self._sums.items()}
+            self._gates = {n: torch.ones(w, device=self._device, requires_grad=True) for n, w in widths.items()}
 
-    def before_update(self) -> None:
+    def before_step(self, steps_left: int) -> None:
+        self._observed.drop_batch()
+
+    def after_step(self, loss_scale: float) -> None:
         for name, gate in self._gates.items():
             if gate.grad is not None:
-                # Under a gradient scaler a step may overflow, and is left out of the training as well.
-                self._sums[name] += torch.where(gate.grad.isfinite().all(), gate.grad, 0)
+                self._observed.add(name, gate.grad)
                 gate.grad = None
+        self._observed.end_batch(loss_scale if self._gates else 1.0)
+
+    def end_epoch(self) -> None:
+        self._observed.share()
+
+    def reason_to_hold(self) -> str | None:
+        return None if self._observed.batches else "activations or gradients were not finite in any batch of the epoch"
 
     def rank(self, widths: Mapping[str, int], epoch: int) -> dict[str, Sequence[float]]:
-        return over_layer_norm({name: sums.abs() for name, sums in self._sums.items()})
+        return over_layer_norm({name: sums.abs() for name, sums in self._observed.sums.items()})
 
-    def _observe(self, unit: str, module: nn.Module, inputs, feature_maps: torch.Tensor) -> torch.Tensor:
-        if not module.training:
-            return feature_maps
-        if self.ranking == "taylor":
-            shape = [1, -1] + [1] * (feature_maps.ndim - 2)
-            return feature_maps * self._gates[unit].to(feature_maps.dtype).view(shape)
-        with torch.no_grad():
+    @torch.no_grad()
+    def _measure(self, unit: str, module: nn.Module, inputs, feature_maps: torch.Tensor) -> None:
+        if module.training:
             order = 1 if self.ranking == "l1" else 2
-            norms = torch.linalg.vector_norm(feature_maps.flatten(2).float(), order, dim=-1)
-            self._sums[unit] += norms.mean(0)
-        return feature_maps
+            norms = torch.linalg.vector_norm(feature_maps.flatten(2), order, dim=-1, dtype=torch.float32)
+            self._observed.add(unit, norms.mean(0))
 
 
 class STAMP(ActivationRanked):
-    """The k globally lowest channels go in each step, and layers of low ranks get more dropout."""
+    """The k globally lowest channels go in each step, and layers of low ranks get more dropout.
+
+    The dropout of whole channels follows each block of convolution, norm and nonlinearity. Transposed convolutions have
+    none, and do not count where layers are compared for it.
+    """
 
     Settings = STAMPSettings
     cuts_transposed = False
@@ -96,13 +107,19 @@ class STAMP(ActivationRanked):
         return self.settings.ranking
 
     def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
-        super().attach(network, layout)
-        self._dropout = {name: min(FIRST_DROPOUT, self.settings.b_drop) for name in layout.widths}
+        blocks = [unit.name for unit in layout.units if not unit.transposed]
+        self._dropout = dict.fromkeys(blocks, min(FIRST_DROPOUT, self.settings.b_drop))
+        # No modules of their own: the state dict's keys stay those of the plain network.
+        for unit, _, module in feature_map_modules(network, layout):
+            if unit in self._dropout:
+                module.register_forward_hook(partial(self._drop, unit))
+        super().attach(network, layout)  # now: gates come after the dropout
 
     def redundant(self, progress: Progress) -> dict[str, list[int]]:
         going = super().redundant(progress)
         if progress.epoch in self._steps:
-            self._dropout = targeted_dropout(self._ranks, going, self.settings.b_drop)
+            ranks = {name: self._ranks[name] for name in self._dropout}
+            self._dropout = targeted_dropout(ranks, going, self.settings.b_drop)
         return going
 
     def rank(self, widths: Mapping[str, int], epoch: int) -> dict[str, Sequence[float]]:
@@ -115,13 +132,12 @@ class STAMP(ActivationRanked):
     def load_state(self, state: dict) -> None:
         self._dropout = dict(state["dropout"])
 
-    def _observe(self, unit: str, module: nn.Module, inputs, feature_maps: torch.Tensor) -> torch.Tensor:
-        feature_maps = super()._observe(unit, module, inputs, feature_maps)
-        # Whole channels, and no module of its own: the state dict's keys stay those of the plain network.
-        if module.training and self._dropout[unit] > 0:
-            drop = functional.dropout3d if feature_maps.ndim == 5 else functional.dropout2d
-            feature_maps = drop(feature_maps, self._dropout[unit], training=True)
-        return feature_maps
+    def _drop(self, unit: str, module: nn.Module, inputs, feature_maps: torch.Tensor) -> torch.Tensor:
+        stays = 1 - self._dropout[unit]
+        if not module.training or stays == 1:
+            return feature_maps
+        drawn = torch.empty(feature_maps.shape[:2], device=feature_maps.device).bernoulli_(stays)
+        return scaled(module, feature_maps, drawn / stays)
 
 
 class STAMPRandomChannel(STAMP):

@@ -22,6 +22,7 @@ from torch import distributed, nn
 
 from ..architecture import network_of_plans
 from ..methods.base import Progress, PruningMethod, steps
+from ..methods.ranks import decided_on_one_rank
 from ..methods.targets import MEASURED
 from ..pruning import (
     CostModel,
@@ -185,7 +186,9 @@ class PruningTrainer(ResizingTrainer):
         self.method.before_step(self.num_iterations_per_epoch - self._steps_done)
         self._steps_done += 1
         self._last_regulariser = None
+        loss_scale = self.grad_scaler.get_scale() if self.grad_scaler is not None else 1.0  # a step may change it
         result = super().train_step(batch)
+        self.method.after_step(loss_scale)
         term = 0.0 if self._last_regulariser is None else float(self._last_regulariser)
         # The logged loss stays nnU-Net's own, comparable with a stock training's and with the validation loss.
         return {**result, "loss": result["loss"] - term, "regulariser": np.asarray(term)}
@@ -197,30 +200,29 @@ class PruningTrainer(ResizingTrainer):
             distributed.all_gather_object(of_ranks, terms)
             terms = [term for rank in of_ranks for term in rank]
         self._epoch_regulariser = float(np.mean(terms))
+        self.method.end_epoch()
         super().on_train_epoch_end(train_outputs)
 
     def on_epoch_end(self) -> None:
-        record = [self._decided() if self.local_rank == 0 else None]
-        if self.is_ddp:
-            distributed.broadcast_object_list(record, src=0)
-            if self.local_rank > 0:
-                self.method.load_state(record[0]["state"])  # what rank 0 decided with is known to it alone
+        record = decided_on_one_rank(self._decided)
+        if self.local_rank > 0:
+            self.method.load_state(record["state"])  # what rank 0 decided with is known to it alone
         del self.history()[self.current_epoch :]
         for older in self.history()[-1:]:
             older["state"] = {k: v for k, v in older["state"].items() if k not in self.method.latest_only}
-        self.history().append(record[0])
-        self.print_to_log_file(self._report(record[0]))
+        self.history().append(record)
+        self.print_to_log_file(self._report(record))
         if (
-            "target" in record[0]
+            "target" in record
             and self._is_last_chance()
             and self.pruning_settings.may_cut_after(self.current_epoch, self.num_epochs)
         ):
-            self.print_to_log_file(_of_target(record[0]["target"]))
+            self.print_to_log_file(_of_target(record["target"]))
         super().on_epoch_end()
 
         # nnU-Net has counted the epoch already, and stores its counter plus one.
         self.current_epoch -= 1
-        if record[0]["keep"]:
+        if record["keep"]:
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
         if self.local_rank == 0:
             self._plot()
@@ -307,6 +309,8 @@ class PruningTrainer(ResizingTrainer):
         settings = self.pruning_settings
         if not settings.may_cut_after(self.current_epoch, self.num_epochs):
             return "outside of the cutting phase"
+        if reason := self.method.reason_to_hold():
+            return reason
         if settings.max_loss_increase is None or (self.method.has_schedule() and self._is_last_chance()):
             return None
         losses = self._series()["train_losses"]

@@ -71,6 +71,7 @@ def step(network, method, x) -> None:
     method.before_step(1)
     network(x).square().mean().backward()
     method.before_update()
+    method.after_step(1.0)
 
 
 @pytest.mark.parametrize("ranking", ["l1", "l2", "taylor"])
@@ -121,7 +122,7 @@ def test_an_overflowing_step_is_left_out_of_the_ranking():
     before = method.rank(channel_layout(network).widths, 0)
     network.zero_grad()
     (network(patch()).square().mean() * float("inf")).backward()
-    method.before_update()
+    method.after_step(1.0)
     assert method.rank(channel_layout(network).widths, 0) == before
 
 
@@ -175,6 +176,7 @@ def test_random_channels_come_from_the_layers_that_stamp_picks():
     for method in (stamp, chance):
         method.start_epoch(1, channel_layout(network).widths)
     step(network, stamp, patch())
+    chance.after_step(1.0)
     going, random_going = stamp.redundant(progress(network, 1)), chance.redundant(progress(network, 1))
     assert {n: len(c) for n, c in going.items()} == {n: len(c) for n, c in random_going.items()}
     assert going != random_going
@@ -359,12 +361,12 @@ class TestAutoPruner:
             for seed in range(8):
                 method.before_step(1)
                 (network.train()(patch(seed=seed)).square().mean() + method.regulariser()).backward()
-                method.before_update()
-        codes = torch.stack([sums / 8 for sums in method._sums.values()])
+                method.after_step(1.0)
+        codes = torch.stack([sums / 8 for sums in method._observed.sums.values()])
         assert ((codes < 0.1) | (codes > 0.9)).float().mean() > 0.8
         assert abs(codes.mean() - 0.5) < 0.15
         going = method.redundant(progress(network, method.cut_epoch))
-        for name, sums in method._sums.items():
+        for name, sums in method._observed.sums.items():
             assert sorted(going[name]) == sorted(sums.argsort()[:4].tolist())
 
     def test_validation_sees_the_plain_network(self):
@@ -390,7 +392,7 @@ def step_terms(network, method) -> None:
     network.train()
     method.before_step(1)
     (network(patch()).square().mean() + method.regulariser()).backward()
-    method.before_update()
+    method.after_step(1.0)
 
 
 @pytest.mark.parametrize(

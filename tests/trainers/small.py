@@ -76,14 +76,20 @@ class SmallTrainer(OnRandomPatches, SauronTrainer):
 
 
 def small_trainer(
-    folder: Path, trainer_class: type = SmallTrainer, widths=(6, 8, 10), device="cpu", architecture="plain", dim=2
+    folder: Path,
+    trainer_class: type = SmallTrainer,
+    widths=(6, 8, 10),
+    device="cpu",
+    architecture="plain",
+    dim=2,
+    norm="instance",
 ):
     """A trainer whose folders lie under `folder`; pytest's monkeypatch or the caller sets nnU-Net's variables."""
     preprocessed = folder / "preprocessed" / "Dataset001_Random" / f"nnUNetPlans_{CONFIGURATIONS[dim]}"
     preprocessed.mkdir(parents=True, exist_ok=True)
     # nnU-Net tells its data format from what it finds there.
     (preprocessed / "case.b2nd").touch()
-    chosen = plans(widths, architecture, dim)
+    chosen = plans(widths, architecture, dim, norm)
     return trainer_class(chosen, CONFIGURATIONS[dim], 0, dataset_json(), torch.device(device))
 
 
@@ -93,10 +99,14 @@ def set_folders(monkeypatch, folder: Path) -> None:
         monkeypatch.setenv(f"nnUNet_{kind}", str(folder / kind))
 
 
-def plans(widths=(6, 8, 10), architecture="plain", dim=2) -> dict:
+def plans(widths=(6, 8, 10), architecture="plain", dim=2, norm="instance") -> dict:
     """A plans file for patches of 16 x 16 (x 16), as nnU-Net's command hands it to a trainer."""
-    network = {"plain": "PlainConvUNet", "resenc": "ResidualEncoderUNet"}[architecture]
+    network = "PlainConvUNet" if architecture == "plain" else "ResidualEncoderUNet"
     blocks = "n_conv_per_stage" if architecture == "plain" else "n_blocks_per_stage"
+    more = {}
+    if architecture == "bottleneck":
+        block = "dynamic_network_architectures.building_blocks.residual.BottleneckD"
+        more = {"block": block, "bottleneck_channels": [4] * len(widths)}
     return {
         "dataset_name": "Dataset001_Random",
         "plans_name": "nnUNetPlans",
@@ -125,14 +135,15 @@ def plans(widths=(6, 8, 10), architecture="plain", dim=2) -> dict:
                         blocks: [2] * len(widths),
                         "n_conv_per_stage_decoder": [2] * (len(widths) - 1),
                         "conv_bias": True,
-                        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d",
+                        "norm_op": f"torch.nn.modules.{norm}norm.{norm.title()}Norm{dim}d",
                         "norm_op_kwargs": {"eps": 1e-05, "affine": True},
                         "dropout_op": None,
                         "dropout_op_kwargs": None,
                         "nonlin": "torch.nn.LeakyReLU",
                         "nonlin_kwargs": {"inplace": True},
+                        **more,
                     },
-                    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+                    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin", *list(more)[:1]],
                 },
             }
         },

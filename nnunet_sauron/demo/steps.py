@@ -29,8 +29,8 @@ PLANS = "nnUNetDemoPlans"
 BATCH_SIZE = 6
 EPOCHS = 50
 LENGTH = f"num_epochs={EPOCHS},num_iterations_per_epoch=24,num_val_iterations_per_epoch=2"
-# An eighth of the multiply-accumulates, not a tenth: 1200 steps are too few to learn the task with less. Fewer cuts than
-# in a real training, on fewer patches: here a cut takes as long as an epoch.
+# An eighth of the multiply-accumulates, not a tenth, since 1200 steps are too few to learn the task with less; and
+# fewer cuts than in a real training, on fewer patches, since here a cut takes as long as an epoch.
 LEFT = 0.125
 SHRINK = f"target_macs={LEFT},cuts=6,patches=48"
 SAURON = f"target_macs={LEFT},cuts=6,patches=48,prune_batches=8"

@@ -222,11 +222,11 @@ def _split(text: str) -> tuple[Path | None, list[str]]:
     # A path may hold commas: it is the longest one that is there.
     parts = after[0].split(",")
     for count in range(len(parts), 0, -1):
-        path = Path(",".join(parts[:count]).strip()).expanduser()
+        path = Path(os.path.expanduser(",".join(parts[:count]).strip()))
         if os.path.isfile(path):
             return path, [*_items(before), *_items(",".join(parts[count:]))]
     until = next((i for i, part in enumerate(parts) if i and "=" in part), len(parts))
-    path = Path(",".join(parts[:until]).strip()).expanduser()
+    path = Path(os.path.expanduser(",".join(parts[:until]).strip()))
     found = "a folder" if os.path.isdir(path) else f"not there (seen from {Path.cwd()})"
     raise FileNotFoundError(
         f"{VARIABLE} names the settings file '{path}', which is {found}. Name a {SETTINGS_FILE} as a training leaves "
@@ -248,7 +248,7 @@ def _read(path: Path) -> dict:
         raise OSError(f"The settings file {path} cannot be read: {error.strerror or error}.") from error
     try:
         found = json.loads(text, object_pairs_hook=_distinct)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -282,7 +282,7 @@ def _parsed(name: str, text: str, kinds: Collection[type]):
 
 
 def _checked(name: str, value, kinds: Collection[type]):
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
     fits = {
         bool: isinstance(value, bool),
         int: is_number and not isinstance(value, float),
@@ -299,7 +299,7 @@ def _absolute(name: str, value):
     """A path that holds wherever the training is continued; any other value as it is."""
     if name not in PATHS or value is None or value in PATHS[name]:
         return value
-    return str(Path(value).expanduser().absolute())
+    return os.path.abspath(os.path.expanduser(value))
 
 
 def _hints(settings_class: type) -> dict[str, object]:

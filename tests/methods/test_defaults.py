@@ -106,8 +106,8 @@ def test_as_published_there_is_a_step_an_epoch():
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"rate": 0.5, "round_to": 8}, {"target_channels": 0.5, "max_fraction_per_epoch": 0.02},
-     {"target_macs": 0.3, "round_to": 8, "max_fraction_per_epoch": 0.01}],
+    [{}, {"rate": 0.5, "round_to": 4}, {"target_channels": 0.5, "max_fraction_per_epoch": 0.02},
+     {"target_macs": 0.3, "round_to": 4, "max_fraction_per_epoch": 0.01}],
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("method_class", [STAMP, RandomLargestLayer, L1, SFP], ids=lambda c: c.__name__)

@@ -22,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after the command; by default those it was called with.
 
     Returns:
-        The exit code: 0; 1 if `doctor` finds what stops training, or whoever read standard output stopped reading; 2
-        after an error; 130 if interrupted.
+        The exit code: 0; 1 if `doctor` finds what stops training, if models that were asked for could not be read and
+        others could, or if whoever read standard output stopped reading; 2 after an error; 130 if interrupted.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -344,7 +344,7 @@ def _compress(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from .analysis.report_command import report
 
-    report(
+    made = report(
         options.models,
         options.output,
         baseline=options.baseline,
@@ -355,7 +355,7 @@ def _report(options: argparse.Namespace) -> int:
         checkpoint=options.checkpoint,
         json_output=options.json,
     )
-    return 0
+    return 1 if made.left_out else 0
 
 
 def _benchmark(options: argparse.Namespace) -> int:
@@ -418,7 +418,8 @@ def _clusterability(options: argparse.Namespace) -> int:
         print_table(found)
     for path in pictures:
         print(f"Wrote {path}", file=sys.stderr)
-    return 0
+    measured = {model.folder.resolve() for model in found.models}
+    return 0 if measured.issuperset(folder.resolve() for folder in options.models) else 1
 
 
 def _densify(options: argparse.Namespace) -> int:

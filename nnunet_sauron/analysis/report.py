@@ -106,6 +106,8 @@ class Report:
         problems: What is missing, and which command makes it.
         tolerance_mm: Of the surface Dice.
         threads: CPU threads of PyTorch, which the timing used.
+        left_out: Folders that were to be in the report and are not: models that cannot be read, given predictions of
+            which no case could be scored. The problems tell why.
     """
 
     models: list[ModelReport]
@@ -113,6 +115,7 @@ class Report:
     problems: list[str]
     tolerance_mm: float
     threads: int
+    left_out: list[Path] = field(default_factory=list)
 
     def model(self, name: str) -> ModelReport:
         """A model by its name."""
@@ -159,6 +162,7 @@ def make_report(
 
     progress = progress or Progress(quiet=True)
     problems: list[str] = []
+    left_out: list[Path] = []
     models: list[ModelReport] = []
     networks: dict[tuple[str, str], nn.Module] = {}
     for name, folder, of_folder in zip(
@@ -169,11 +173,14 @@ def make_report(
             trained = TrainedModel.read(folder, None, checkpoint, problems.append)
         except Exception as error:  # whatever is in that folder, the other models are reported
             problems.append(f"{folder} is not in the report: {_words(error)}")
+            left_out.append(folder)
             continue
         model, of_folds = _measure(name, trained, problems)
         networks.update({(name, fold): network for fold, network in of_folds.items()})
         scores = score_model(name, trained, of_folder, labels, tolerance_mm, problems, progress)
         models.append(replace(model, scores=scores))
+        if of_folder and not scores:
+            left_out.append(of_folder)
     if not models:
         raise FileNotFoundError(" ".join(problems))
 
@@ -187,7 +194,7 @@ def make_report(
         if model is not reference:
             model.differences.update(_differences(model, reference))
             problems += _unequal(model, reference)
-    return Report(models, reference.name, problems, tolerance_mm, torch.get_num_threads())
+    return Report(models, reference.name, problems, tolerance_mm, torch.get_num_threads(), left_out)
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

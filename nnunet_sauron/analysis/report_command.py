@@ -11,13 +11,13 @@ from rich.console import Console
 from ..json_output import print_json
 from ..trainers.checkpoints import write_atomically
 from .progress import Progress
-from .report import make_report
+from .report import Report, make_report
 from .report_data import as_json, write_data
 from .report_html import write_html
 from .report_table import print_report
 
 
-def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, **options) -> list[Path]:
+def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, **options) -> Report:
     """Compare trained models and write report.json, report.csv, cases.csv, report.txt and report.html into a folder.
 
     Args:
@@ -27,7 +27,7 @@ def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, 
         options: Of `make_report`.
 
     Returns:
-        What was written.
+        What was found.
 
     Raises:
         FileNotFoundError, ValueError: As `make_report`; nothing is written then.
@@ -48,7 +48,7 @@ def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, 
         print_report(made, console)
         for path in written:
             console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
-    return written
+    return made
 
 
 def _check_writable(output: Path) -> None:

@@ -90,7 +90,7 @@ def print_compressed(
 def print_trials(
     trials: Sequence[Trial], old: Scores | None, *, json_output: bool, remarks: Sequence[str] = ()
 ) -> None:
-    """One row a tolerance; `old` is the old model against labels, if there are any. Each row of JSON has the remarks."""
+    """One row a tolerance; `old` is the old model against labels, if any. Each row of JSON has the remarks."""
     if json_output:
         rows = [
             {

@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with json_alone() if getattr(options, "json", False) else contextlib.nullcontext():
             code = options.run(options)
-        _flush_standard_output()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # now, as long as it can be said that this fails
         if arguments is None and getattr(options, "json", False):
             send_to_standard_error()  # what is printed while the process ends
         return code
@@ -46,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"nnUNetv2_sauron {options.verb}: interrupted", file=sys.stderr)
         return 130
     except (ValueError, RuntimeError, OSError) as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
+        nobody_reads = isinstance(error, BrokenPipeError) and _reader_is_gone()
+        if isinstance(error, OSError):
+            _forget_what_cannot_be_written()
+        if nobody_reads:
             return 1
         if os.environ.get(DEBUG_VARIABLE) == "1":
             raise
@@ -54,28 +58,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _flush_standard_output() -> None:
-    """Now, as long as it can be said that this fails."""
+def _reader_is_gone() -> bool:
+    """Whether standard output was closed at its other end, as `| head -1` does."""
+    import select
+
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    other_end = select.poll()
+    other_end.register(1, 0)
+    return bool(other_end.poll(0))
+
+
+def _forget_what_cannot_be_written() -> None:
+    """Else it would be tried again, with a traceback, while the process ends."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
         send_nowhere()
-        raise
-
-
-def _nobody_reads() -> bool:
-    """Whether standard output was closed at its other end, as `| head -1` does; nothing is written to it then."""
-    import select
-
-    gone = True
-    if hasattr(select, "poll"):
-        other_end = select.poll()
-        other_end.register(1, 0)
-        gone = bool(other_end.poll(0))
-    if gone:
-        send_nowhere()
-    return gone
 
 
 def _one_line(error: Exception) -> str:

@@ -22,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after the command; by default those it was called with.
 
     Returns:
-        The exit code: 0; 1 if `doctor` finds what stops training, or whoever read standard output stopped reading; 2
-        after an error; 130 if interrupted.
+        The exit code: 0; 1 if `doctor` finds what stops training, if models that were asked for could not be read and
+        others could, or if whoever read standard output stopped reading; 2 after an error; 130 if interrupted.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with json_alone() if getattr(options, "json", False) else contextlib.nullcontext():
             code = options.run(options)
-        _flush_standard_output()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # now, as long as it can be said that this fails
         if arguments is None and getattr(options, "json", False):
             send_to_standard_error()  # what is printed while the process ends
         return code
@@ -46,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"nnUNetv2_sauron {options.verb}: interrupted", file=sys.stderr)
         return 130
     except Exception as error:  # also what nnU-Net and others raise, such as AssertionError
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
+        nobody_reads = isinstance(error, BrokenPipeError) and _reader_is_gone()
+        if isinstance(error, OSError):
+            _forget_what_cannot_be_written()
+        if nobody_reads:
             return 1
         if os.environ.get(DEBUG_VARIABLE) == "1":
             raise
@@ -54,28 +58,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _flush_standard_output() -> None:
-    """Now, as long as it can be said that this fails."""
+def _reader_is_gone() -> bool:
+    """Whether standard output was closed at its other end, as `| head -1` does."""
+    import select
+
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    other_end = select.poll()
+    other_end.register(1, 0)
+    return bool(other_end.poll(0))
+
+
+def _forget_what_cannot_be_written() -> None:
+    """Else it would be tried again, with a traceback, while the process ends."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
         send_nowhere()
-        raise
-
-
-def _nobody_reads() -> bool:
-    """Whether standard output was closed at its other end, as `| head -1` does; nothing is written to it then."""
-    import select
-
-    gone = True
-    if hasattr(select, "poll"):
-        other_end = select.poll()
-        other_end.register(1, 0)
-        gone = bool(other_end.poll(0))
-    if gone:
-        send_nowhere()
-    return gone
 
 
 def _words(error: Exception) -> str:
@@ -349,7 +349,7 @@ def _compress(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from .analysis.report_command import report
 
-    report(
+    made = report(
         options.models,
         options.output,
         baseline=options.baseline,
@@ -360,7 +360,7 @@ def _report(options: argparse.Namespace) -> int:
         checkpoint=options.checkpoint,
         json_output=options.json,
     )
-    return 0
+    return 1 if made.left_out else 0
 
 
 def _benchmark(options: argparse.Namespace) -> int:
@@ -424,7 +424,8 @@ def _clusterability(options: argparse.Namespace) -> int:
         print_table(found)
     for path in pictures:
         print(f"Wrote {path}", file=sys.stderr)
-    return 0
+    measured = {model.folder.resolve() for model in found.models}
+    return 0 if measured.issuperset(folder.resolve() for folder in options.models) else 1
 
 
 def _densify(options: argparse.Namespace) -> int:

@@ -94,7 +94,7 @@ def test_a_document_is_strict_json(capsys):
 def program(then: str, *words: str, **options) -> subprocess.Popen:
     """The command in a process of its own, with a verb `demo` that does `then`."""
     code = (
-        "import sys, types, atexit\n"
+        "import atexit, ctypes, sys, types\n"
         "from nnunet_sauron.cli import main\n"
         "from nnunet_sauron.json_output import print_json\n"
         f"def run(folder, json_output): {then}\n"
@@ -102,6 +102,7 @@ def program(then: str, *words: str, **options) -> subprocess.Popen:
         "sys.exit(main())"
     )
     environment = {**os.environ, "PYTHONPATH": str(trainer_folder().parents[2])}
+    environment.pop("PYTHONUNBUFFERED", None)
     command = [sys.executable, "-c", code, "demo", *words]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **options)
 
@@ -115,6 +116,13 @@ def test_a_reader_that_stops_reading_gets_no_traceback(then, words, long):
     os.close(writing)
     assert process.communicate() == (None, "")
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize("stray", ["ctypes.CDLL(None).printf(b'stray\\n')", "print('stray', file=sys.__stdout__)"])
+def test_what_is_still_in_a_buffer_is_not_in_the_document(stray):
+    process = program(f"{stray}; print_json([1])", "--json", stdout=subprocess.PIPE)
+    assert [json.loads(process.stdout.read()), process.stderr.read()] == [[1], "stray\n"]
+    process.communicate()
 
 
 def test_what_is_printed_while_the_process_ends_is_not_in_the_document():

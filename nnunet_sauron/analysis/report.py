@@ -114,7 +114,8 @@ class Report:
         problems: What is missing, and which command makes it.
         tolerance_mm: Of the surface Dice.
         threads: CPU threads of PyTorch, which the timing used.
-        unscored: Models that have segmentations of which none could be scored; `problems` say why.
+        left_out: Folders that were to be in the report and are not: models that cannot be read, and segmentations of
+            which no case could be scored. The problems tell why.
     """
 
     models: list[ModelReport]
@@ -122,7 +123,7 @@ class Report:
     problems: list[str]
     tolerance_mm: float
     threads: int
-    unscored: list[str] = field(default_factory=list)
+    left_out: list[Path] = field(default_factory=list)
 
     def model(self, name: str) -> ModelReport:
         """A model by its name."""
@@ -169,8 +170,8 @@ def make_report(
 
     progress = progress or Progress(quiet=True)
     problems: list[str] = []
+    left_out: list[Path] = []
     models: list[ModelReport] = []
-    unscored: list[str] = []
     networks: dict[tuple[str, str], nn.Module] = {}
     for name, folder, of_folder in zip(
         short_names(folders), folders, predictions or [None] * len(folders), strict=True
@@ -180,13 +181,14 @@ def make_report(
             trained = TrainedModel.read(folder, None, checkpoint, problems.append)
         except Exception as error:  # whatever is in that folder, the other models are reported
             problems.append(f"{folder} is not in the report: {_words(error)}")
+            left_out.append(folder)
             continue
         model, of_folds = _measure(name, trained, problems)
         networks.update({(name, fold): network for fold, network in of_folds.items()})
         scores = score_model(name, trained, of_folder, labels, tolerance_mm, problems, progress)
         models.append(replace(model, scores=scores))
         if not scores and has_segmentations(trained, of_folder):
-            unscored.append(name)
+            left_out.append(of_folder or trained.folder)
     if not models:
         raise FileNotFoundError(" ".join(problems))
 
@@ -200,7 +202,7 @@ def make_report(
         if model is not reference:
             model.differences.update(_differences(model, reference))
             problems += _unequal(model, reference)
-    return Report(models, reference.name, problems, tolerance_mm, torch.get_num_threads(), unscored)
+    return Report(models, reference.name, problems, tolerance_mm, torch.get_num_threads(), left_out)
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

@@ -10,13 +10,13 @@ from ..json_output import print_json
 from ..terminal import plain_console
 from ..trainers.checkpoints import write_atomically
 from .progress import Progress
-from .report import make_report
+from .report import Report, make_report
 from .report_data import as_json, write_data
 from .report_html import write_html
 from .report_table import print_report
 
 
-def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, **options) -> list[Path]:
+def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, **options) -> Report:
     """Compare trained models and write report.json, report.csv, cases.csv, report.txt and report.html into a folder.
 
     Args:
@@ -26,11 +26,10 @@ def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, 
         options: Of `make_report`.
 
     Returns:
-        What was written.
+        What was found.
 
     Raises:
-        FileNotFoundError, ValueError: As `make_report`; nothing is written then. Or a model has segmentations, and
-            none of them could be scored; all is written and printed before that is raised.
+        FileNotFoundError, ValueError: As `make_report`; nothing is written then.
         OSError: The folder cannot be written, which is found out before anything is measured.
     """
     _check_writable(output)
@@ -48,12 +47,7 @@ def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, 
         print_report(made, console)
         for path in written:
             console.print(f"Wrote {path}", soft_wrap=True)
-    if made.unscored:
-        raise ValueError(
-            f"None of the segmentations of {', '.join(made.unscored)} could be scored; what is wrong with each stands "
-            f"under problems in {output / 'report.txt'}."
-        )
-    return written
+    return made
 
 
 def _check_writable(output: Path) -> None:

@@ -123,6 +123,7 @@ def as_json(report: Report) -> dict:
         "baseline": report.baseline,
         "surface_dice_tolerance_mm": report.tolerance_mm,
         "problems": report.problems,
+        "left_out": report.left_out,
         "models": [
             {
                 "name": model.name, "folder": str(model.folder), "trainer": model.trainer, "plans": model.plans,

@@ -318,5 +318,5 @@ def _divided_by_largest(distances: torch.Tensor, floor: float = 0.0) -> torch.Te
 
 
 def _check_feature_maps(feature_maps: torch.Tensor) -> None:
-    if feature_maps.ndim not in (4, 5) or 0 in feature_maps.shape:
+    if feature_maps.ndim not in (4, 5) or feature_maps.numel() == 0:
         raise ValueError(f"Feature maps are (B, C, *spatial) with 2 or 3 axes; got {tuple(feature_maps.shape)}.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import html
-import io
 import json
 import math
 import re
@@ -149,8 +148,9 @@ def test_predictions_are_scored_in_place_of_validations(once, tmp_path):
 
 
 def test_files_hold_the_same_numbers(once, tmp_path, capsys):
-    written = report([once / STOCK, once / SAURON], tmp_path / "out", timing_seconds=0.01)
-    assert [path.name for path in written] == ["report.json", "report.csv", "cases.csv", "report.txt", "report.html"]
+    report([once / STOCK, once / SAURON], tmp_path / "out", timing_seconds=0.01)
+    written = {"report.json", "report.csv", "cases.csv", "report.txt", "report.html"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == written
     data = json.loads((tmp_path / "out" / "report.json").read_text())
     lines = list(csv.DictReader((tmp_path / "out" / "report.csv").open()))
     cases = list(csv.DictReader((tmp_path / "out" / "cases.csv").open()))
@@ -165,9 +165,36 @@ def test_files_hold_the_same_numbers(once, tmp_path, capsys):
     assert "report.html" in printed
 
 
-def test_json_is_all_that_is_printed_with_json(once, tmp_path, capsys):
+def test_json_is_all_that_is_printed_with_json(once, tmp_path, capfd):
     assert main(["report", str(once / STOCK), "-o", str(tmp_path / "out"), "--timing", "0", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["models"][0]["name"] == STOCK
+    assert json.loads(capfd.readouterr().out)["models"][0]["name"] == STOCK
+
+
+@pytest.mark.parametrize("json_output", [[], ["--json"]])
+def test_a_model_that_was_asked_for_and_left_out_is_in_the_exit_code_and_the_json(once, tmp_path, capsys, json_output):
+    words = [str(once / STOCK), str(tmp_path / "gone"), "-o", str(tmp_path / "out"), "--timing", "0", *json_output]
+    assert main(["report", *words]) == 1
+    said = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert said["left_out"] == [str(tmp_path / "gone")] and "gone is not in the report" in said["problems"][0]
+    if json_output:
+        assert json.loads(capsys.readouterr().out) == said
+
+
+def test_commands_in_problems_can_be_pasted(folders, tmp_path, capsys):
+    # Narrower than the commands, which a terminal would otherwise break into lines.
+    model = tmp_path / "a  folder" / STOCK
+    shutil.copytree(folders / STOCK, model)
+    shutil.rmtree(model / "fold_0" / "validation")
+    for fold in (0, 1):
+        (model / f"fold_{fold}" / "checkpoint_final.pth").rename(model / f"fold_{fold}" / "checkpoint_best.pth")
+    words = [str(model), "-o", str(tmp_path / "out"), "--timing", "0", "-chk", "checkpoint_best.pth"]
+    assert main(["report", *words]) == 0
+    printed = capsys.readouterr().out
+    predict = f"nnUNetv2_predict_from_modelfolder -m '{model}' -f 0 -i IN -o OUT -chk checkpoint_best.pth "
+    go_on = "nnUNetv2_train Dataset001_Random 2d 0 -tr nnUNetTrainer -p nnUNetPlans --c --val_best "  # --val would fail
+    for text in (printed, (tmp_path / "out" / "report.txt").read_text()):
+        assert predict in text and go_on in text
+    assert html.escape(predict) in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_what_is_missing_is_named_with_the_command_that_makes_it(folders):
@@ -264,7 +291,7 @@ def test_a_fold_that_cannot_be_read_does_not_take_the_others_along(folders):
     found = made(folders)
     assert list(found.models[1].folds) == ["0"]
     assert "cannot be read" in found.problems[0]
-    assert "nnUNetv2_train Dataset001_Random 2d FOLD -tr SauronTrainer -p nnUNetPlans --c" in found.problems[1]
+    assert "nnUNetv2_train Dataset001_Random 2d 1 -tr SauronTrainer -p nnUNetPlans --c" in found.problems[1]
 
 
 def test_a_case_that_cannot_be_read_does_not_take_the_others_along(folders):

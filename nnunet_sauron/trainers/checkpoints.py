@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import zipfile
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from ..pruning import accept_pruned_weights, channel_layout, densify
 
 TEMPORARY = ".tmp"
 CHECKPOINT = "checkpoint_final.pth"
+# PyTorch has an OSError with EINVAL for a file that was cut short, too.
+NOT_OPENED = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 # As PyTorch and the C++ library say it.
 NO_MEMORY = ("not enough memory", "can't allocate memory", "bad_alloc", "Cannot allocate memory")
 COMPRESSION = "compression"  # key of a checkpoint that `compress` wrote: where its weights come from
@@ -84,8 +87,10 @@ def load(path: Path):
         return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # torch raises a different class for every way in which a file can be damaged
         reason = f"{type(error).__name__}: {error}"
-        if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(f"{path} cannot be opened: {error.strerror}. Nothing is wrong with what it holds.") from error
+        if isinstance(error, OSError) and error.errno in NOT_OPENED:
+            raise OSError(
+                f"{path} cannot be opened: {error.strerror}. Mend that; the file may well be whole."
+            ) from error
         if isinstance(error, MemoryError) or any(words in reason for words in NO_MEMORY):
             size = path.stat().st_size / 1e6
             raise MemoryError(

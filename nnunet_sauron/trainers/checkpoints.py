@@ -101,8 +101,9 @@ def load(path: Path):
         if isinstance(error, (ImportError, AttributeError)) and kind in ("whole zip", "pickle"):
             raise ValueError(f"{path} is whole, but needs what is not installed here. {_missing(error)}") from error
         if kind != "whole zip":
+            remove = "Delete it" if kind == "broken zip" else "Move it away"
             raise DamagedFileError(
-                f"{path} cannot be read: truncated, or no PyTorch checkpoint ({reason}). Delete it to continue from "
+                f"{path} cannot be read: truncated, or no PyTorch checkpoint ({reason}). {remove} to continue from "
                 f"another checkpoint of that folder, or copy it anew from where it was made."
             ) from error
         raise ValueError(
@@ -112,16 +113,21 @@ def load(path: Path):
 
 
 def _kind(path: Path) -> str:
-    """Whether a file is a "whole zip" with right checksums, as PyTorch writes them, a "pickle" of its old form, or
-    something "else"."""
+    """Whether a file is a "whole zip" as PyTorch writes them, with right checksums, a "broken zip" (or nothing at all),
+    a "pickle" of PyTorch's old form, or "another" one."""
     with path.open("rb") as file:
-        if file.read(1) == b"\x80":
-            return "pickle"
+        begins = file.read(4)
+    if begins[:1] == b"\x80":
+        return "pickle"
+    if begins not in (b"PK\x03\x04", b""):
+        return "another"
     try:
         with zipfile.ZipFile(path) as archive:
-            return "else" if archive.testzip() else "whole zip"
+            if not any(name.endswith("data.pkl") for name in archive.namelist()):
+                return "another"
+            return "broken zip" if archive.testzip() else "whole zip"
     except Exception:  # as many classes as there are kinds of damage
-        return "else"
+        return "broken zip"
 
 
 def _missing(error: ImportError | AttributeError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from html import escape
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def save(path: Path, array: np.ndarray) -> None:
 
 def columns(text: str) -> list[list[str]]:
     """Cells of rich's tables."""
-    return [[cell.strip() for cell in line.split("│")] for line in text.splitlines()]
+    return [[cell.strip() for cell in re.split("[│┃]", line)] for line in text.splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 if `doctor` finds what stops training, if models that were asked for could not be read and
         others could, or if whoever read standard output stopped reading; 2 after an error; 130 if interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that lacks an alphabet must not end a verb
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.version:

@@ -197,8 +197,8 @@ def _preprocessed(
         if not reference.exists():
             raise FileNotFoundError(f"There is no file {reference}.")
         labels, spacing = read_labels(reference, model.segmentations)
-        of_image = (case.files[0], original.shape[1:], tuple(map(float, properties["spacing"])))
-        check_same_voxels(of_image, (reference, labels.shape, spacing))
+        read = (case.files[0], original.shape[1:], tuple(map(float, properties["spacing"])))
+        check_same_voxels(read, (reference, labels.shape, spacing))
         labels = labels[None]
         # By itself: a reference may change the mask that an image is normalised in, but must not change the maps.
         labels = preprocess(model, original, properties, labels)[1][0].astype(np.int16)

@@ -168,7 +168,7 @@ def _check_geometry(reader: BaseReaderWriter, image: np.ndarray, properties: dic
     if isinstance(reader, Tiff3DIO):
         for file in files:
             with tifffile.TiffFile(file) as tiff:
-                if "S" in tiff.series[0].axes:
+                if tiff.series[0].axes.endswith("S"):  # first, it may stand for three or four slices
                     raise ValueError(f"{file} is a colour image, expected was one number a voxel")
 
 

@@ -11,7 +11,7 @@ from ..terminal import plain_console
 from ..trainers.checkpoints import write_atomically
 from .progress import Progress
 from .report import Report, make_report
-from .report_data import as_json, write_data
+from .report_data import TEXT, as_json, write_data
 from .report_html import write_html
 from .report_table import print_report
 
@@ -38,7 +38,7 @@ def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, 
     text = io.StringIO()
     print_report(made, plain_console(file=text, width=120))
     written = [*write_data(made, output), output / "report.txt", output / "report.html"]
-    write_atomically(output / "report.txt", lambda path: Path(path).write_text(text.getvalue(), encoding="utf-8"))
+    write_atomically(output / "report.txt", lambda path: Path(path).write_text(text.getvalue(), **TEXT))
     write_html(made, output / "report.html")
     if json_output:
         print_json(as_json(made))

@@ -21,6 +21,8 @@ from .report import ModelReport, Report
 
 METRICS = ("dice", "hd95", "surface_dice", "absolute_volume_error", "volume_error")
 COUNTS = ("cases", "empty_prediction", "empty_reference", "both_empty")
+# Of files: a file's name may hold bytes that are no text.
+TEXT = {"encoding": "utf-8", "errors": "backslashreplace"}
 MEAN = "mean"  # stands for a fold
 ALL = "all"  # nnU-Net's name for the fold that trains on everything
 
@@ -152,7 +154,7 @@ def write_data(report: Report, folder: Path) -> list[Path]:
         "cases.csv": case_frame(report).to_csv(index=False),
     }
     for name, text in texts.items():
-        write_atomically(folder / name, lambda path, text=text: Path(path).write_text(text, encoding="utf-8"))
+        write_atomically(folder / name, lambda path, text=text: Path(path).write_text(text, **TEXT))
     return [folder / name for name in texts]
 
 

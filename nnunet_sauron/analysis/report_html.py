@@ -9,6 +9,7 @@ from pathlib import Path
 from .. import __version__
 from ..trainers.checkpoints import write_atomically
 from .report import Report
+from .report_data import TEXT
 from .report_plots import pictures
 from .report_table import (
     COST,
@@ -61,7 +62,7 @@ thead th { white-space: normal; max-width: 16rem; overflow-wrap: anywhere; } tbo
 
 def write_html(report: Report, path: Path) -> None:
     """Write the report as a self-contained page, whole or not at all."""
-    write_atomically(path, lambda target: Path(target).write_text(page(report), encoding="utf-8"))
+    write_atomically(path, lambda target: Path(target).write_text(page(report), **TEXT))
 
 
 def page(report: Report) -> str:

@@ -216,6 +216,8 @@ class Recovery:
         except DamagedFileError:
             self.progress.say(f"{path} cannot be read, it is damaged: beginning anew")
             return begun
+        except ValueError as error:
+            raise ValueError(f"{error} To begin anew, give another -o.") from error
         differ = [key for key, value in self._made_with.items() if state["made_with"].get(key) != value]
         if differ or set(state["made_with"]) != set(self._made_with):
             named = ", ".join(differ) or "settings"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import zipfile
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from ..pruning import accept_pruned_weights, channel_layout, densify
 
 TEMPORARY = ".tmp"
 CHECKPOINT = "checkpoint_final.pth"
+# PyTorch has an OSError with EINVAL for a file that was cut short, too.
+NOT_OPENED = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 # As PyTorch and the C++ library say it.
 NO_MEMORY = ("not enough memory", "can't allocate memory", "bad_alloc", "Cannot allocate memory")
 COMPRESSION = "compression"  # key of a checkpoint that `compress` wrote: where its weights come from
@@ -84,8 +87,10 @@ def load(path: Path):
         return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # torch raises a different class for every way in which a file can be damaged
         reason = f"{type(error).__name__}: {error}"
-        if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(f"{path} cannot be opened: {error.strerror}. Nothing is wrong with what it holds.") from error
+        if isinstance(error, OSError) and error.errno in NOT_OPENED:
+            raise OSError(
+                f"{path} cannot be opened: {error.strerror}. Mend that; the file may well be whole."
+            ) from error
         if isinstance(error, MemoryError) or any(words in reason for words in NO_MEMORY):
             size = path.stat().st_size / 1e6
             raise MemoryError(
@@ -96,8 +101,9 @@ def load(path: Path):
         if isinstance(error, (ImportError, AttributeError)) and kind in ("whole zip", "pickle"):
             raise ValueError(f"{path} is whole, but needs what is not installed here. {_missing(error)}") from error
         if kind != "whole zip":
+            remove = "Delete it" if kind == "broken zip" else "Move it away"
             raise DamagedFileError(
-                f"{path} cannot be read: truncated, or no PyTorch checkpoint ({reason}). Delete it to continue from "
+                f"{path} cannot be read: truncated, or no PyTorch checkpoint ({reason}). {remove} to continue from "
                 f"another checkpoint of that folder, or copy it anew from where it was made."
             ) from error
         raise ValueError(
@@ -107,16 +113,21 @@ def load(path: Path):
 
 
 def _kind(path: Path) -> str:
-    """Whether a file is a "whole zip" with right checksums, as PyTorch writes them, a "pickle" of its old form, or
-    something "else"."""
+    """Whether a file is a "whole zip" as PyTorch writes them, with right checksums, a "broken zip" (or nothing at all),
+    a "pickle" of PyTorch's old form, or "another" one."""
     with path.open("rb") as file:
-        if file.read(1) == b"\x80":
-            return "pickle"
+        begins = file.read(4)
+    if begins[:1] == b"\x80":
+        return "pickle"
+    if begins not in (b"PK\x03\x04", b""):
+        return "another"
     try:
         with zipfile.ZipFile(path) as archive:
-            return "else" if archive.testzip() else "whole zip"
+            if not any(name.endswith("data.pkl") for name in archive.namelist()):
+                return "another"
+            return "broken zip" if archive.testzip() else "whole zip"
     except Exception:  # as many classes as there are kinds of damage
-        return "else"
+        return "broken zip"
 
 
 def _missing(error: ImportError | AttributeError) -> str:

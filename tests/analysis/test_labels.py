@@ -224,9 +224,9 @@ class TestReport:
     def test_no_case_that_can_be_scored_is_an_error(self, folders, capsys):
         for path in (folders / "other" / "fold_0" / "validation").glob("[abc].nii.gz"):
             save(path, np.full((4, 16, 16), 255, np.uint8))
-        found, error = self.report(folders, capsys, code=2)
+        found, _ = self.report(folders, capsys, code=1)
         assert found["models"][1]["mean"].get("dice") is None and found["models"][0]["mean"]["dice"] == 1
-        assert "None of the segmentations of other could be scored" in error
+        assert found["left_out"] == [str(folders / "other")]
 
     @pytest.mark.parametrize(
         "text", ['{"metric_per_case": [{"ref', "[]", '{"metric_per_case": [1]}', '{"metric_per_case": {"a": 1}}', "\0"]
@@ -235,7 +235,7 @@ class TestReport:
         monkeypatch.setattr("nnunet_sauron.analysis.report_scores.nnUNet_preprocessed", str(folders / "preprocessed"))
         path = folders / "other" / "fold_0" / "validation" / "summary.json"
         path.write_text(text)
-        found, _ = self.report(folders, capsys, code=2)
+        found, _ = self.report(folders, capsys, code=1)
         assert found["models"][0]["mean"]["cases"] == 3
         assert any(str(path) in problem for problem in found["problems"])
         name = json.loads((folders / "other" / "plans.json").read_text())["dataset_name"]

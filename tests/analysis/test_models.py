@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import pickle
 import shutil
 import sys
 import types
+import zipfile
 
 import pytest
 import torch
@@ -103,7 +105,6 @@ def test_what_cannot_be_unpickled_is_whole(checkpoint, monkeypatch):
 DAMAGE = {
     "cut": lambda whole: whole[: len(whole) // 2],
     "cut at its end": lambda whole: whole[:-10],
-    "changed": lambda whole: whole.replace(whole[2000:2004], b"\xff\x00\xff\x00", 1),
     "empty": lambda whole: b"",
     "text": lambda whole: b"content that begins like a pickle\nof a module\n",
     "pointer": lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
@@ -113,7 +114,15 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_damage(checkpoint, damage):
     checkpoint.write_bytes(DAMAGE[damage](checkpoint.read_bytes()))
-    with pytest.raises(DamagedFileError, match=r"checkpoint_final.pth cannot be read: truncated"):
+    with pytest.raises(DamagedFileError, match=r"checkpoint_final.pth cannot be read: truncated") as raised:
+        read_checkpoint(checkpoint)
+    assert ("Delete it" in str(raised.value)) == (damage in ("cut", "cut at its end", "empty"))
+
+
+def test_another_zip_is_no_checkpoint_and_not_to_be_deleted(checkpoint):
+    with zipfile.ZipFile(checkpoint, "w") as archive:
+        archive.writestr("nnUNetTrainer__nnUNetPlans__2d/plans.json", "{}")
+    with pytest.raises(DamagedFileError, match="no PyTorch checkpoint .*Move it away"):
         read_checkpoint(checkpoint)
 
 
@@ -160,6 +169,30 @@ def test_a_folder_may_have_any_name_and_be_linked(tmp_path, name):
     shutil.move(folder / "fold_0", tmp_path / "elsewhere")
     (folder / "fold_0").symlink_to(tmp_path / "elsewhere")
     assert list(TrainedModel.read(folder).checkpoints) == ["0"]
+
+
+@pytest.mark.parametrize("architecture", ["plain", "resenc"])
+def test_plans_of_nnunets_older_versions(tmp_path, capsys, architecture):
+    folder = write_model(tmp_path / "model", architecture=architecture, widths=(4, 8, 16))
+    plans = json.loads((folder / "plans.json").read_text())
+    (configuration,) = plans["configurations"].values()
+    architecture = configuration.pop("architecture")
+    arguments = architecture["arch_kwargs"]
+    configuration.update(
+        UNet_class_name=architecture["network_class_name"].rpartition(".")[2],
+        UNet_base_num_features=arguments["features_per_stage"][0],
+        unet_max_num_features=arguments["features_per_stage"][-1],
+        n_conv_per_stage_encoder=arguments.get("n_conv_per_stage") or arguments["n_blocks_per_stage"],
+        n_conv_per_stage_decoder=arguments["n_conv_per_stage_decoder"],
+        pool_op_kernel_sizes=arguments["strides"],
+        conv_kernel_sizes=arguments["kernel_sizes"],
+        num_pool_per_axis=[2, 2],
+    )
+    (folder / "plans.json").write_text(json.dumps(plans))
+    model = TrainedModel.read(folder)
+    assert model.network("0") and model.segmentations.values == {0, 1, 2}
+    assert main(["report", str(folder), "-o", str(tmp_path / "report"), "--timing", "0"]) == 0
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_an_error_of_somebody_else_is_no_traceback(tmp_path, monkeypatch, capsys):

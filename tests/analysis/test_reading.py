@@ -160,6 +160,12 @@ def test_voxels_of_several_parts_are_named(tmp_path, ending, shape):
         read_image(SimpleITKIO(), [path])
 
 
+@pytest.mark.parametrize("slices", [1, 3, 4])
+def test_few_slices_of_a_tiff_are_no_colours(tmp_path, slices):
+    tifffile.imwrite(tmp_path / "c.tif", np.ones((slices, 20, 24), np.uint8))
+    assert read_segmentation(Tiff3DIO(), tmp_path / "c.tif")[0].shape == (slices, 20, 24)
+
+
 def test_a_colour_tiff_is_no_volume(tmp_path):
     tifffile.imwrite(tmp_path / "c_0000.tif", np.ones((20, 24, 3), np.uint8))
     with pytest.raises(ValueError, match=r"c_0000.tif is a colour image"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from html import escape
 from pathlib import Path
 
@@ -36,7 +37,7 @@ NAMES = (
     "x [/red] y", "[bold]", "[link=a]b", "\\[a]", ":smile:", "$a_1$", "$\\frac$ 5", "<script>alert(1)</script>",
     "&amp;", "é 漢字 ж", "_hidden", "a \"b\" 'c'", "a  b", "%s {x}",
 )  # fmt: skip
-FOLDER = "_m [/b] $x$ :heart: 'q'"
+FOLDER = "_m [b] $x$ :heart: 'q'"
 
 
 def save(path: Path, array: np.ndarray) -> None:
@@ -46,7 +47,7 @@ def save(path: Path, array: np.ndarray) -> None:
 
 def columns(text: str) -> list[list[str]]:
     """Cells of rich's tables."""
-    return [[cell.strip() for cell in line.split("│")] for line in text.splitlines()]
+    return [[cell.strip() for cell in re.split("[│┃]", line)] for line in text.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def folder(tmp_path_factory) -> Path:
     (root / "dataset.json").write_text(json.dumps(dataset))
     array = np.zeros((2, 16, 16), np.uint8)
     array[0, 0, : len(NAMES)] = range(1, 1 + len(NAMES))
-    for case in ("c [/red] $1$", "_d <b> :x:"):
+    for case in ("c [red] $1$", "_d <b> :x:"):
         save(root / "fold_0" / "validation" / f"{case}.nii.gz", array)
         save(root.parent / "references" / f"{case}.nii.gz", array)
     (root / "fold_0" / "validation" / "summary.json").write_text("{}")
@@ -68,17 +69,17 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_report(folder, tmp_path, capsys):
-    words = ["report", str(folder), "-o", str(tmp_path / "out [/b]"), "--labels", str(folder.parent / "references")]
+    words = ["report", str(folder), "-o", str(tmp_path / "out [b]"), "--labels", str(folder.parent / "references")]
     assert main([*words, "--timing", "0"]) == 0
-    assert str(tmp_path / "out [/b]" / "report.html") in capsys.readouterr().out
-    text = (tmp_path / "out [/b]" / "report.txt").read_text(encoding="utf-8")
-    page = (tmp_path / "out [/b]" / "report.html").read_text(encoding="utf-8")
-    data = json.loads((tmp_path / "out [/b]" / "report.json").read_text(encoding="utf-8"))
+    assert str(tmp_path / "out [b]" / "report.html") in capsys.readouterr().out
+    text = (tmp_path / "out [b]" / "report.txt").read_text(encoding="utf-8")
+    page = (tmp_path / "out [b]" / "report.html").read_text(encoding="utf-8")
+    data = json.loads((tmp_path / "out [b]" / "report.json").read_text(encoding="utf-8"))
     cells = {cell for row in columns(text) for cell in row}
     for name in NAMES:
         assert f"{name}: Dice" in cells
         assert f"{escape(name)}: Dice" in page
-        assert name in data["models"][0]["cases"]["0"]["c [/red] $1$"]
+        assert name in data["models"][0]["cases"]["0"]["c [red] $1$"]
     assert "<script" not in page and FOLDER in cells and escape(FOLDER) in page
 
 
@@ -136,7 +137,7 @@ def test_feature_maps(tmp_path):
     dataset["labels"] = {"background": 0, "$\\frac$ [/red]": 1, "_hidden $": 2}
     (root / "dataset.json").write_text(json.dumps(dataset))
     image = write_images(tmp_path / "images", 1, (3, 16, 16)) / "case_0_0000.nii.gz"
-    image = image.rename(image.with_name("c $x$ [/b]_0000.nii.gz"))
+    image = image.rename(image.with_name("c $x$ [b]_0000.nii.gz"))
     model = TrainedModel.read(root)
     assert all(path.is_file() for path in draw(feature_maps(model, "0", case_of(image, model)), tmp_path / "out"))
 

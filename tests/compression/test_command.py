@@ -395,3 +395,30 @@ def test_positions_count_by_how_unsure_the_network_is(folders, regions):
         same = all(torch.equal(tensor, one.weights[name]) for name, tensor in network.state_dict().items())
         results[kind] = same, errors == compressor.rankings["encoder.stages.0.0.convs.0"].errors
     assert results == {regions: (True, True), (not regions): (False, False), None: (False, False)}
+
+
+@pytest.mark.parametrize("damage", ["cut", "4D", "value", "text"])
+def test_damaged_labels_are_named_before_long_work(folders, capsys, monkeypatch, damage):
+    monkeypatch.setattr("nnunet_sauron.compression.compress.rank_units", lambda *_: pytest.fail("ranked already"))
+    write_model(folders / "model")
+    for path in (folders / "labels").iterdir():
+        if damage == "cut":
+            path.write_bytes(path.read_bytes()[:-30])
+        elif damage == "text":
+            path.write_text("no image")
+        else:
+            shape = (6, 24, 24, 2) if damage == "4D" else (6, 24, 24)
+            SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.full(shape, 7, np.uint8)), str(path))
+    assert compress(folders, "--macs", "0.5", "--labels", str(folders / "labels")) == 2
+    said = capsys.readouterr().err
+    assert str(folders / "labels" / "case_") in said and "Traceback" not in said and "/tmp/tmp" not in said
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_an_image_that_was_cut_short_is_named_though_simpleitk_reads_it(folders, capsys, monkeypatch, case):
+    monkeypatch.setattr("nnunet_sauron.compression.compress.rank_units", lambda *_: pytest.fail("ranked already"))
+    write_model(folders / "model")
+    path = folders / "images" / f"case_{case}_0000.nii.gz"
+    path.write_bytes(path.read_bytes()[:-200])
+    assert compress(folders, "--macs", "0.5") == 2
+    assert f"{path} is damaged or was cut short" in capsys.readouterr().err

@@ -78,11 +78,13 @@ def test_a_skipped_step_and_another_scale_leave_no_trace(folder, trainer_class):
     first, overflowing, last = (next(loader) for _ in range(3))
     for batch in (first, last):
         plain.train_step(copy.deepcopy(batch))
+    poisoned = Poisoned(scaled, maps=False, unit="decoder.stages.1.convs.1")
     scaled.train_step(first)
     before = [p.detach().clone() for p in scaled.network.parameters()]
-    scaled.grad_scaler.load_state_dict({**scaled.grad_scaler.state_dict(), "scale": 2.0**127})
+    poisoned.active = True
     scaled.train_step(overflowing)
-    assert scaled.grad_scaler.get_scale() == 2.0**126  # it did overflow
+    poisoned.active = False
+    assert scaled.grad_scaler.get_scale() == 512  # it did skip
     assert all(torch.equal(a, b) for a, b in zip(before, scaled.network.parameters(), strict=True))
     scaled.grad_scaler.load_state_dict({**scaled.grad_scaler.state_dict(), "scale": 16.0})
     scaled.train_step(last)
@@ -94,12 +96,12 @@ UNIT = "encoder.stages.1.0.convs.0"
 
 
 class Poisoned:
-    """Gradients, or maps, of one layer in the middle are not finite in some steps, and the step is skipped for it."""
+    """A layer's gradients, or maps, are not finite in some steps, which a gradient scaler skips."""
 
-    def __init__(self, trainer, maps: bool):
+    def __init__(self, trainer, maps: bool, unit: str = UNIT):
         self.active = False
         self.maps = maps
-        trainer.network.get_submodule(UNIT).register_forward_hook(self.hook, prepend=True)
+        trainer.network.get_submodule(unit).register_forward_hook(self.hook, prepend=True)
 
     def hook(self, module, inputs, output):
         if self.active and module.training:

@@ -97,15 +97,13 @@ class AutoPruner(Layerwise):
 
     def after_step(self, loss_scale: float) -> None:
         self._log_codes.clear()
-        self._observed.end_batch()
         gradients = [p.grad for p in self._layers.parameters() if p.grad is not None]
-        if not gradients:
-            return
         for gradient in gradients:
             summed_over_ranks(gradient.div_(loss_scale))
-        # Of one layer's overflow the others' gradients know nothing: this batch teaches none of them.
-        if torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
+        # Of one layer's overflow the others' gradients know nothing: such a batch teaches none of them.
+        if gradients and torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
             self._optimizer.step()
+            self._observed.end_batch()
 
     def end_epoch(self) -> None:
         self._observed.share()

@@ -141,7 +141,7 @@ class PruningMethod:
 
     def before_update(self) -> None:
         """The optimiser is about to step: the gradients are unscaled, clipped, and averaged over DDP's ranks. Not
-        called where a gradient scaler skips a step."""
+        called where a gradient scaler skips the step."""
 
     def after_step(self, loss_scale: float) -> None:
         """A training step is over, also one whose update was skipped. Gradients of what is not in the optimiser are

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -29,3 +30,16 @@ def evaluating(network: nn.Module, hooks: Mapping[nn.Module, Callable] | None = 
             handle.remove()
         for module, training in modes.items():
             module.training = training
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A copy with the network's very hooks: a trainer that one belongs to would be copied with its data loaders."""
+    kept = {}
+    for module in network.modules():
+        for name, hooks in vars(module).items():
+            if name.endswith("_hooks"):
+                for hook in hooks.values():
+                    # PyTorch wraps those of the state dict together with their module, and that is to be the copy.
+                    hook = getattr(hook, "hook", hook)
+                    kept[id(hook)] = hook
+    return copy.deepcopy(network, kept)

@@ -8,7 +8,6 @@ interpolative decomposition (Chee et al.: Model preserving compression for neura
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,6 +17,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from .channels import ChannelLayout, ChannelUnit, channel_layout
 from .cost import feature_map_voxels
+from .evaluating import copied
 from .moments import Moments, averaged, check_weights, collect_moments, forward_until
 from .removal import check_kept, remove_channels
 
@@ -61,6 +61,8 @@ def merge_channels(
     Raises:
         ValueError: An unknown unit, a channel that it does not have, no inputs, or weights of other shapes. Nothing is
             changed then.
+        RuntimeError: There is no memory for a fit (`OutOfMemoryError`), or no finite solution (`LinAlgError`). Some
+            units may be merged already and others not; `remove_channels` can cut those.
     """
     layout = channel_layout(network)
     check_kept(layout, keep)
@@ -75,7 +77,7 @@ def merge_channels(
         _fold_in_one_pass(network, layout, cut, keep, inputs, weights, after_unit)
         remove_channels(network, {unit.name: keep[unit.name] for unit in cut}, optimizer)
         return
-    before = _copied(network)
+    before = copied(network)
     for unit in cut:
         moments = collect_moments(network, unit.feature_maps, inputs, weights, before)
         now = channel_layout(network)
@@ -118,18 +120,12 @@ def _fold_in_one_pass(
     def fold(place: str, maps: torch.Tensor) -> None:
         unit = unit_at[place]
         both = Moments(2 * unit.width, device)
-        both.add(torch.cat([maps, maps_before.pop(place)], 1), counts if counts is None else averaged(counts, maps))
+        both.add(maps, counts if counts is None else averaged(counts, maps), maps_before.pop(place))
         _fold(network, layout, unit, place, keep[unit.name], both)
         if place == unit.feature_maps[-1]:
             after_unit(unit.name)
 
     forward_until(network, together, unit_at, fold)
-
-
-def _copied(network: nn.Module) -> nn.Module:
-    """A copy with the very hooks of the network's: they may belong to a trainer, which would be copied with them."""
-    hooks = [hook for module in network.modules() for hook in module._forward_hooks.values()]
-    return copy.deepcopy(network, {id(hook): hook for hook in hooks})
 
 
 def readers(network: nn.Module, layout: ChannelLayout, unit: ChannelUnit):
@@ -185,5 +181,7 @@ def fitted(moments: Moments, stay: torch.Tensor, channels: int, intercept: bool)
     own[:, stay] = identity
     diagonal = diagonal + AIM_RIDGE * of_kept.diagonal().mean()
     fit = (own + torch.linalg.solve(of_kept + diagonal * identity, with_aims - of_kept @ own)).T
+    if not fit.isfinite().all():
+        raise torch.linalg.LinAlgError("A fit of feature maps has no finite solution: they are not finite, or huge.")
     offset = moments.mean[-channels:] - fit @ moments.mean[stay]
     return fit, offset if intercept else torch.zeros_like(offset)

@@ -31,18 +31,24 @@ class Moments:
         self.total = torch.zeros(channels, dtype=torch.float64, device=device)
         self.products = torch.zeros(channels, channels, dtype=torch.float64, device=device)
 
-    def add(self, feature_maps: torch.Tensor, weights: torch.Tensor | None = None) -> None:
-        """Take in feature maps (B, C, *spatial) of any floating dtype; weights of the positions, (B, *spatial)."""
-        values = feature_maps.detach().flatten(2).transpose(0, 1)  # (C, B, positions)
+    def add(self, feature_maps: torch.Tensor, weights: torch.Tensor | None = None, *more: torch.Tensor) -> None:
+        """Take in feature maps (B, C, *spatial) of any floating dtype; weights of the positions, (B, *spatial).
+
+        The channels of `more` maps follow, without a copy as large as all of them.
+        """
         if weights is None:
-            weights = values.new_ones(()).expand(values.shape[1:])
-        step = max(1, VALUES_AT_ONCE // len(values))
-        for part, count in zip(values.flatten(1).split(step, 1), weights.flatten().split(step), strict=True):
-            part, count = part.double(), count.double()
-            weighted = part * count
-            self.count += count.sum()
-            self.total += weighted.sum(1)
-            self.products += weighted @ part.T
+            weights = feature_maps.new_ones(()).expand(len(feature_maps), *feature_maps.shape[2:])
+        samples = max(1, VALUES_AT_ONCE // (len(self.total) * feature_maps[0, 0].numel()))
+        step = max(1, VALUES_AT_ONCE // len(self.total))
+        by_samples = (tensor.detach().flatten(2).split(samples) for tensor in (feature_maps, *more))
+        for *maps, counts in zip(*by_samples, weights.split(samples), strict=True):
+            parts = (some.transpose(0, 1).flatten(1).split(step, 1) for some in maps)  # (C, positions)
+            for *part, count in zip(*parts, counts.flatten().split(step), strict=True):
+                part, count = torch.cat(part).double(), count.double()
+                weighted = part * count
+                self.count += count.sum()
+                self.total += weighted.sum(1)
+                self.products += weighted @ part.T
 
     @property
     def mean(self) -> torch.Tensor:
@@ -92,11 +98,10 @@ def collect_moments(
             forward_until(before, tensor.to(device), places, maps_before.__setitem__)
 
         def take(name: str, maps: torch.Tensor, counts=counts, maps_before=maps_before) -> None:
-            if name in maps_before:
-                maps = torch.cat([maps, maps_before.pop(name)], 1)
+            more = [maps_before.pop(name)] if name in maps_before else []
             if name not in moments:
-                moments[name] = Moments(maps.shape[1], maps.device)
-            moments[name].add(maps, counts if counts is None else averaged(counts, maps))
+                moments[name] = Moments(maps.shape[1] + sum(other.shape[1] for other in more), maps.device)
+            moments[name].add(maps, counts if counts is None else averaged(counts, maps), *more)
 
         forward_until(network, tensor.to(device), places, take)
     return moments

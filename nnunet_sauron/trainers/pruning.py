@@ -239,8 +239,11 @@ class PruningTrainer(ResizingTrainer):
     def _decided(self) -> dict:
         """This epoch's record, with what goes before the next one."""
         now = channel_layout(self.bare_network).widths
-        # The same strings in every record: a pickled checkpoint then holds each name once, not once per epoch.
+        # The same strings, and the same settings, in every record: a checkpoint then holds them once, not per epoch.
         widths = {name: now[name] for name in self.dense_widths}
+        settings = self._settings()
+        for before in self.history()[: self.current_epoch][-1:]:
+            settings = before["settings"] if before["settings"] == settings else settings
         record = {
             "widths": widths,
             "parameters": self._cost.parameters(widths),
@@ -248,7 +251,7 @@ class PruningTrainer(ResizingTrainer):
             "regulariser": self._epoch_regulariser,
             "keep": {},
             "held": self._reason_to_hold(),
-            "settings": self._settings(),
+            "settings": settings,
         }
         if record["held"] is None:
             history = [*self.history()[: self.current_epoch], record]
@@ -342,33 +345,38 @@ class PruningTrainer(ResizingTrainer):
         network = self.bare_network
         self._unwrap()
         self.method.before_removal(keep)
-        inputs, weights = self._to_merge_on(network) if self.pruning_settings.merge else ([], [])
-        if inputs:
-            begun = time.perf_counter()
-            merge_channels(network, keep, inputs, weights=weights, optimizer=self.optimizer)
-            seconds = time.perf_counter() - begun
-            self.print_to_log_file(f"Merged the removed channels, fitted on {len(inputs)} batches, in {seconds:.1f} s")
-        else:
-            remove_channels(network, keep, self.optimizer)
+        if self.pruning_settings.merge:
+            self._merge(network, keep)
+        widths = channel_layout(network).widths
+        not_merged = {name: kept for name, kept in keep.items() if len(kept) < widths[name]}
+        remove_channels(network, not_merged, self.optimizer)
         self._wrap()
         torch._dynamo.reset()  # past 8 recompilations torch.compile would fall back to eager for good
         empty_cache(self.device)
 
-    def _to_merge_on(self, network: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Training batches and the weights of their positions; none where nothing can be fitted.
+    def _merge(self, network: nn.Module, keep: dict[str, list[int]]) -> None:
+        """Merge what goes as far as a fit can be had; a part may be left as it is.
 
         Every rank fits on patches of its own; wrapping again spreads rank 0's weights.
         """
         if self.device.type == "mps":
             self.print_to_log_file("WARNING: dropped, not merged: a fit needs float64, which MPS does not have")
-            return [], []
+            return
         wanted = patches_needed(self._positions, channel_layout(network).widths, SAMPLES_PER_CHANNEL)
         count = self.pruning_settings.merge_batches or max(MERGE_BATCHES, -(-wanted // self.batch_size))
         batches = self._training_patches(count * self.batch_size)
         if not batches:
             self.print_to_log_file("WARNING: dropped, not merged: there is nothing to fit on")
-            return [], []
-        return batches, position_weights(network, batches, regions=self.label_manager.has_regions)
+            return
+        begun = time.perf_counter()
+        try:
+            weights = position_weights(network, batches, regions=self.label_manager.has_regions)
+            merge_channels(network, keep, batches, weights=weights, optimizer=self.optimizer)
+        except (RuntimeError, MemoryError) as error:  # of memory, in the forms it has, or of the linear algebra
+            self.print_to_log_file(f"WARNING: dropped, not merged, since the fit failed: {error}")
+            return
+        seconds = time.perf_counter() - begun
+        self.print_to_log_file(f"Merged the removed channels, fitted on {len(batches)} batches, in {seconds:.1f} s")
 
     # Checkpoints
 

@@ -123,10 +123,9 @@ def test_stamps_dropout_is_pytorchs_after_each_block_and_ranks_know_nothing_of_i
     torch.manual_seed(0)
     assert_equal(mine, gradients(other, patch(dim)))
     stamp.after_step(1.0)
+    expected = after if ranking == "taylor" else before
     for unit, sums in stamp._observed.sums.items():
-        torch.testing.assert_close(
-            sums, (after if ranking == "taylor" else before)[unit].detach(), rtol=1e-4, atol=1e-6
-        )
+        torch.testing.assert_close(sums, expected[unit].detach(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("architecture", "dim", "norm"), NETWORKS)

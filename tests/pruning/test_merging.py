@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 
-from nnunet_sauron.pruning import channel_layout, merge_channels, merging
+from nnunet_sauron.pruning import accept_pruned_weights, channel_layout, merge_channels, merging, resize
+from nnunet_sauron.pruning.evaluating import copied
 from nnunet_sauron.pruning.moments import collect_moments
 
 from ..contracts.networks import build, patch
@@ -152,21 +153,54 @@ def test_nothing_changes_when_what_is_asked_for_is_wrong():
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
-def test_what_hooks_belong_to_is_not_copied():
-    """A trainer's hooks hold maps with their graphs, which cannot be copied."""
+@pytest.mark.parametrize(
+    "register",
+    ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
+     "register_full_backward_pre_hook", "register_state_dict_pre_hook", "register_load_state_dict_post_hook",
+     "_register_load_state_dict_pre_hook", "_register_state_dict_hook"],
+)  # fmt: skip
+@pytest.mark.parametrize("limit", [0, 1 << 28], ids=["unit by unit", "one pass"])
+def test_what_hooks_belong_to_is_not_copied(register, limit, monkeypatch):
+    """A trainer's hooks hold data loaders, and maps with their graphs, which cannot be copied."""
+    monkeypatch.setattr(merging, "VALUES_IN_ONE_PASS", limit)
     network, name = build(dim=2), "encoder.stages.1.0.convs.0"
 
     class Owner:
-        def __init__(self):
-            self.maps = []
+        def hook(self, *_, **__):
+            pass
 
-        def observe(self, module, inputs, output):
-            self.maps.append(output)
+        def __deepcopy__(self, memo):
+            raise AssertionError("copied")
 
-    network.get_submodule(name).register_forward_hook(Owner().observe)
-    network(patch())
+    getattr(network.get_submodule(name), register)(Owner().hook)
     merge_channels(network, {name: [0, 1]}, [patch(seed=2)])
     assert channel_layout(network).widths[name] == 2
+    copied(network)
+
+
+def test_a_copys_hooks_are_those_of_its_original():
+    network, seen = build(dim=2), []
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(module))
+    twin = copied(network)
+    twin(patch())
+    assert seen == [twin]
+    accept_pruned_weights(twin)
+    third = copied(twin)  # a hook that PyTorch holds together with its module: the copy's is the copy
+    third.load_state_dict(resized(copied(network)).state_dict())
+    assert channel_layout(third).widths != channel_layout(twin).widths == channel_layout(network).widths
+
+
+def resized(network):
+    resize(network, {name: width - 2 for name, width in channel_layout(network).widths.items()})
+    return network
+
+
+def test_maps_that_are_not_finite_give_no_fit():
+    network, name = build(dim=2).eval(), "encoder.stages.1.0.convs.0"
+    with torch.no_grad():
+        network.get_submodule(name).norm.weight[0] = float("inf")
+    with pytest.raises(torch.linalg.LinAlgError, match="no finite solution"):
+        merge_channels(network, {name: [1, 2]}, [patch(seed=2)])
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.5])

@@ -40,6 +40,16 @@ class TestMoments:
             np.testing.assert_allclose(moments.mean, np.average(samples, axis=1, weights=counts))
             np.testing.assert_allclose(moments.covariance, np.cov(samples, aweights=counts, ddof=0))
 
+    @pytest.mark.parametrize("pieces", [1 << 22, 300, 21])
+    def test_more_maps_are_further_channels(self, pieces, monkeypatch):
+        monkeypatch.setattr("nnunet_sauron.pruning.moments.VALUES_AT_ONCE", pieces)
+        maps, more, weights = torch.randn(3, 2, 5, 4), torch.randn(3, 4, 5, 4), torch.rand(3, 5, 4)
+        expected, moments = Moments(6), Moments(6)
+        expected.add(torch.cat([maps, more], 1), weights)
+        moments.add(maps, weights, more)
+        torch.testing.assert_close(moments.products, expected.products)
+        torch.testing.assert_close(moments.total, expected.total)
+
     def test_a_large_mean_does_not_drown_the_variance(self):
         maps = torch.randn(1, 2, 64, 64, generator=torch.Generator().manual_seed(0)) + 3000
         variance = maps.double().flatten(2).var(-1, correction=0)[0]

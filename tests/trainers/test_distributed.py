@@ -13,8 +13,12 @@ from torch import distributed
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_sauron import trainers
+from nnunet_sauron.methods import csgd
+from nnunet_sauron.methods.fpgm import FPGM
+from nnunet_sauron.methods.l1 import L1
+from nnunet_sauron.methods.sfp import SFP
 from nnunet_sauron.pruning import channel_layout
-from nnunet_sauron.trainers import AutoPrunerTrainer, STAMPTrainer
 
 from .small import OnRandomPatches, SmallTrainer, small_trainer
 
@@ -32,7 +36,7 @@ class OnCPURanks(OnRandomPatches):
         self.is_ddp = True
         self.loss.loss = self._build_loss()
         self.network = DistributedDataParallel(self.network)
-        self.records = []
+        self.records, self.observed = [], []
 
     def train_step(self, batch):
         result = super().train_step(batch)
@@ -44,6 +48,15 @@ class OnCPURanks(OnRandomPatches):
         self.records.append([len(weights), *[b.tolist() for b in both]])
         return result
 
+    def on_train_epoch_end(self, outputs):
+        observed = getattr(self.method, "_observed", None)
+        if observed is not None:
+            both = [torch.empty_like(observed._sums) for _ in range(2)]
+            distributed.all_gather(both, observed._sums)
+        super().on_train_epoch_end(outputs)
+        if observed is not None:
+            self.observed.append([each.tolist() for each in (*both, observed._sums)])
+
 
 class SauronRank(OnCPURanks, SmallTrainer):
     pass
@@ -53,32 +66,53 @@ class MergingRank(SauronRank):
     merge = True
 
 
-class STAMPRank(OnCPURanks, STAMPTrainer):
+class STAMPRank(OnCPURanks, trainers.STAMPTrainer):
     b_drop = 0.3
 
 
-class AutoPrunerRank(OnCPURanks, AutoPrunerTrainer):
-    pass
+METHODS = [name for name in trainers.__all__ if name not in ("PruningTrainer", "StockTrainer", "CompressedTrainer")]
+SETTINGS = {"SauronTrainer": {"target_macs": 0.4}, "ShrinkTrainer": {"target_macs": 0.4}}
+RANKS = [
+    *(SauronRank, MergingRank, STAMPRank),
+    *(type(f"{n}Rank", (OnCPURanks, getattr(trainers, n)), SETTINGS.get(n, {})) for n in METHODS),
+]
 
 
-def run_rank(rank: int, folder: str, port: int, trainer_class: type) -> None:
+def see_other_scores() -> None:
+    """What a rank on another card might compute: other filters go, and other ones are alike."""
+    for method in (SFP, FPGM, L1):
+        score = "rank" if method is L1 else "score"
+        own = getattr(method, score)
+        if method is L1:
+            method.rank = lambda *a, own=own: {n: [-x for x in ranks] for n, ranks in own(*a).items()}
+        else:
+            method.score = lambda self, kernels, own=own: -own(self, kernels)
+    clusters = csgd.cluster
+    csgd.cluster = lambda kernels, *rest: clusters(kernels.flip(0), *rest)
+
+
+def run_rank(rank: int, folder: str, port: int) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), nnUNet_compile="f")
     for kind in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{kind}"] = str(Path(folder) / kind)
     distributed.init_process_group("gloo", rank=rank, world_size=2)
-    torch.manual_seed(rank)  # DDP itself must make the ranks begin alike
-    trainer = small_trainer(Path(folder), trainer_class)
-    trainer.run_training()
-    (Path(folder) / f"rank{rank}.json").write_text(
-        json.dumps({
-            "steps": trainer.records,
-            "history": [{k: v for k, v in record.items() if k != "state"} for record in trainer.history()],
-            "widths": channel_layout(trainer.bare_network).widths,
-            "state": list(flat(trainer.method.state())),
-            "parameter": next(trainer.bare_network.parameters()).flatten().tolist(),
-        })
-    )  # fmt: skip
+    if rank == 1:
+        see_other_scores()
+    for trainer_class in RANKS:
+        torch.manual_seed(rank)  # DDP itself must make the ranks begin alike
+        trainer = small_trainer(Path(folder), trainer_class)
+        trainer.run_training()
+        (Path(folder) / f"{trainer_class.__name__}_{rank}.json").write_text(
+            json.dumps({
+                "steps": trainer.records,
+                "observed": trainer.observed,
+                "history": [{k: v for k, v in record.items() if k != "state"} for record in trainer.history()],
+                "widths": channel_layout(trainer.bare_network).widths,
+                "state": list(flat(trainer.method.state())),
+                "parameter": next(trainer.bare_network.parameters()).flatten().tolist(),
+            })
+        )  # fmt: skip
     distributed.destroy_process_group()
 
 
@@ -93,20 +127,24 @@ def flat(state):
         yield state
 
 
-@pytest.mark.parametrize(
-    ("trainer_class", "cuts"),
-    [(SauronRank, 3), (MergingRank, 3), (STAMPRank, 3), (AutoPrunerRank, 1)],
-    ids=lambda v: getattr(v, "__name__", ""),
-)
-def test_ranks_keep_equal_weights_through_cuts(tmp_path, trainer_class, cuts):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where two ranks left what became of every trainer."""
+    folder = tmp_path_factory.mktemp("ranks")
     for kind in ("raw", "preprocessed", "results"):
-        (tmp_path / kind).mkdir()
+        (folder / kind).mkdir()
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    spawn(run_rank, (str(tmp_path), port, trainer_class), nprocs=2)
-    one, two = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
-    assert sum(bool(record["keep"]) for record in one["history"]) >= cuts
+    spawn(run_rank, (str(folder), port), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("name", [trainer_class.__name__ for trainer_class in RANKS])
+def test_ranks_keep_equal_weights_through_cuts(folder, name):
+    one, two = (json.loads((folder / f"{name}_{rank}.json").read_text()) for rank in range(2))
+    cuts = sum(bool(record["keep"]) for record in one["history"])
+    assert cuts >= (3 if name in ("SauronRank", "MergingRank", "STAMPRank") else 1)
     assert one["history"] == two["history"]
     assert one["state"] == two["state"]
     assert one["widths"] == two["widths"] and one["parameter"] == two["parameter"]
@@ -114,3 +152,13 @@ def test_ranks_keep_equal_weights_through_cuts(tmp_path, trainer_class, cuts):
     for _, of_rank0, of_rank1 in one["steps"]:
         # Different patches on each rank: equal gradients can only come from DDP's averaging.
         assert of_rank0 == of_rank1
+    for mine, other, sums in one["observed"]:
+        assert len(mine) == 1 or mine != other  # but for the number of batches
+        torch.testing.assert_close(torch.tensor(mine) + torch.tensor(other), torch.tensor(sums))
+
+
+def test_scores_are_of_all_ranks(folder):
+    observing = {name for name in METHODS if name.startswith(("STAMP", "Taylor", "AutoPruner"))}
+    assert len(observing) == 4
+    for name in observing:
+        assert len(json.loads((folder / f"{name}Rank_0.json").read_text())["observed"]) == OnCPURanks.num_epochs

@@ -32,13 +32,15 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def make(folder, trainer_class, architecture="plain", dim=2, widths=(6, 8, 10), **settings) -> PruningTrainer:
+def make(
+    folder, trainer_class, architecture="plain", dim=2, widths=(6, 8, 10), norm="instance", **settings
+) -> PruningTrainer:
     bases = (trainer_class,) if issubclass(trainer_class, OnRandomPatches) else (OnRandomPatches, trainer_class)
     if trainer_class in TO_A_PART:  # of so narrow a network hardly a tenth can be left
         settings = {"target_macs": 0.4, **settings}
     # Under its own name, which nnU-Net writes into the checkpoint.
     small = type(trainer_class.__name__, bases, settings)
-    return small_trainer(folder, small, widths=widths, architecture=architecture, dim=dim)
+    return small_trainer(folder, small, widths=widths, architecture=architecture, dim=dim, norm=norm)
 
 
 def uninterrupted(folder, trainer_class, after: int, **options) -> tuple[PruningTrainer, Path]:

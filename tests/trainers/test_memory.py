@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_sauron import trainers
 from nnunet_sauron.trainers import StockTrainer
@@ -47,7 +47,7 @@ def test_no_method_keeps_more_than_nnunet_but_for_saurons_pooled_maps(
 ):
     set_folders(monkeypatch, tmp_path)
     if half:
-        monkeypatch.setattr(nnunet, "dummy_context", lambda: torch.autocast("cpu", torch.bfloat16))
+        monkeypatch.setattr(f"{nnUNetTrainer.__module__}.dummy_context", lambda: torch.autocast("cpu", torch.bfloat16))
     network = {"architecture": architecture, "dim": dim, "norm": norm}
     stock = saved_bytes(tmp_path, StockTrainer, {}, **network)
     for name, more in SETTINGS:

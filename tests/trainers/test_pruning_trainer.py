@@ -13,7 +13,7 @@ from torch import distributed
 
 from nnunet_sauron.methods.delta import delta_opt
 from nnunet_sauron.methods.sauron import Sauron, Threshold, mean_distances
-from nnunet_sauron.pruning import channel_layout, merge_channels, position_weights, remove_channels
+from nnunet_sauron.pruning import channel_layout, merge_channels, merging, position_weights, remove_channels
 from nnunet_sauron.trainers import SauronTrainer
 
 from ..contracts.pruned_network import make_multiples
@@ -315,6 +315,42 @@ def test_where_there_is_no_float64_channels_are_dropped(folder, monkeypatch):
     assert all(torch.equal(value, after[key]) for key, value in dropped.state_dict().items())
     log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
     assert "dropped, not merged" in log
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 28], ids=["unit by unit", "one pass"])
+@pytest.mark.parametrize(
+    "error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), torch.linalg.LinAlgError("singular"),
+              RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()],
+    ids=lambda e: type(e).__name__,
+)  # fmt: skip
+def test_where_a_fit_fails_half_way_the_rest_is_dropped(folder, monkeypatch, error, limit):
+    monkeypatch.setattr("nnunet_sauron.pruning.merging.VALUES_IN_ONE_PASS", limit)
+    trainer = small_trainer(folder, type("T", (SmallTrainer,), {"merge": True, "num_epochs": 3}))
+    fitted, calls = merging.fitted, []
+
+    def fails(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise error
+        return fitted(*arguments)
+
+    monkeypatch.setattr(merging, "fitted", fails)
+    trainer.run_training()
+    assert len(calls) > 4  # a later cut merges again
+    widths = trainer.history()[-1]["widths"]
+    assert sum(widths.values()) < sum(trainer.history()[0]["widths"].values())
+    assert channel_layout(trainer.network).widths == widths
+    for parameter, state in trainer.optimizer.state.items():
+        assert state["momentum_buffer"].shape == parameter.shape
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    assert f"dropped, not merged, since the fit failed: {error}" in log
+
+
+def test_settings_that_stay_are_stored_once(folder):
+    trainer = trained(folder, num_epochs=3)
+    stored = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)["logging"]["pruning"]
+    assert len({id(record["settings"]) for record in stored}) == 1
+    assert stored[0]["settings"]["num_epochs"] == 3
 
 
 def test_settings_come_from_the_class_then_from_the_environment(folder, monkeypatch):

@@ -1,0 +1,161 @@
+"""Mixed precision in every trainer: autocast, and a gradient scaler that skips steps and changes its scale."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_sauron import trainers
+from nnunet_sauron.pruning import channel_layout
+
+from .small import RandomPatches, set_folders
+from .test_every_trainer import EVERY, make
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    set_folders(monkeypatch, tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("network", [("resenc", 2, "batch"), ("bottleneck", 3, "instance")], ids=lambda n: n[0])
+@pytest.mark.parametrize("trainer_class", EVERY, ids=lambda c: c.__name__)
+def test_it_trains_and_cuts_under_autocast_with_every_block_and_norm(folder, monkeypatch, trainer_class, network):
+    architecture, dim, norm = network
+    # nnU-Net has autocast on CUDA only; on the CPU it enters this instead.
+    monkeypatch.setattr(f"{nnUNetTrainer.__module__}.dummy_context", lambda: torch.autocast("cpu", torch.bfloat16))
+    options = {"num_epochs": 3, "num_iterations_per_epoch": 2}
+    trainer = make(folder, trainer_class, architecture, dim, norm=norm, **options)
+    dtypes = set()
+    trainer.initialize()
+    trainer.network.encoder.register_forward_hook(lambda m, i, skips: dtypes.add(skips[0].dtype))
+    before = trainer.network.decoder.seg_layers[-1].weight.clone()
+    trainer.run_training()
+    assert torch.bfloat16 in dtypes or norm == "instance"  # which autocast runs in float32 on the CPU
+    assert sum(channel_layout(trainer.network).widths.values()) < sum(trainer.dense_widths.values())
+    assert all(p.isfinite().all() for p in trainer.network.parameters())
+    after = trainer.network.decoder.seg_layers[-1].weight
+    assert after.shape != before.shape or not torch.equal(after, before)
+    assert all(record["held"] in (None, "outside of the cutting phase") for record in trainer.history())
+
+
+SCALED = [trainers.TaylorTrainer, trainers.STAMPTrainer, trainers.CSGDTrainer, trainers.AutoPrunerTrainer]
+
+
+def started(folder, trainer_class, scale=None):
+    """A trainer in its first epoch, as on CUDA: with a gradient scaler, if `scale` is given."""
+    settings = {"ranking": "taylor", "b_drop": 0.0} if trainer_class is trainers.STAMPTrainer else {}
+    torch.manual_seed(0)
+    trainer = make(folder, trainer_class, **settings)
+    trainer.initialize()
+    trainer.grad_scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    return trainer
+
+
+def learnt(trainer) -> list[torch.Tensor]:
+    """All that a training's steps leave behind."""
+    observed = getattr(trainer.method, "_observed", None)
+    codes = trainer.method._layers.parameters() if hasattr(trainer.method, "_layers") else []
+    return [
+        *(p.detach().clone() for p in (*trainer.network.parameters(), *codes)),
+        *([] if observed is None else [observed._sums]),
+    ]
+
+
+@pytest.mark.parametrize("trainer_class", SCALED, ids=lambda c: c.__name__)
+def test_a_skipped_step_and_another_scale_leave_no_trace(folder, trainer_class):
+    """The optimiser's hooks do not run in a skipped step, whose gradients are inf, and the next step counts in full."""
+    plain, scaled = started(folder, trainer_class), started(folder, trainer_class, scale=1024.0)
+    loader = RandomPatches(plain, 3)
+    first, overflowing, last = (next(loader) for _ in range(3))
+    for batch in (first, last):
+        plain.train_step(copy.deepcopy(batch))
+    poisoned = Poisoned(scaled, maps=False, unit="decoder.stages.1.convs.1")
+    scaled.train_step(first)
+    before = [p.detach().clone() for p in scaled.network.parameters()]
+    poisoned.active = True
+    scaled.train_step(overflowing)
+    poisoned.active = False
+    assert scaled.grad_scaler.get_scale() == 512  # it did skip
+    assert all(torch.equal(a, b) for a, b in zip(before, scaled.network.parameters(), strict=True))
+    scaled.grad_scaler.load_state_dict({**scaled.grad_scaler.state_dict(), "scale": 16.0})
+    scaled.train_step(last)
+    for one, other in zip(learnt(plain), learnt(scaled), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+UNIT = "encoder.stages.1.0.convs.0"
+
+
+class Poisoned:
+    """A layer's gradients, or maps, are not finite in some steps, which a gradient scaler skips."""
+
+    def __init__(self, trainer, maps: bool, unit: str = UNIT):
+        self.active = False
+        self.maps = maps
+        trainer.network.get_submodule(unit).register_forward_hook(self.hook, prepend=True)
+
+    def hook(self, module, inputs, output):
+        if self.active and module.training:
+            if self.maps:
+                return output + math.inf
+            output.register_hook(lambda grad: grad * math.inf)
+        return None
+
+
+@pytest.mark.parametrize(("ranking", "maps"), [("taylor", False), ("taylor", True), ("l2", True), ("l1", True)])
+def test_a_batch_that_overflows_in_one_layer_counts_in_none(folder, ranking, maps):
+    trainers_ = []
+    for poison in (False, True):
+        trainer = make(folder, trainers.STAMPTrainer, ranking=ranking, b_drop=0.0, initial_lr=0.0)
+        torch.manual_seed(0)
+        trainer.initialize()
+        trainer.grad_scaler = torch.amp.GradScaler("cpu")
+        poisoned = Poisoned(trainer, maps)
+        trainer.on_train_start()
+        trainer.on_epoch_start()
+        trainer.on_train_epoch_start()
+        loader = RandomPatches(trainer, 3)
+        trainer.train_step(next(loader))
+        if poison:
+            poisoned.active = True
+            trainer.train_step(next(RandomPatches(trainer, 4)))
+            poisoned.active = False
+        trainer.train_step(next(loader))
+        trainers_.append(trainer)
+    one, other = (trainer.method._observed for trainer in trainers_)
+    assert one.batches == other.batches == 2
+    for name, sums in one.sums.items():
+        assert torch.equal(sums, other.sums[name]) and sums.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("trainer_class", [trainers.STAMPTrainer, trainers.TaylorTrainer, trainers.AutoPrunerTrainer])
+def test_an_epoch_without_a_finite_batch_cuts_nothing_and_says_why(folder, trainer_class):
+    trainer = make(folder, trainer_class, num_epochs=6)
+    trainer.initialize()
+    trainer.grad_scaler = torch.amp.GradScaler("cpu")
+    poisoned = Poisoned(trainer, maps=True)
+    start = trainer.on_epoch_start
+    until = 3 if trainer_class is trainers.AutoPrunerTrainer else 1  # it cuts after epoch 3 alone
+
+    def on_epoch_start():
+        poisoned.active = trainer.current_epoch <= until
+        start()
+
+    trainer.on_epoch_start = on_epoch_start
+    trainer.run_training()
+    held = [record["held"] for record in trainer.history()]
+    assert all("not finite in any batch" in reason for reason in held[: until + 1])
+    assert not any(record["keep"] for record in trainer.history()[: until + 1])
+    cut = sum(trainer.history()[-1]["widths"].values()) < sum(trainer.dense_widths.values())
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    assert cut == (trainer_class is not trainers.AutoPrunerTrainer)
+    assert ("WARNING: target" in log) != cut

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
+import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,10 +17,9 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from ..architecture import network_of_plans
-from ..pruning import accept_pruned_weights
-from ..pruning.channels import is_prunable
 from ..trainers.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint, trained_with
+from ..trainers.compiling import compiling_on_cuda_only
+from ..trainers.networks import NetworkBuilder
 from .evaluation import Segmentations
 
 __all__ = ["CHECKPOINT", "COMPRESSION", "TrainedModel"]
@@ -135,59 +137,52 @@ class TrainedModel:
         return tuple(str(name) for name in names.values())
 
     @property
+    def mirror_axes(self) -> tuple[int, ...] | None:
+        """Axes of a patch that may be mirrored, as in its training; None for none."""
+        return next(iter(self.checkpoints.values())).get("inference_allowed_mirroring_axes")
+
+    @property
     def input_channels(self) -> int:
         """Channels of the network's input."""
         manager = self.manager
         return determine_num_input_channels(manager, manager.get_configuration(self.configuration), self.dataset_json)
 
+    @functools.cached_property
+    def builder(self) -> NetworkBuilder:
+        """Builds its networks as its trainer does.
+
+        Raises:
+            ValueError: That fails; the message names the trainer.
+        """
+        # As nnU-Net predicts: the first fold's trainer is that of all.
+        trainer_name = next(iter(self.checkpoints.values())).get("trainer_name", "nnUNetTrainer")
+        return NetworkBuilder(trainer_name, self.manager, self.configuration, self.dataset_json)
+
     def network(self, fold: str) -> nn.Module:
-        """A fold's network at its own widths, in evaluation mode, on the CPU; one that we can prune takes any weights.
+        """A fold's network at its own widths, in evaluation mode, on the CPU.
 
         Raises:
-            ValueError: The checkpoint is of another architecture than the plans.
+            ValueError: Its trainer cannot build it, or the checkpoint is of another architecture.
         """
-        network, _ = network_of_plans(self.manager, self.configuration, self.dataset_json, device="cpu")
-        if is_prunable(network):
-            accept_pruned_weights(network)
-        try:
-            network.load_state_dict(self.checkpoints[fold]["network_weights"])
-        except RuntimeError as error:
-            raise ValueError(
-                f"{self.folder / f'fold_{fold}' / self.checkpoint_name} is of another architecture than plans.json "
-                f"says; a trainer that builds a network of its own ({self.checkpoints[fold]['trainer_name']}?) cannot "
-                f"be read. {str(error)[:300]}"
-            ) from error
-        return network.eval()
-
-    def network_of_trainer(self, fold: str) -> nn.Module:
-        """A fold's network as its trainer builds it, where that is not what the plans say; such as nnUNetTrainerBN.
-
-        Raises:
-            ValueError: nnU-Net cannot build it either.
-        """
-        predictor = nnUNetPredictor(perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False)
-        try:
-            predictor.initialize_from_trained_model_folder(str(self.folder), (fold,), self.checkpoint_name)
-        except Exception as error:  # whatever somebody else's trainer raises
-            raise ValueError(f"nnU-Net cannot build the network of fold {fold}: {error}") from error
-        return predictor.network.eval()
+        return self.builder.load(self.checkpoints[fold], self.folder / f"fold_{fold}" / self.checkpoint_name)
 
     def predictor(self, device: torch.device, weights: list[dict] | None = None) -> nnUNetPredictor:
         """nnU-Net's own prediction with this model, or with other weights of it; without mirroring, for speed."""
         weights = weights or [checkpoint["network_weights"] for checkpoint in self.checkpoints.values()]
         first = next(iter(self.checkpoints))
-        predictor = nnUNetPredictor(
-            use_mirroring=False, perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False
-        )
-        predictor.manual_initialization(
-            self.network(first),
-            self.manager,
-            self.manager.get_configuration(self.configuration),
-            weights,
-            self.dataset_json,
-            self.checkpoints[first]["trainer_name"],
-            self.checkpoints[first].get("inference_allowed_mirroring_axes"),
-        )
+        with contextlib.redirect_stdout(io.StringIO()), compiling_on_cuda_only(device):
+            predictor = nnUNetPredictor(
+                use_mirroring=False, perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False
+            )
+            predictor.manual_initialization(
+                self.network(first),
+                self.manager,
+                self.manager.get_configuration(self.configuration),
+                weights,
+                self.dataset_json,
+                self.builder.trainer_name,
+                self.mirror_axes,
+            )
         return predictor
 
 

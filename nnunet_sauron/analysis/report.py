@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..architecture import network_of_plans
 from ..pruning import channel_layout
 from ..pruning.timing import Timing, time_networks
 from ..trainers.pruning import SERIES
@@ -223,8 +222,10 @@ def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[Mod
     networks: dict[str, nn.Module] = {}
     folds: dict[str, FoldReport] = {}
     try:
-        dense, _ = network_of_plans(trained.manager, trained.configuration, trained.dataset_json, device="cpu")
+        dense = trained.builder.build()
         dense_widths, dense_cost = _widths(dense), network_cost(dense, trained.patch_size, channels)
+        if trained.builder.assumed:
+            problems.append(f"{name}: {trained.builder.assumed}")
     except Exception as error:  # a network class of somebody else's
         known = trained.plans["configurations"][trained.configuration].get("architecture", {})
         problems.append(
@@ -233,7 +234,7 @@ def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[Mod
         )
     for fold, checkpoint in trained.checkpoints.items():
         try:
-            networks[fold] = network = _network(trained, fold)
+            networks[fold] = network = trained.network(fold)
             log = _log(checkpoint)
             history = _history(log)
             if log.get(SERIES) and not history:
@@ -267,13 +268,6 @@ def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[Mod
             f"--c goes on."
         )
     return model, networks
-
-
-def _network(trained: TrainedModel, fold: str) -> nn.Module:
-    try:
-        return trained.network(fold)
-    except Exception:  # it is not the plans' network, or they name a class that is not installed
-        return trained.network_of_trainer(fold)
 
 
 def _time(

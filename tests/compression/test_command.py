@@ -286,7 +286,7 @@ class TestErrors:
 
     def test_weights_of_another_architecture(self, model, capsys):
         replace_weights(model, lambda weights: weights.pop("encoder.stages.0.0.convs.0.conv.weight"))
-        self.refused(model, capsys, "--macs", "0.5", said="another architecture than plans.json says")
+        self.refused(model, capsys, "--macs", "0.5", said="another architecture than its plans describe")
 
     def test_a_network_that_cannot_be_pruned(self, model, capsys):
         path = model / "model/plans.json"

@@ -22,6 +22,7 @@ from ..trainers.compiling import compiling_on_cuda_only
 from ..trainers.networks import NetworkBuilder
 from .evaluation import Segmentations
 
+ALL = "all"  # nnU-Net's name for the fold that trains on everything
 __all__ = ["CHECKPOINT", "COMPRESSION", "TrainedModel"]
 # Of the training that is over; the optimiser's tensors may have other shapes than the weights.
 NOT_TAKEN_ALONG = ("optimizer_state", "grad_scaler_state")
@@ -37,6 +38,7 @@ class TrainedModel:
         configuration: The configuration's name.
         checkpoints: By fold, "0", "1", ... or "all"; without the optimiser.
         checkpoint_name: The file that they were read from.
+        left_out: A sentence for each fold that is there and was not read though none were asked for by name.
     """
 
     folder: Path
@@ -45,6 +47,7 @@ class TrainedModel:
     configuration: str
     checkpoints: Mapping[str, dict]
     checkpoint_name: str = CHECKPOINT
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def read(
@@ -53,14 +56,17 @@ class TrainedModel:
         folds: list[str] | None = None,
         checkpoint_name: str = CHECKPOINT,
         on_error: Callable[[str], None] | None = None,
+        *,
+        every_fold: bool = False,
     ) -> TrainedModel:
         """Read a model's folder.
 
         Args:
             folder: With plans.json, dataset.json and fold_*/`checkpoint_name`.
-            folds: Only these; None for all that are there.
+            folds: Only these; None for those that nnU-Net predicts with: the numbered ones, or "all" where it is alone.
             checkpoint_name: Such as checkpoint_best.pth.
             on_error: Given what is wrong with a fold, which is then left out; without it, that is raised.
+            every_fold: With no `folds`, "all" is read beside numbered ones.
 
         Raises:
             FileNotFoundError: The folder, a file in it or a fold is missing.
@@ -73,19 +79,13 @@ class TrainedModel:
                     f"{folder} has no {name}; give the folder of a trained model, such as "
                     f"nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__2d."
                 )
-        there = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint_name}"))
-        missing = [fold for fold in folds or there if fold not in there]
-        if missing or not there:
-            raise FileNotFoundError(
-                f"{folder} has no fold_{missing[0] if missing else '*'}/{checkpoint_name}; folds with one: "
-                f"{', '.join(there) or 'none'}. A training writes it at its end (nnUNetv2_train ... --c goes on)."
-            )
+        chosen, left_out = _chosen_folds(folder, folds, checkpoint_name, every_fold)
         checkpoints = {}
-        for fold in folds or there:
+        for fold in chosen:
             try:
                 checkpoints[fold] = _read(folder / f"fold_{fold}" / checkpoint_name)
             except ValueError as error:
-                if on_error is None or len(folds or there) == 1:
+                if on_error is None or len(chosen) == 1:
                     raise
                 on_error(str(error))
         if not checkpoints:
@@ -95,7 +95,7 @@ class TrainedModel:
         plans, dataset_json = (
             json.loads((folder / name).read_text(encoding="utf-8")) for name in ("plans.json", "dataset.json")
         )
-        return cls(folder, plans, dataset_json, configuration, checkpoints, checkpoint_name)
+        return cls(folder, plans, dataset_json, configuration, checkpoints, checkpoint_name, tuple(left_out))
 
     @property
     def manager(self) -> PlansManager:
@@ -147,6 +147,11 @@ class TrainedModel:
         manager = self.manager
         return determine_num_input_channels(manager, manager.get_configuration(self.configuration), self.dataset_json)
 
+    @property
+    def remarks(self) -> list[str]:
+        """What to tell before working with it: which folds were not read, what had to be assumed."""
+        return [*self.left_out, *([self.builder.assumed] if self.builder.assumed else [])]
+
     @functools.cached_property
     def builder(self) -> NetworkBuilder:
         """Builds its networks as its trainer does.
@@ -188,3 +193,46 @@ class TrainedModel:
 
 def _read(path: Path) -> dict:
     return {key: value for key, value in read_checkpoint(path).items() if key not in NOT_TAKEN_ALONG}
+
+
+def _chosen_folds(
+    folder: Path, wanted: list[str] | None, checkpoint_name: str, every_fold: bool
+) -> tuple[list[str], list[str]]:
+    """The folds to read, and what to say of others.
+
+    Raises:
+        FileNotFoundError: One of them does not have that checkpoint, or none has.
+    """
+    folds = sorted(
+        (
+            name
+            for path in folder.glob("fold_*")
+            if (name := path.name.removeprefix("fold_")) == ALL or name.isdecimal()
+        ),
+        key=lambda name: (name == ALL, int(name) if name.isdecimal() else 0),
+    )
+    files = {fold: sorted(path.name for path in (folder / f"fold_{fold}").glob("checkpoint_*.pth")) for fold in folds}
+    there = [fold for fold in folds if checkpoint_name in files[fold]]
+    missing = [fold for fold in wanted or there if fold not in there]
+    if missing or not there:
+        first = missing[0] if missing else "*"
+        others = dict.fromkeys(name for fold in missing or folds for name in files.get(fold, []))
+        has = ", ".join(f"fold_{fold}: {' '.join(files[fold]) or 'none'}" for fold in folds) or "no fold at all"
+        raise FileNotFoundError(
+            f"{folder} has no fold_{first}/{checkpoint_name}. Checkpoints there are: {has}. "
+            + (f"Read another one with -chk {next(iter(others))}, or let " if others else "Let ")
+            + f"the training end, which writes {CHECKPOINT} (nnUNetv2_train ... --c goes on)."
+        )
+    if wanted:
+        return list(dict.fromkeys(wanted)), []
+    left_out = [
+        f"Fold {fold} is left out: it has no {checkpoint_name} ({', '.join(files[fold]) or 'no checkpoint'})."
+        for fold in folds
+        if fold not in there
+    ]
+    if ALL in there and len(there) > 1 and not every_fold:
+        there.remove(ALL)
+        left_out.append(
+            f"Fold {ALL} is left out beside {', '.join(there)}, as in nnU-Net's prediction; -f {ALL} takes it."
+        )
+    return there, left_out

@@ -126,6 +126,7 @@ def make_report(
     tolerance_mm: float = TOLERANCE_MM,
     timing_seconds: float = SECONDS_OF_TIMING,
     checkpoint: str = CHECKPOINT,
+    folds: list[str] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Read models' folders, count, time, score and compare; nothing is trained and no folder is changed.
@@ -139,6 +140,7 @@ def make_report(
         tolerance_mm: Of the surface Dice.
         timing_seconds: About how long networks are timed, all together; 0 times none.
         checkpoint: File name of the checkpoints to read.
+        folds: Of each model; None for all that are there.
         progress: Shows what is being done; None: nothing is shown.
 
     Raises:
@@ -164,7 +166,7 @@ def make_report(
     ):
         progress.say(f"reading {folder}")
         try:
-            trained = TrainedModel.read(folder, None, checkpoint, problems.append)
+            trained = TrainedModel.read(folder, folds, checkpoint, problems.append, every_fold=True)
         except Exception as error:  # whatever is in that folder, the other models are reported
             problems.append(f"{folder} is not in the report: {_words(error)}")
             continue
@@ -260,12 +262,11 @@ def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[Mod
         folds=folds,
         scores={},
     )
-    without = [path.name for path in sorted(trained.folder.glob("fold_*")) if path.name[5:] not in trained.checkpoints]
-    if without:
+    problems += [f"{name}: {line}" for line in trained.left_out]
+    if trained.left_out and trained.checkpoint_name == CHECKPOINT:
         problems.append(
-            f"{name} has no readable {trained.checkpoint_name} in {', '.join(without)}; a training writes it at its "
-            f"end, and nnUNetv2_train {model.dataset} {model.configuration} FOLD -tr {model.trainer} -p {model.plans} "
-            f"--c goes on."
+            f"{name}: a training writes {CHECKPOINT} at its end; nnUNetv2_train {model.dataset} {model.configuration} "
+            f"FOLD -tr {model.trainer} -p {model.plans} --c goes on."
         )
     return model, networks
 

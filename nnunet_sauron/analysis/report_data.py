@@ -16,13 +16,13 @@ from .. import __version__
 from ..pruning.timing import machine
 from ..trainers.checkpoints import write_atomically
 from .evaluation import ClassScore
+from .models import ALL
 from .plain import plain
 from .report import ModelReport, Report
 
 METRICS = ("dice", "hd95", "surface_dice", "absolute_volume_error", "volume_error")
 COUNTS = ("cases", "empty_prediction", "empty_reference", "both_empty")
 MEAN = "mean"  # stands for a fold
-ALL = "all"  # nnU-Net's name for the fold that trains on everything
 
 
 def fold_numbers(model: ModelReport, fold: str) -> dict[str, float]:

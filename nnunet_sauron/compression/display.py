@@ -31,6 +31,7 @@ def print_compressed(
     output: Path,
     *,
     json_output: bool,
+    network: Mapping,
     before_recovery: Scores | None = None,
 ) -> None:
     """Every fold's layers, what they cost, and how far the segmentations changed, by then and before a recovery."""
@@ -39,6 +40,7 @@ def print_compressed(
             "output": str(output),
             "folds": {fold: described_fold(one) for fold, one in found.items()},
             "agreement_dice": per_class(agreement, "dice"),
+            "network": network,
             **_against_labels(against_labels),
         }
         if before_recovery:
@@ -54,7 +56,8 @@ def print_compressed(
     for fold, one in found.items():
         table = Table(f"fold {fold}", "before", "after", "left", title=f"tolerance {one.tolerance:.4g}")
         for name, width in one.before.items():
-            table.add_row(name, str(width), str(one.after[name]), f"{one.after[name] / width:.0%}")
+            left = "left alone" if name in one.left_alone else f"{one.after[name] / width:.0%}"
+            table.add_row(name, str(width), str(one.after[name]), left)
         table.add_section()
         for label, (before, after), show in (
             ("parameters", one.parameters, _millions),
@@ -79,6 +82,13 @@ def print_compressed(
         )
     else:
         console.print("No image was held out: a single one was given. Give more to have segmentations compared.")
+    if network["assumed"]:
+        console.print(Text(network["assumed"]), soft_wrap=True)
+    if network["differs_from_plans"]:
+        console.print(
+            Text(f"Its network is that of {network['built_by']}: predicting needs this trainer as well."),
+            soft_wrap=True,
+        )
     console.print(Text(f"Wrote {output}"), soft_wrap=True)
     console.print(
         Text(f"Predict: nnUNetv2_predict_from_modelfolder -m {output} -f {' '.join(found)} -i IN -o OUT"),

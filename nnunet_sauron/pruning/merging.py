@@ -136,7 +136,7 @@ def _fold_in_one_pass(
     def fold(place: str, maps: torch.Tensor) -> None:
         unit = unit_at[place]
         both = Moments(2 * unit.width, device)
-        both.add(torch.cat([maps, maps_before.pop(place)], 1), counts if counts is None else averaged(counts, maps))
+        both.add(maps, maps_before.pop(place), weights=counts if counts is None else averaged(counts, maps))
         _fold(network, layout, unit, place, keep[unit.name], both)
         if place == unit.feature_maps[-1]:
             after_unit(unit.name)

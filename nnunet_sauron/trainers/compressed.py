@@ -111,7 +111,7 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
 
     def initialize(self) -> None:
         if self._start:
-            take_builder(self, self._start.get("init_args", {}).get("plans", {"configurations": {}}))
+            take_builder(self, self._start)
         super().initialize()
         if self._start:
             self.take_widths(self._widths(self._start, self._start_name))
@@ -181,7 +181,7 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         checkpoint = read_checkpoint(filename_or_checkpoint)
         self._continue_with(checkpoint)
         if not self.was_initialized:
-            take_builder(self, checkpoint["init_args"]["plans"])
+            take_builder(self, checkpoint)
             self.initialize()
         self.take_widths(self._widths(checkpoint, filename_or_checkpoint))
         self._mirroring = _mirroring(checkpoint)

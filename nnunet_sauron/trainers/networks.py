@@ -188,9 +188,10 @@ def network_of_trainer(
         ) from error
 
 
-def take_builder(trainer: nnUNetTrainer, plans: dict) -> None:
-    """Let a trainer's plans name whose network it builds, as these do, before it is initialised."""
-    name = plans["configurations"].get(trainer.configuration_name, {}).get(BUILT_BY)
+def take_builder(trainer: nnUNetTrainer, checkpoint: dict) -> None:
+    """Let a trainer's plans name whose network it builds, as a checkpoint's do, before it is initialised."""
+    configurations = checkpoint.get("init_args", {}).get("plans", {}).get("configurations", {})
+    name = configurations.get(trainer.configuration_name, {}).get(BUILT_BY)
     if name is not None:
         # Each holds a copy of its own, and the first of them goes into checkpoints and plans.json.
         trainer.plans_manager.plans["configurations"][trainer.configuration_name][BUILT_BY] = name

@@ -76,7 +76,8 @@ class Teacher:
             checkpoint = read_checkpoint(path)
             teacher = trained_with(checkpoint, path)
             _check(student, teacher, path)
-            network = NetworkBuilder(checkpoint.get("trainer_name"), *teacher).load(checkpoint, path)
+            builder = NetworkBuilder(checkpoint.get("trainer_name"), *teacher)
+            network = builder.load(checkpoint, path)
             if not hasattr(getattr(network, "decoder", None), "deep_supervision"):
                 raise ValueError(
                     f"{path} cannot be the teacher: its network, {type(network).__name__}, is no U-Net of nnU-Net with "
@@ -85,6 +86,7 @@ class Teacher:
             networks.append(network)
             supervised = supervised and is_supervised(checkpoint)
         name = str(source) if len(files) == 1 else f"{source}, the mean of {len(files)} folds"
+        name += f" ({builder.assumed})" if builder.assumed else ""
         return cls(
             networks, regions=student[0].get_label_manager(dataset_json).has_regions, name=name, supervised=supervised
         )

@@ -211,8 +211,8 @@ def _chosen_folds(
         ),
         key=lambda name: (name == ALL, int(name) if name.isdecimal() else 0),
     )
-    files = {fold: sorted(path.name for path in (folder / f"fold_{fold}").glob("checkpoint_*.pth")) for fold in folds}
-    there = [fold for fold in folds if checkpoint_name in files[fold]]
+    files = {fold: sorted(path.name for path in (folder / f"fold_{fold}").glob("*.pth")) for fold in folds}
+    there = [fold for fold in folds if (folder / f"fold_{fold}" / checkpoint_name).is_file()]
     missing = [fold for fold in wanted or there if fold not in there]
     if missing or not there:
         first = missing[0] if missing else "*"

@@ -54,6 +54,7 @@ class NetworkBuilder:
         self.trainer_name = named_in_plans or trainer_name
         self._arguments = plans, configuration, dataset_json
         self.assumed: str | None = None
+        self._not_found = ""
         self.differs = False
         self._trainer: type[nnUNetTrainer] | None = None
         try:
@@ -61,6 +62,7 @@ class NetworkBuilder:
         except LookupError as error:
             if named_in_plans:
                 raise ValueError(str(error)) from error
+            self._not_found = f" {error}"
             self.assumed = (
                 f"Assumed, not known: that the network is the one that its plans describe. {error} Names and shapes of "
                 f"all weights fit; an activation or a norm's eps they cannot tell."
@@ -118,7 +120,7 @@ class NetworkBuilder:
         except RuntimeError as error:
             builder = "its plans describe" if self._trainer is None else f"its trainer {self.trainer_name} builds"
             raise ValueError(
-                f"{path} is of another architecture than {builder}, so its network is not known. {self.assumed or ''} "
+                f"{path} is of another architecture than {builder}, so its network is not known.{self._not_found} "
                 f"{str(error)[:300]}"
             ) from error
         return network.eval()

@@ -82,6 +82,11 @@ class TestCheckpoint:
         assert main([*words, "-chk", "checkpoint_best.pth", "-f", "1"]) == 0
         assert "fold_0" not in capsys.readouterr().err
 
+    def test_any_name_will_do(self, tmp_path):
+        folder = write_model(tmp_path / "model")
+        (folder / "fold_0/checkpoint_final.pth").rename(folder / "fold_0/epoch_200.model")
+        assert list(TrainedModel.read(folder, checkpoint_name="epoch_200.model").checkpoints) == ["0"]
+
     def test_what_is_there_is_listed(self, root):
         with pytest.raises(
             FileNotFoundError, match=r"fold_0/mine.pth.*are: fold_0: checkpoint_best.pth, fold_1: check"

@@ -76,8 +76,11 @@ class Teacher:
             checkpoint = read_checkpoint(path)
             teacher = trained_with(checkpoint, path)
             _check(student, teacher, path)
-            builder = NetworkBuilder(checkpoint.get("trainer_name"), *teacher)
-            network = builder.load(checkpoint, path)
+            try:
+                builder = NetworkBuilder(checkpoint.get("trainer_name"), *teacher)
+                network = builder.load(checkpoint, path)
+            except ValueError as error:
+                raise ValueError(f"{path} cannot be the teacher: {error}") from error
             if not hasattr(getattr(network, "decoder", None), "deep_supervision"):
                 raise ValueError(
                     f"{path} cannot be the teacher: its network, {type(network).__name__}, is no U-Net of nnU-Net with "

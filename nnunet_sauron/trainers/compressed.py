@@ -94,19 +94,19 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
 
     @staticmethod
     @functools.wraps(ResizingTrainer.build_network_architecture)
-    def build_network_architecture(plans_manager, configuration_manager, *channels, enable_deep_supervision=True):
+    def build_network_architecture(
+        plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
+    ):
         """The network of the trainer that the plans name, where the compressed model had one of its own."""
+        arguments = plans_manager, configuration_manager, num_input_channels, num_output_channels
         name = configuration_manager.configuration.get(BUILT_BY)
         if name is None:
-            return ResizingTrainer.build_network_architecture(
-                plans_manager, configuration_manager, *channels, enable_deep_supervision=enable_deep_supervision
-            )
+            return ResizingTrainer.build_network_architecture(*arguments, enable_deep_supervision)
         try:
             trainer = find_trainer(name)
         except LookupError as error:
             raise RuntimeError(f"This model was compressed with the network of {name}. {error}") from error
-        managers = plans_manager, configuration_manager
-        network = network_of_trainer(trainer, *managers, *channels, deep_supervision=enable_deep_supervision)
+        network = network_of_trainer(trainer, *arguments, deep_supervision=enable_deep_supervision)
         return accept_pruned_weights(network)
 
     def initialize(self) -> None:

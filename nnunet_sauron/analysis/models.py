@@ -88,6 +88,7 @@ class TrainedModel:
                 if on_error is None or len(chosen) == 1:
                     raise
                 on_error(str(error))
+                left_out.append(f"Fold {fold} is left out: its {checkpoint_name} cannot be read.")
         if not checkpoints:
             raise ValueError(f"No fold of {folder} can be read.")
         first, checkpoint = next(iter(checkpoints.items()))

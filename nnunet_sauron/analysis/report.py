@@ -262,11 +262,13 @@ def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[Mod
         folds=folds,
         scores={},
     )
-    problems += [f"{name}: {line}" for line in trained.left_out]
-    if trained.left_out and trained.checkpoint_name == CHECKPOINT:
+    if trained.left_out:
+        advice = (
+            f" A training writes it at its end; nnUNetv2_train {model.dataset} {model.configuration} FOLD "
+            f"-tr {model.trainer} -p {model.plans} --c goes on."
+        )
         problems.append(
-            f"{name}: a training writes {CHECKPOINT} at its end; nnUNetv2_train {model.dataset} {model.configuration} "
-            f"FOLD -tr {model.trainer} -p {model.plans} --c goes on."
+            f"{name}: {' '.join(trained.left_out)}" + (advice if trained.checkpoint_name == CHECKPOINT else "")
         )
     return model, networks
 

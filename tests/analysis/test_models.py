@@ -102,7 +102,7 @@ class TestDevice:
             assert chosen_device() == torch.device(name)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         assert chosen_device("cuda:1") == torch.device("cuda", 1)
-        with pytest.raises(ValueError, match="finds cuda:0, cuda:1 and not the one for -device cuda:2"):
+        with pytest.raises(ValueError, match="no GPU for -device cuda:2, only cuda:0, cuda:1;"):
             chosen_device("cuda:2")
 
     def test_mps_where_there_is_one(self, monkeypatch):
@@ -113,7 +113,7 @@ class TestDevice:
     @pytest.mark.parametrize(
         ("device", "said"),
         [
-            ("cuda", "no GPU and not the one for -device cuda"),
+            ("cuda", "no GPU for -device cuda;"),
             ("mps", "for -device mps"),
             ("gpu", "-device gpu is not known; give cpu"),
         ],

@@ -124,10 +124,8 @@ def chosen_device(name: str | None = None) -> torch.device:
     if name.startswith("cuda"):
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(name.partition(":")[2] or 0) >= found:
-            there = ", ".join(f"cuda:{index}" for index in range(found))
-            raise ValueError(
-                f"PyTorch finds no GPU for -device {name}{f', only {there}' if there else ''}; leave it out or give another."
-            )
+            only = f", only {', '.join(f'cuda:{index}' for index in range(found))}" if found else ""
+            raise ValueError(f"PyTorch finds no GPU for -device {name}{only}; leave it out or give another.")
     return torch.device(name)
 
 

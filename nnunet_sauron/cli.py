@@ -167,7 +167,7 @@ def _add_compress(verbs: argparse._SubParsersAction) -> None:
     compress.add_argument("-m", dest="model", **folder, help="a trained model, with plans.json and fold_*")
     compress.add_argument("-i", dest="images", **folder, help="raw images in nnU-Net's naming; no labels needed")
     compress.add_argument("-o", dest="output", **folder, help="the new model; for nnUNetv2_predict_from_modelfolder")
-    compress.add_argument("-f", dest="folds", metavar="FOLD", nargs="+", help="only these; default all there are")
+    _add_folds_and_device(compress)
     goal = compress.add_mutually_exclusive_group()
     goal.add_argument("--tolerance", type=float, metavar="T", help="what every layer may lose; see --dry-run")
     goal.add_argument("--macs", type=float, metavar="PART", help="part of the multiply-accumulates left, such as 0.5")
@@ -182,9 +182,21 @@ def _add_compress(verbs: argparse._SubParsersAction) -> None:
     compress.add_argument("--labels", type=Path, metavar="FOLDER", help="reference segmentations of the images")
     compress.add_argument("--recover", type=int, metavar="EPOCHS", help="then learn from the old model on the images")
     compress.add_argument("--recover-steps", type=int, metavar="N", help="steps of such an epoch; 250")
-    compress.add_argument("-device", default="cpu", choices=["cpu", "cuda"], help="where networks run; %(default)s")
     compress.add_argument("--json", action="store_true", help="print JSON instead of tables")
     compress.set_defaults(run=_compress)
+
+
+def _add_folds_and_device(
+    verb: argparse.ArgumentParser, *, folds: str = "default 0 to 4, or all where it is alone", device: bool = True
+) -> None:
+    """What every verb that reads trained models takes, as nnU-Net's own commands spell it."""
+    verb.add_argument("-f", dest="folds", metavar="FOLD", nargs="+", help=f"only these, such as 0 1, or all; {folds}")
+    name = "checkpoint_final.pth"
+    verb.add_argument("-chk", dest="checkpoint", default=name, metavar="NAME", help=f"file in fold_*; default {name}")
+    if device:
+        verb.add_argument(
+            "-device", metavar="DEVICE", help="cpu, cuda, cuda:1 or mps; default cuda where there is a GPU, else cpu"
+        )
 
 
 def _add_report(verbs: argparse._SubParsersAction) -> None:
@@ -202,18 +214,17 @@ def _add_report(verbs: argparse._SubParsersAction) -> None:
     report.add_argument(
         "--timing", type=float, default=60.0, metavar="SECONDS", help="time networks about so long; %(default)s; 0: not"
     )
-    report.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="NAME", help="%(default)s")
+    _add_folds_and_device(report, device=False)
     report.add_argument("--json", action="store_true", help="print JSON instead of tables")
     report.set_defaults(run=_report)
 
     benchmark = verbs.add_parser("benchmark", help="time the networks of trained models, taking turns")
     benchmark.add_argument("-m", dest="models", required=True, **folders, help="trained models")
-    benchmark.add_argument("-f", dest="folds", metavar="FOLD", nargs="+", help="only these; default the first of each")
+    _add_folds_and_device(benchmark, folds="default the first of each model")
     benchmark.add_argument("--patch-size", nargs="+", metavar="VOXELS", help="default each model's own")
     benchmark.add_argument("--batch-size", type=int, default=1, metavar="N", help="patches at once; %(default)s")
     benchmark.add_argument("--threads", type=int, metavar="N", help="CPU threads; default PyTorch's")
     benchmark.add_argument("--repeats", type=int, default=30, metavar="N", help="forward passes; %(default)s")
-    benchmark.add_argument("-device", default="cpu", choices=["cpu", "cuda"], help="where networks run; %(default)s")
     benchmark.add_argument("--json", action="store_true", help="print JSON instead of a table")
     benchmark.set_defaults(run=_benchmark)
 
@@ -221,7 +232,7 @@ def _add_report(verbs: argparse._SubParsersAction) -> None:
 def _add_pictures(verbs: argparse._SubParsersAction) -> None:
     maps = verbs.add_parser("feature_maps", help="show all feature maps of a layer for a slice of an image")
     maps.add_argument("-m", dest="model", type=Path, metavar="MODEL_FOLDER", required=True, help="a trained model")
-    maps.add_argument("-f", dest="fold", metavar="FOLD", default="0", help="its fold; %(default)s")
+    _add_folds_and_device(maps, folds="default the first that is there")
     maps.add_argument("-i", dest="image", type=Path, metavar="IMAGE", help="a case's file, such as CASE_0000.nii.gz")
     maps.add_argument("--labels", type=Path, metavar="REFERENCE", help="the case's reference segmentation")
     maps.add_argument("--layer", metavar="NAME", help="default the second-to-last block")
@@ -230,13 +241,13 @@ def _add_pictures(verbs: argparse._SubParsersAction) -> None:
                       help="write here; %(default)s")  # fmt: skip
     maps.add_argument("--nifti", action="store_true", help="also write whole volumes, for a viewer")
     maps.add_argument("--list", action="store_true", help="list the layers and stop")
-    maps.add_argument("-device", default="cpu", choices=["cpu", "cuda"], help="where the network runs; %(default)s")
     maps.set_defaults(run=_feature_maps)
 
     clusters = verbs.add_parser("clusterability", help="say whether feature maps clustered while models trained")
     clusters.add_argument("-m", dest="models", type=Path, nargs="+", metavar="MODEL_FOLDER", required=True,
                           help="models trained with the setting snapshot_every")  # fmt: skip
-    clusters.add_argument("-f", dest="fold", metavar="FOLD", help="only this one; default all with snapshots")
+    _add_folds_and_device(clusters, folds="default all with snapshots")
+    clusters.set_defaults(checkpoint=None)  # of a training that still runs, the last one
     clusters.add_argument(
         "-i", dest="images", type=Path, metavar="FOLDER", help="raw images, for models that kept no snapshots"
     )
@@ -344,6 +355,7 @@ def _compress(options: argparse.Namespace) -> int:
         recover_steps=options.recover_steps,
         uniform_stages=options.uniform_stages,
         device=options.device,
+        checkpoint=options.checkpoint,
         json_output=options.json,
     )
     return 0
@@ -361,6 +373,7 @@ def _report(options: argparse.Namespace) -> int:
         tolerance_mm=options.tolerance,
         timing_seconds=options.timing,
         checkpoint=options.checkpoint,
+        folds=options.folds,
         json_output=options.json,
     )
     return 1 if made.left_out else 0
@@ -377,6 +390,8 @@ def _benchmark(options: argparse.Namespace) -> int:
         threads=options.threads,
         repeats=options.repeats,
         device=options.device,
+        checkpoint=options.checkpoint,
+        say=lambda line: print(line, file=sys.stderr),
     )
     print_benchmark(timings, json_output=options.json)
     return 0
@@ -393,22 +408,27 @@ def _feature_maps(options: argparse.Namespace) -> int:
         if options.image is None:
             raise ValueError("-i IMAGE is missing: a file of the case to show, such as imagesTs/CASE_0000.nii.gz.")
         check_output(options.output)
-    model = TrainedModel.read(options.model, [options.fold])
+    model = TrainedModel.read(options.model, options.folds, options.checkpoint)
+    for line in model.remarks:
+        print(line, file=sys.stderr)
+    folds = options.folds or [next(iter(model.checkpoints))]
     if options.list:
-        for layer in layer_names(model, options.fold):
+        for layer in layer_names(model, folds[0]):
             size = " x ".join(str(length) for length in layer.voxels)
             print(f"{layer.name:40s}{layer.channels:5d} maps of {size}")
         return 0
     progress = Progress()
     case = case_of(options.image, model)
     check_cases(model, [case], progress)
-    found = feature_maps(
-        model, options.fold, case, options.layer, options.slice, options.labels, options.device, progress.bar
-    )
-    if found.note:
-        print(found.note)
-    for path in write(found, options.output, options.nifti, progress.bar):
-        print(f"Wrote {path}")
+    for fold in folds:
+        found = feature_maps(
+            model, fold, case, options.layer, options.slice, options.labels, options.device, progress.bar
+        )
+        if found.note:
+            print(found.note)
+        output = options.output / f"fold_{fold}" if len(folds) > 1 else options.output
+        for path in write(found, output, options.nifti, progress.bar):
+            print(f"Wrote {path}")
     return 0
 
 
@@ -418,7 +438,12 @@ def _clusterability(options: argparse.Namespace) -> int:
     from .json_output import print_json
 
     found = clusterability(
-        options.models, options.fold, images=options.images, progress=lambda line: print(line, file=sys.stderr)
+        options.models,
+        options.folds,
+        images=options.images,
+        checkpoint=options.checkpoint,
+        device=options.device,
+        progress=lambda line: print(line, file=sys.stderr),
     )
     pictures = draw(found, options.output, options.layer)
     if options.json:

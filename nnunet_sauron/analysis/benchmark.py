@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,9 +10,9 @@ import torch
 
 from ..json_output import print_json
 from ..pruning.cost import forward_on_meta
-from ..pruning.timing import Timing, check_device, machine, time_networks
+from ..pruning.timing import Timing, chosen_device, machine, time_networks
 from ..terminal import PlainTable, plain_console
-from .models import TrainedModel
+from .models import CHECKPOINT, TrainedModel
 from .report import short_names
 
 
@@ -24,7 +24,9 @@ def benchmark(
     batch_size: int = 1,
     threads: int | None = None,
     repeats: int = 30,
-    device: str = "cpu",
+    device: str | None = None,
+    checkpoint: str = CHECKPOINT,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Timing]:
     """Time the networks of trained models.
 
@@ -35,7 +37,9 @@ def benchmark(
         batch_size: Patches in one forward pass.
         threads: CPU threads; None for PyTorch's choice.
         repeats: Measured forward passes of each.
-        device: "cpu" or "cuda".
+        device: As `chosen_device` takes it.
+        checkpoint: File name of the checkpoints to read.
+        say: Called with what to know about a model: folds that are left out, a trainer that was not found.
 
     Returns:
         A timing for each model and fold, in the order given; its name tells batch and patch.
@@ -47,10 +51,12 @@ def benchmark(
     for name, value in (("--batch-size", batch_size), ("--threads", threads), ("--repeats", repeats)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}.")
-    check_device(device)
+    device = chosen_device(device)
     networks, shapes = {}, {}
     for name, folder in zip(short_names(folders), folders, strict=True):
-        model = TrainedModel.read(folder, folds)
+        model = TrainedModel.read(folder, folds, checkpoint)
+        for line in model.remarks:
+            say(f"{name}: {line}")
         size = tuple(patch_size or model.patch_size)
         for fold in folds or [next(iter(model.checkpoints))]:
             network, channels = model.network(fold), model.input_channels

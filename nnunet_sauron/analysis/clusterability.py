@@ -21,6 +21,7 @@ from scipy.spatial.distance import num_obs_y, pdist
 from scipy.stats import kendalltau, theilslopes
 from sklearn.decomposition import PCA
 
+from ..pruning.timing import chosen_device
 from .clusterability_folders import TrainedFold, find_folds
 from .plain import plain
 
@@ -92,18 +93,22 @@ class Clusterability:
 
 def clusterability(
     model_folders: Sequence[Path],
-    fold: str | int | None = None,
+    folds: Sequence[str] | None = None,
     *,
     images: Path | None = None,
+    checkpoint: str | None = None,
+    device: str | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Clusterability:
     """Measure how much the feature maps of trained models clustered, snapshot after snapshot.
 
     Args:
         model_folders: What `nnUNetv2_predict_from_modelfolder -m` takes, with fold_*/feature_maps.
-        fold: Only this one; None for every fold that has snapshots.
+        folds: Only these; None for every fold that has snapshots.
         images: Raw images in nnU-Net's naming, for models without snapshots: maps of the middle patches of the first
             four are what is measured then, of the trained network alone.
+        checkpoint: File name of the checkpoint whose network that is, and whose lambda_ is told; None for the last.
+        device: Where that network runs, as `chosen_device` takes it.
         progress: Called with a line before each model.
 
     Raises:
@@ -111,7 +116,7 @@ def clusterability(
     """
     if importlib.util.find_spec("diptest") is None:
         raise RuntimeError("The dip test needs the package diptest, which is GPL: pip install diptest")
-    models, problems = find_folds(model_folders, fold, images)
+    models, problems = find_folds(model_folders, folds, images, checkpoint, chosen_device(device))
     rows: list[dict] = []
     measured = []
     for model in models:

@@ -16,7 +16,7 @@ from ..commands import told_by_name, train_command
 from ..trainers.checkpoints import read_checkpoint
 from ..trainers.snapshots import FOLDER, MAX_PATCHES, pooled_maps, snapshots
 from .cases import find_cases, preprocess, read_case
-from .models import TrainedModel
+from .models import CHECKPOINT, TrainedModel
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
@@ -57,37 +57,49 @@ class TrainedFold:
 
 
 def find_folds(
-    model_folders: Sequence[Path], fold: str | int | None, images: Path | None = None
+    model_folders: Sequence[Path],
+    folds: Sequence[str] | None,
+    images: Path | None = None,
+    checkpoint: str | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[list[TrainedFold], list[str]]:
     """The trainings with feature maps, and what is missing elsewhere, with the command that makes it."""
     models, problems = [], []
     for folder in dict.fromkeys(Path(folder) for folder in model_folders):
         there = sorted(path for path in folder.glob("fold_*") if path.is_dir())
-        chosen = [path for path in there if fold is None or path.name == f"fold_{fold}"]
+        names = [path.name.removeprefix("fold_") for path in there]
+        for fold in [fold for fold in folds or () if fold not in names] or ([] if there else ["*"]):
+            problems.append(f"{folder} has no fold_{fold} (folds: {', '.join(names) or 'none'}).")
+        chosen = [path for path, name in zip(there, names, strict=True) if folds is None or name in folds]
         if not chosen:
-            names = ", ".join(path.name.removeprefix("fold_") for path in there) or "none"
-            problems.append(f"{folder} has no fold_{'*' if fold is None else fold} (folds: {names}).")
             continue
         with_snapshots = {path: snapshots(path / FOLDER) for path in chosen}
         if images is not None:
             with_snapshots = {
-                path: found or _of_images(path, images, problems) for path, found in with_snapshots.items()
+                path: found or _of_images(path, images, checkpoint, device, problems)
+                for path, found in with_snapshots.items()
             }
         if not any(with_snapshots.values()):
             problems.append(_how_to_get_snapshots(chosen[0]))
-        models += [_model(path, found, problems) for path, found in with_snapshots.items() if found]
+        elif images is None:
+            without = [path.name for path, found in with_snapshots.items() if not found]
+            problems += [f"{folder}/{name} is left out: it has no {FOLDER}/epoch_*.npz." for name in without]
+        models += [_model(path, found, checkpoint, problems) for path, found in with_snapshots.items() if found]
     return _named(models), problems
 
 
-def _of_images(fold_folder: Path, images: Path, problems: list[str]) -> dict[int, dict[str, np.ndarray]]:
+def _of_images(
+    fold_folder: Path, images: Path, checkpoint: str | None, device: torch.device | str, problems: list[str]
+) -> dict[int, dict[str, np.ndarray]]:
     """The trained network's maps of the middle patches of the first cases, as a snapshot holds them."""
     fold = fold_folder.name.removeprefix("fold_")
     try:
-        model = TrainedModel.read(fold_folder.parent, [fold])
+        model = TrainedModel.read(fold_folder.parent, [fold], checkpoint or CHECKPOINT)
+        problems += [f"{fold_folder}: {line}" for line in model.remarks]
         first = find_cases(images, model)[:MAX_PATCHES]
         cases = [preprocess(model, *read_case(model, case))[0] for case in first]
         data = torch.stack([_middle_patch(case, model.patch_size) for case in cases])
-        maps = pooled_maps(model.network(fold), data)
+        maps = pooled_maps(model.network(fold).to(device), data.to(device))
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         problems.append(str(error))
         return {}
@@ -115,12 +127,13 @@ def _how_to_get_snapshots(fold_folder: Path) -> str:
     )
 
 
-def _model(fold_folder: Path, found: Mapping[int, Path | dict], problems: list[str]) -> TrainedFold:
+def _model(fold_folder: Path, found: Mapping[int, Path | dict], name: str | None, problems: list[str]) -> TrainedFold:
     trainer, lambda_ = told_by_name(fold_folder.parent)[0], math.nan
-    checkpoint = next((fold_folder / name for name in CHECKPOINTS if (fold_folder / name).is_file()), None)
+    names = CHECKPOINTS if name is None else (name,)
+    checkpoint = next((fold_folder / name for name in names if (fold_folder / name).is_file()), None)
     try:
         if checkpoint is None:
-            raise ValueError(f"{fold_folder} has no checkpoint yet")
+            raise ValueError(f"{fold_folder} has no checkpoint" + (" yet" if name is None else f" {name}"))
         content = read_checkpoint(checkpoint)
         trainer = content.get("trainer_name", trainer)
         history = content.get("logging", {}).get("pruning")

@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from ..pruning.channels import channel_layout, feature_map_modules
 from ..pruning.cost import forward_on_meta
-from ..pruning.timing import check_device
+from ..pruning.timing import chosen_device
 from .cases import Case, preprocess, read_case
 from .evaluation import check_same_voxels, read_labels
 from .feature_maps_grid import Grid
@@ -94,7 +94,7 @@ def feature_maps(
     layer: str | None = None,
     slice_index: int | None = None,
     reference: Path | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     bar: Bar = silent,
 ) -> FeatureMaps:
     """Segment an image, choose a slice, and gather a layer's maps of it from nnU-Net's sliding window.
@@ -111,21 +111,21 @@ def feature_maps(
         slice_index: On the preprocessed image's first axis; None for the slice with most foreground in the reference,
             or else in the prediction, or else the middle one.
         reference: The case's segmentation, if there is one.
-        device: "cpu" or "cuda".
+        device: As `chosen_device` takes it.
         bar: Shows progress.
 
     Raises:
         ValueError: The model, the layer, the slice, the images or the reference do not do; the message says why.
         FileNotFoundError: An image or the reference is missing.
     """
-    check_device(device)
+    on = chosen_device(device)
     network = _network(model, fold)
     chosen = _choose_layer(layer, _layers(model, network))
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints hints that are of no use here
         image, labels, grid = _preprocessed(model, case, reference)
         _check_slice(slice_index, image.shape[1])
         one_fold = replace(model, checkpoints={fold: model.checkpoints[fold]})
-        predictor = one_fold.predictor(torch.device(device))
+        predictor = one_fold.predictor(on)
     windows = Windows(image, chosen, network, predictor)
     with bar("segmenting", len(windows.slicers)) as step:
         predictor.network.register_forward_pre_hook(lambda *_: step(""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,15 +16,15 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from ..architecture import network_of_plans
 from ..commands import continue_command
 from ..json_files import read_json_object
 from ..labels import class_values, foreground_values
-from ..pruning import accept_pruned_weights
-from ..pruning.channels import is_prunable
 from ..trainers.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint, trained_with
+from ..trainers.compiling import compiling_on_cuda_only
+from ..trainers.networks import NetworkBuilder
 from .evaluation import Segmentations
 
+ALL = "all"  # nnU-Net's name for the fold that trains on everything
 __all__ = ["CHECKPOINT", "COMPRESSION", "TrainedModel"]
 # Of the training that is over; the optimiser's tensors may have other shapes than the weights.
 NOT_TAKEN_ALONG = ("optimizer_state", "grad_scaler_state")
@@ -39,6 +40,7 @@ class TrainedModel:
         configuration: The configuration's name.
         checkpoints: By fold, "0", "1", ... or "all"; without the optimiser.
         checkpoint_name: The file that they were read from.
+        left_out: A sentence for each fold that is there and was not read though none were asked for by name.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class TrainedModel:
     configuration: str
     checkpoints: Mapping[str, dict]
     checkpoint_name: str = CHECKPOINT
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def read(
@@ -55,14 +58,17 @@ class TrainedModel:
         folds: list[str] | None = None,
         checkpoint_name: str = CHECKPOINT,
         on_error: Callable[[str], None] | None = None,
+        *,
+        every_fold: bool = False,
     ) -> TrainedModel:
         """Read a model's folder.
 
         Args:
             folder: With plans.json, dataset.json and fold_*/`checkpoint_name`.
-            folds: Only these; None for all that are there.
+            folds: Only these; None for those that nnU-Net predicts with: the numbered ones, or "all" where it is alone.
             checkpoint_name: Such as checkpoint_best.pth.
             on_error: Given what is wrong with a fold, which is then left out; without it, that is raised.
+            every_fold: With no `folds`, "all" is read beside numbered ones.
 
         Raises:
             FileNotFoundError: The folder, a file in it or a fold is missing.
@@ -79,29 +85,21 @@ class TrainedModel:
             read_json_object(folder / name, f"copy {name} anew from where the model was trained")
             for name in ("plans.json", "dataset.json")
         )
-        there = sorted(
-            path.name.removeprefix("fold_") for path in folder.glob("fold_*") if (path / checkpoint_name).is_file()
-        )
-        missing = [fold for fold in folds or there if fold not in there]
-        if missing or not there:
-            raise FileNotFoundError(
-                f"{folder} has no fold_{missing[0] if missing else '*'}/{checkpoint_name}; folds with one: "
-                f"{', '.join(there) or 'none'}. A training writes it at its end. To go on: "
-                f"{continue_command(folder, missing[0] if missing else 'FOLD')}"
-            )
+        chosen, left_out = _chosen_folds(folder, folds, checkpoint_name, every_fold)
         checkpoints = {}
-        for fold in folds or there:
+        for fold in chosen:
             try:
                 checkpoints[fold] = _read(folder / f"fold_{fold}" / checkpoint_name)
             except (ValueError, OSError, MemoryError) as error:
-                if on_error is None or len(folds or there) == 1:
+                if on_error is None or len(chosen) == 1:
                     raise
                 on_error(str(error))
+                left_out.append(f"Fold {fold} is left out: its {checkpoint_name} cannot be read.")
         if not checkpoints:
             raise ValueError(f"No fold of {folder} can be read.")
         first, checkpoint = next(iter(checkpoints.items()))
         _, configuration, _ = trained_with(checkpoint, folder / f"fold_{first}" / checkpoint_name)
-        model = cls(folder, plans, dataset_json, configuration, checkpoints, checkpoint_name)
+        model = cls(folder, plans, dataset_json, configuration, checkpoints, checkpoint_name, tuple(left_out))
         model._check()
         return model
 
@@ -157,61 +155,103 @@ class TrainedModel:
         return tuple(str(name) for name in names.values())
 
     @property
+    def mirror_axes(self) -> tuple[int, ...] | None:
+        """Axes of a patch that may be mirrored, as in its training; None for none."""
+        return next(iter(self.checkpoints.values())).get("inference_allowed_mirroring_axes")
+
+    @property
     def input_channels(self) -> int:
         """Channels of the network's input."""
         manager = self.manager
         return determine_num_input_channels(manager, manager.get_configuration(self.configuration), self.dataset_json)
 
+    @property
+    def remarks(self) -> list[str]:
+        """What to tell before working with it: which folds were not read, what had to be assumed."""
+        return [*self.left_out, *([self.builder.assumed] if self.builder.assumed else [])]
+
+    @functools.cached_property
+    def builder(self) -> NetworkBuilder:
+        """Builds its networks as its trainer does.
+
+        Raises:
+            ValueError: That fails; the message names the trainer.
+        """
+        # As nnU-Net predicts: the first fold's trainer is that of all.
+        trainer_name = next(iter(self.checkpoints.values())).get("trainer_name", "nnUNetTrainer")
+        return NetworkBuilder(trainer_name, self.manager, self.configuration, self.dataset_json)
+
     def network(self, fold: str) -> nn.Module:
-        """A fold's network at its own widths, in evaluation mode, on the CPU; one that we can prune takes any weights.
+        """A fold's network at its own widths, in evaluation mode, on the CPU.
 
         Raises:
-            ValueError: The checkpoint is of another architecture than the plans.
+            ValueError: Its trainer cannot build it, or the checkpoint is of another architecture.
         """
-        network, _ = network_of_plans(self.manager, self.configuration, self.dataset_json, device="cpu")
-        if is_prunable(network):
-            accept_pruned_weights(network)
-        try:
-            network.load_state_dict(self.checkpoints[fold]["network_weights"])
-        except RuntimeError as error:
-            raise ValueError(
-                f"{self.folder / f'fold_{fold}' / self.checkpoint_name} is of another architecture than plans.json "
-                f"says; a trainer that builds a network of its own ({self.checkpoints[fold]['trainer_name']}?) cannot "
-                f"be read. {str(error)[:300]}"
-            ) from error
-        return network.eval()
-
-    def network_of_trainer(self, fold: str) -> nn.Module:
-        """A fold's network as its trainer builds it, where that is not what the plans say; such as nnUNetTrainerBN.
-
-        Raises:
-            ValueError: nnU-Net cannot build it either.
-        """
-        predictor = nnUNetPredictor(perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False)
-        try:
-            predictor.initialize_from_trained_model_folder(str(self.folder), (fold,), self.checkpoint_name)
-        except Exception as error:  # whatever somebody else's trainer raises
-            raise ValueError(f"nnU-Net cannot build the network of fold {fold}: {error}") from error
-        return predictor.network.eval()
+        return self.builder.load(self.checkpoints[fold], self.folder / f"fold_{fold}" / self.checkpoint_name)
 
     def predictor(self, device: torch.device, weights: list[dict] | None = None) -> nnUNetPredictor:
         """nnU-Net's own prediction with this model, or with other weights of it; without mirroring, for speed."""
         weights = weights or [checkpoint["network_weights"] for checkpoint in self.checkpoints.values()]
         first = next(iter(self.checkpoints))
-        predictor = nnUNetPredictor(
-            use_mirroring=False, perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False
-        )
-        predictor.manual_initialization(
-            self.network(first),
-            self.manager,
-            self.manager.get_configuration(self.configuration),
-            weights,
-            self.dataset_json,
-            self.checkpoints[first]["trainer_name"],
-            self.checkpoints[first].get("inference_allowed_mirroring_axes"),
-        )
+        with contextlib.redirect_stdout(io.StringIO()), compiling_on_cuda_only(device):
+            predictor = nnUNetPredictor(
+                use_mirroring=False, perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False
+            )
+            predictor.manual_initialization(
+                self.network(first),
+                self.manager,
+                self.manager.get_configuration(self.configuration),
+                weights,
+                self.dataset_json,
+                self.builder.trainer_name,
+                self.mirror_axes,
+            )
         return predictor
 
 
 def _read(path: Path) -> dict:
     return {key: value for key, value in read_checkpoint(path).items() if key not in NOT_TAKEN_ALONG}
+
+
+def _chosen_folds(
+    folder: Path, wanted: list[str] | None, checkpoint_name: str, every_fold: bool
+) -> tuple[list[str], list[str]]:
+    """The folds to read, and what to say of others.
+
+    Raises:
+        FileNotFoundError: One of them does not have that checkpoint, or none has.
+    """
+    folds = sorted(
+        (
+            name
+            for path in folder.glob("fold_*")
+            if (name := path.name.removeprefix("fold_")) == ALL or name.isdecimal()
+        ),
+        key=lambda name: (name == ALL, int(name) if name.isdecimal() else 0),
+    )
+    files = {fold: sorted(path.name for path in (folder / f"fold_{fold}").glob("*.pth")) for fold in folds}
+    there = [fold for fold in folds if (folder / f"fold_{fold}" / checkpoint_name).is_file()]
+    missing = [fold for fold in wanted or there if fold not in there]
+    if missing or not there:
+        first = missing[0] if missing else "*"
+        others = dict.fromkeys(name for fold in missing or folds for name in files.get(fold, []))
+        has = ", ".join(f"fold_{fold}: {' '.join(files[fold]) or 'none'}" for fold in folds) or "no fold at all"
+        raise FileNotFoundError(
+            f"{folder} has no fold_{first}/{checkpoint_name}. Checkpoints there are: {has}. "
+            + (f"Read another one with -chk {next(iter(others))}, or let " if others else "Let ")
+            + f"the training end, which writes {CHECKPOINT}. To go on: "
+            + continue_command(folder, missing[0] if missing else "FOLD")
+        )
+    if wanted:
+        return list(dict.fromkeys(wanted)), []
+    left_out = [
+        f"Fold {fold} is left out: it has no {checkpoint_name} ({', '.join(files[fold]) or 'no checkpoint'})."
+        for fold in folds
+        if fold not in there
+    ]
+    if ALL in there and len(there) > 1 and not every_fold:
+        there.remove(ALL)
+        left_out.append(
+            f"Fold {ALL} is left out beside {', '.join(there)}, as in nnU-Net's prediction; -f {ALL} takes it."
+        )
+    return there, left_out

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..architecture import network_of_plans
 from ..commands import checkpoint_flag, command, train_command
 from ..pruning import channel_layout
 from ..pruning.timing import Timing, time_networks
@@ -139,6 +138,7 @@ def make_report(
     tolerance_mm: float = TOLERANCE_MM,
     timing_seconds: float = SECONDS_OF_TIMING,
     checkpoint: str = CHECKPOINT,
+    folds: list[str] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Read models' folders, count, time, score and compare; nothing is trained and no folder is changed.
@@ -152,6 +152,7 @@ def make_report(
         tolerance_mm: Of the surface Dice.
         timing_seconds: About how long networks are timed, all together; 0 times none.
         checkpoint: File name of the checkpoints to read.
+        folds: Of each model; None for all that are there.
         progress: Shows what is being done; None: nothing is shown.
 
     Raises:
@@ -178,7 +179,7 @@ def make_report(
     ):
         progress.say(f"reading {folder}")
         try:
-            trained = TrainedModel.read(folder, None, checkpoint, problems.append)
+            trained = TrainedModel.read(folder, folds, checkpoint, problems.append, every_fold=True)
         except Exception as error:  # whatever is in that folder, the other models are reported
             problems.append(f"{folder} is not in the report: {_words(error)}")
             left_out.append(folder)
@@ -239,8 +240,10 @@ def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[Mod
     networks: dict[str, nn.Module] = {}
     folds: dict[str, FoldReport] = {}
     try:
-        dense, _ = network_of_plans(trained.manager, trained.configuration, trained.dataset_json, device="cpu")
+        dense = trained.builder.build()
         dense_widths, dense_cost = _widths(dense), network_cost(dense, trained.patch_size, channels)
+        if trained.builder.assumed:
+            problems.append(f"{name}: {trained.builder.assumed}")
     except Exception as error:  # a network class of somebody else's
         known = trained.plans["configurations"][trained.configuration].get("architecture", {})
         problems.append(
@@ -249,7 +252,7 @@ def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[Mod
         )
     for fold, checkpoint in trained.checkpoints.items():
         try:
-            networks[fold] = network = _network(trained, fold)
+            networks[fold] = network = trained.network(fold)
             log = _log(checkpoint)
             history = _history(log)
             if log.get(SERIES) and not history:
@@ -279,22 +282,15 @@ def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[Mod
         folds=folds,
         scores={},
     )
-    without = [path.name for path in sorted(trained.folder.glob("fold_*")) if path.name[5:] not in trained.checkpoints]
-    if without:
-        of_training = model.dataset, model.configuration, without[0][5:], model.trainer, model.plans
-        go_on = train_command(*of_training, "--c")
-        problems.append(
-            f"{name} has no readable {trained.checkpoint_name} in {', '.join(without)}; a training writes it at its "
-            f"end. To go on: {go_on}"
-        )
+    if trained.left_out:
+        advice = ""
+        if trained.checkpoint_name == CHECKPOINT:
+            unread = [path.name[5:] for path in sorted(trained.folder.glob("fold_*"))]
+            fold = next((fold for fold in unread if fold not in trained.checkpoints), "FOLD")
+            of_training = model.dataset, model.configuration, fold, model.trainer, model.plans
+            advice = f" A training writes it at its end. To go on: {train_command(*of_training, '--c')}"
+        problems.append(f"{name}: {' '.join(trained.left_out)}{advice}")
     return model, networks
-
-
-def _network(trained: TrainedModel, fold: str) -> nn.Module:
-    try:
-        return trained.network(fold)
-    except Exception:  # it is not the plans' network, or they name a class that is not installed
-        return trained.network_of_trainer(fold)
 
 
 def target_in_words(targets: Sequence[Mapping]) -> str:

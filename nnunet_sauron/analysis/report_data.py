@@ -16,6 +16,7 @@ from .. import __version__
 from ..pruning.timing import machine
 from ..trainers.checkpoints import write_atomically
 from .evaluation import ClassScore
+from .models import ALL
 from .plain import plain
 from .report import ModelReport, Report
 
@@ -24,7 +25,6 @@ COUNTS = ("cases", "empty_prediction", "empty_reference", "both_empty")
 # Of files: a file's name may hold bytes that are no text.
 TEXT = {"encoding": "utf-8", "errors": "backslashreplace"}
 MEAN = "mean"  # stands for a fold
-ALL = "all"  # nnU-Net's name for the fold that trains on everything
 
 
 def fold_numbers(model: ModelReport, fold: str) -> dict[str, float]:

@@ -6,22 +6,21 @@ import contextlib
 import io
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-
 from ..analysis.cases import check_cases, find_cases
 from ..analysis.evaluation import CaseScore, mean_score
 from ..analysis.progress import Progress
 from ..commands import predict_command
-from ..pruning.timing import check_device
+from ..pruning.timing import chosen_device
 from .compress import Compressor, Goal, Segmenter, provenance, split
 from .display import Trial, plot_trade_off, plot_widths, print_compressed, print_trials
 from .images import batches, patches
-from .model import STOCK, TRAINER, read_prunable, write_model
+from .model import CHECKPOINT, STOCK, TRAINER, read_prunable, write_model
 from .recovery import STEPS, Recovery, RecoverySettings
 from .stages import UniformStages, check_plain, features_per_stage, plain_plans
 
@@ -42,7 +41,8 @@ def compress(
     recover: int | None = None,
     recover_steps: int | None = None,
     uniform_stages: bool = False,
-    device: str = "cpu",
+    device: str | None = None,
+    checkpoint: str = CHECKPOINT,
     json_output: bool = False,
 ) -> None:
     """Write a smaller model, or show what sizes cost what.
@@ -53,14 +53,16 @@ def compress(
         output: The new model's folder. Of a dry run, the trade-off's picture goes beside it, and nothing else.
         goal: What to meet; may be None in a dry run.
         dry_run: Show the trade-off over `TOLERANCES`, and the goal's own, instead of writing a model.
-        folds: Only these; None for all. Each is made smaller by itself, but for uniform stages.
+        folds: Only these; None for 0 to 4, or all where it is alone. Each is made smaller by itself, but for uniform
+            stages.
         labels: Reference segmentations of the images, to measure both models against.
         max_images: So many are used.
         round_to: Widths are multiples of this, where there are as many channels.
         recover: At most so many epochs of learning from the old model on the images that were fitted on.
         recover_steps: Of such an epoch; None for nnU-Net's 250.
         uniform_stages: Give all layers of a stage, in all folds, one width: the model needs nnU-Net alone then.
-        device: "cpu" or "cuda".
+        device: As `chosen_device` takes it.
+        checkpoint: File name of the checkpoints to read.
         json_output: Print JSON instead of tables.
 
     Raises:
@@ -85,12 +87,12 @@ def compress(
         raise FileNotFoundError(f"{output.absolute().parent} is no folder; make it first, or give another -o.")
     if not os.access(output.absolute().parent, os.W_OK):
         raise PermissionError(f"{output.absolute().parent} cannot be written to; give another -o.")
-    check_device(device)
-    model = read_prunable(folder, folds)
+    on = chosen_device(device)
+    model = read_prunable(folder, folds, checkpoint)
+    remarks = model.remarks
     if uniform_stages:
         check_plain(model)
     fitted_on, held_out = split(find_cases(images, model), max_images)
-    on = torch.device(device)
     if dry_run:  # one fold shows it, and is compared with itself alone
         model = replace(model, checkpoints=dict([next(iter(model.checkpoints.items()))]))
     progress = Progress()
@@ -103,8 +105,11 @@ def compress(
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's prediction prints a line a case
         compressors = {fold: Compressor(model, fold, on, round_to) for fold in model.checkpoints}
         cut, fitted_on = patches(model, fitted_on, max(len(fitted_on), *(one.wanted for one in compressors.values())))
-        for one in compressors.values():
-            one.check(len(cut))
+        for fold, one in compressors.items():
+            if too_few := one.leave_alone(len(cut)):
+                remarks.append(f"Fold {fold}: {too_few}")
+        for remark in remarks:
+            print(remark, file=sys.stderr)
         inputs = batches(cut)
         progress.say(
             f"{len(cut)} patches of {len(fitted_on)} images to fit on, {len(held_out)} images held out to compare "
@@ -158,7 +163,6 @@ def compress(
         write_model(model, output, {fold: one.weights for fold, one in found.items()}, notes, drawn, plans)
     if recovery:
         recovery.finish()
-    remarks = []
     for fold, one in found.items():
         if goal.latency is not None and one.seconds[1] > goal.latency * one.seconds[0]:
             left = one.seconds[1] / one.seconds[0]
@@ -167,7 +171,7 @@ def compress(
     predict = predict_command(output, found, STOCK if plans else TRAINER)
     print_compressed(
         found, scores, against, output,
-        json_output=json_output, predict=predict, remarks=remarks, before_recovery=before,
+        json_output=json_output, predict=predict, network=notes["network"], remarks=remarks, before_recovery=before,
     )  # fmt: skip
     if plans:
         shared = f", shared by {len(found)} folds" if len(found) > 1 else ""

@@ -6,7 +6,7 @@ import copy
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ from ..pruning.moments import UNSURE
 from ..pruning.ranking import PROBED
 from ..pruning.timing import time_networks
 from ..pruning.tolerance import LATENCY_STEPS, STEPS, cost_left, tolerance_for, weighted, widths_at
-from .images import check_enough, enough_patches
+from .images import enough_patches, too_few
 
 HELD_OUT = 0.25  # of the images: what the agreement is measured on
 REPEATS = 9
@@ -83,6 +83,7 @@ class Compressed:
         before, after: Channels of every unit.
         parameters, macs, seconds: Before and after; median seconds of one patch, measured taking turns.
         weights: The new network's.
+        left_alone: Units that had too few positions for a fit and keep all of their channels.
     """
 
     tolerance: float
@@ -92,6 +93,7 @@ class Compressed:
     macs: tuple[int, int]
     seconds: tuple[float, float]
     weights: dict[str, torch.Tensor]
+    left_alone: list[str] = field(default_factory=list)
 
 
 class Compressor:
@@ -106,11 +108,14 @@ class Compressor:
     Attributes:
         before: Channels of every unit.
         wanted: How many patches its layers should be fitted on.
+        left_alone: Units that keep all of their channels, since they have too few positions for a stable fit.
     """
 
     def __init__(self, model: TrainedModel, fold: str, device: torch.device, round_to: int = 1):
         self.device, self.round_to = device, round_to
-        self.network = model.network(fold).to(device)
+        # Fits need float64, which MPS does not have: there the network is timed and no more.
+        self._fits_on = torch.device("cpu") if device.type == "mps" else device
+        self.network = model.network(fold).to(self._fits_on)
         self.patch_size = model.patch_size
         self.before = channel_layout(self.network).widths
         self._channels = next(self.network.parameters()).shape[1]
@@ -118,14 +123,29 @@ class Compressor:
         self.cost = CostModel(self.network, self.patch_size, self._channels)
         self._positions = feature_map_voxels(self.network, self.patch_size, self._channels)
         self.wanted = enough_patches(self._positions, self.before)
+        self.left_alone: list[str] = []
 
     def probes(self, inputs: Sequence[torch.Tensor]) -> int:
         """How many steps `rank` takes on so many inputs."""
         return len(self.before) * min(len(inputs), PROBED)
 
-    def check(self, patches: int) -> None:
-        """Raise ValueError if so many patches are too few for a stable fit."""
-        check_enough(patches, self._positions, self.before)
+    def leave_alone(self, patches: int) -> str | None:
+        """Leave alone the layers for which so many patches are too few; what to tell about them, if there are any.
+
+        Raises:
+            ValueError: That is all layers.
+        """
+        self.left_alone = too_few(patches, self._positions, self.before)
+        if not self.left_alone:
+            return None
+        described = ", ".join(
+            f"{name} ({self.before[name]} channels, {self._positions[name]} positions a patch)"
+            for name in self.left_alone
+        )
+        return (
+            f"{patches} patches are too few for a stable fit of {described}: they keep all of their channels. More "
+            f"images (--max-images) would let them be compressed as well."
+        )
 
     def rank(
         self,
@@ -142,14 +162,15 @@ class Compressor:
             after_probe: Called `probes` times, with a unit's name.
 
         Raises:
-            ValueError: They are too few for a stable fit.
+            ValueError: They are too few for a stable fit of any layer.
         """
-        self.check(sum(map(len, inputs)))
+        self.leave_alone(sum(map(len, inputs)))
         self.inputs = inputs
         self.weights = position_weights(self.network, inputs, regions=self._regions, unsure=unsure)
         self.ranked: dict[str, Ranking] = rank_units(
-            self.network, inputs, self.weights, regions=self._regions, after_probe=after_probe
-        )
+            self.network, inputs, self.weights, regions=self._regions, left_alone=self.left_alone,
+            after_probe=after_probe,
+        )  # fmt: skip
         self.rankings = weighted(self.ranked, self.cost.macs)
 
     def tolerance(self, goal: Goal) -> float:
@@ -160,7 +181,10 @@ class Compressor:
         """
         if goal.tolerance is not None:
             return goal.tolerance
-        return tolerance_for(goal.part, self.part_left(goal), self.rankings, self.round_to, goal.steps)
+        try:
+            return tolerance_for(goal.part, self.part_left(goal), self.rankings, self.round_to, goal.steps)
+        except ValueError as error:
+            raise with_left_alone(error, self.left_alone) from error
 
     def part_left(self, goal: Goal) -> Callable[[dict[str, int]], float]:
         """From widths to the part that is left of what a goal is for, which is not the tolerance."""
@@ -190,6 +214,7 @@ class Compressor:
             (times["before"], times["after"]),
             # Moved as a whole: nnU-Net's modules have several names, and each tensor is to be stored once.
             network.cpu().state_dict(),
+            self.left_alone,
         )
 
     def _time_left(self, widths: dict[str, int]) -> float:
@@ -202,7 +227,16 @@ class Compressor:
         both = {"before": self.network, "after": network}
         shape = (1, self._channels, *self.patch_size)
         timed = time_networks(both, shape, repeats=REPEATS, warmup=2, device=self.device)
+        for one in both.values():
+            one.to(self._fits_on)
         return {name: timing.median for name, timing in timed.items()}
+
+
+def with_left_alone(error: ValueError, left_alone: Sequence[str]) -> ValueError:
+    """The error of a goal that cannot be met, with the layers that had too few positions to be compressed."""
+    if not left_alone:
+        return error
+    return ValueError(f"{error} Give more images, so that these need not be left alone: {', '.join(left_alone)}.")
 
 
 def split(cases: Sequence[Case], most: int) -> tuple[list[Case], list[Case]]:
@@ -282,6 +316,12 @@ class Segmenter:
         return folder
 
 
+def described_network(model: TrainedModel) -> dict:
+    """Whose network was compressed, and what had to be assumed about it."""
+    builder = model.builder
+    return {"built_by": builder.trainer_name, "differs_from_plans": builder.differs, "assumed": builder.assumed}
+
+
 def provenance(
     model: TrainedModel, goal: Goal, round_to: int, cases: Sequence[Case], found: Mapping[str, Compressed]
 ) -> dict:
@@ -289,7 +329,9 @@ def provenance(
     return {
         "made_by": f"nnunet-sauron {__version__}",
         "source": str(model.folder.resolve()),
-        "source_trainer": next(iter(model.checkpoints.values()))["trainer_name"],
+        "source_checkpoint": model.checkpoint_name,
+        "source_trainer": next(iter(model.checkpoints.values())).get("trainer_name"),
+        "network": described_network(model),
         "goal": {name: value for name, value in asdict(goal).items() if value is not None},
         "round_to": round_to,
         "fitted_on": [case.name for case in cases],

@@ -32,6 +32,7 @@ def print_compressed(
     *,
     json_output: bool,
     predict: str,
+    network: Mapping,
     remarks: Sequence[str] = (),
     before_recovery: Scores | None = None,
 ) -> None:
@@ -44,6 +45,7 @@ def print_compressed(
             "remarks": remarks,
             "folds": {fold: described_fold(one) for fold, one in found.items()},
             "agreement_dice": per_class(agreement, "dice"),
+            "network": network,
             **_against_labels(against_labels),
         }
         if before_recovery:
@@ -55,7 +57,8 @@ def print_compressed(
     for fold, one in found.items():
         table = PlainTable(f"fold {fold}", "before", "after", "left", title=f"tolerance {one.tolerance:.4g}")
         for name, width in one.before.items():
-            table.add_row(name, str(width), str(one.after[name]), f"{one.after[name] / width:.0%}")
+            left = "left alone" if name in one.left_alone else f"{one.after[name] / width:.0%}"
+            table.add_row(name, str(width), str(one.after[name]), left)
         table.add_section()
         for label, (before, after), show in (
             ("parameters", one.parameters, _millions),
@@ -80,6 +83,12 @@ def print_compressed(
         )
     else:
         console.print("No image was held out: a single one was given. Give more to have segmentations compared.")
+    if network["assumed"]:
+        console.print(network["assumed"], soft_wrap=True)
+    if network["differs_from_plans"]:
+        console.print(
+            f"Its network is that of {network['built_by']}: predicting needs this trainer as well.", soft_wrap=True
+        )
     console.print(f"Wrote {output}", soft_wrap=True)
     console.print(f"Predict: {predict}", soft_wrap=True)
 

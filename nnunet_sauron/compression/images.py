@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
+from torch.nn import functional
 
 from ..analysis.cases import Case, preprocess, read_case
 from ..analysis.models import TrainedModel
 from ..pruning.moments import LEAST_SAMPLES_PER_CHANNEL, SAMPLES_PER_CHANNEL, patches_needed
 
 LEAST_PATCHES = 8
+SHIFT = 4  # patches are shifted by their sides divided by this
 VOXELS_AT_ONCE = 1 << 16  # in one forward: small patches are faster together
 
 
 def patches(
-    model: TrainedModel, cases: Sequence[Case], wanted: int, seed: int = 0
+    model: TrainedModel, cases: Sequence[Case], wanted: int, seed: int = 0, *, more: bool = True
 ) -> tuple[list[torch.Tensor], list[Case]]:
     """Patches at places of nnU-Net's sliding window, as evenly from all cases as there are; seeded.
+
+    Where there are fewer places than patches wanted, as in 2D images of the size of the patch, more are made of them:
+    mirrored, along axes that the model was trained to be mirrored along; shifted by a quarter of the patch, with the
+    zeros that nnU-Net pads images with; and both.
+
+    Args:
+        model: The model.
+        cases: Where they are cut from.
+        wanted: How many.
+        seed: Another one gives other patches.
+        more: Whether to make more of them.
 
     Returns:
         At most `wanted` patches of the plans' size, one a tensor: (1, channels, *patch); and the cases they are of.
@@ -30,7 +44,9 @@ def patches(
     if wanted < len(cases):
         cases = [cases[i * len(cases) // wanted] for i in range(wanted)]
     left: list[torch.Tensor] = []
-    spare: list[list[torch.Tensor]] = []  # of each case, for those that have fewer windows than their share
+    # Of each case: spare ones, for cases that have fewer windows than their share, and such as can be made.
+    spare: list[list[torch.Tensor]] = []
+    made: list[list[torch.Tensor]] = []
     for index, case in enumerate(cases):
         image = preprocess(model, *read_case(model, case))[0]
         if not image.isfinite().all():
@@ -39,16 +55,41 @@ def patches(
                 f"({', '.join(case.files)}) has none; nothing can be fitted on it. Leave it out."
             )
         image = pad_nd_image(image, size, "constant", {"value": 0})
-        windows = _windows(image.shape[1:], size)
-        share = -(-(wanted - len(left)) // (len(cases) - index))
-        chosen = draw.sample(windows, min(wanted, len(windows)))
-        # Cloned, so that the whole image does not stay in memory for a patch of it.
-        cut = [image[(slice(None), *window)][None].clone() for window in chosen[: wanted - len(left)]]
+        still = wanted - len(left)
+        share = -(-still // (len(cases) - index))
+        cut = _drawn(image, size, still, draw)
         left += cut[:share]
         spare.append(cut[share:])
-        while sum(map(len, spare)) > wanted - len(left):
-            max(spare, key=len).pop()
-    return left + [patch for of_case in spare for patch in of_case], list(cases)
+        missing = still - len(cut) if more else 0
+        made.append(list(itertools.islice(_more(image, size, model.mirror_axes, draw), missing)))
+        for pool, others in ((made, spare), (spare, [])):
+            while sum(map(len, pool)) > max(0, wanted - len(left) - sum(map(len, others))):
+                max(pool, key=len).pop()
+    return left + [patch for pool in (spare, made) for of_case in pool for patch in of_case], list(cases)
+
+
+def _drawn(image: torch.Tensor, size: Sequence[int], most: int, draw: random.Random) -> list[torch.Tensor]:
+    """At most so many windows of a padded image, in a random order."""
+    windows = _windows(image.shape[1:], size)
+    # Cloned, so that the whole image does not stay in memory for a patch of it.
+    return [image[(slice(None), *w)][None].clone() for w in draw.sample(windows, min(most, len(windows)))]
+
+
+def _more(
+    image: torch.Tensor, size: Sequence[int], mirror_axes: Sequence[int] | None, draw: random.Random
+) -> Iterator[torch.Tensor]:
+    """What can be made of all windows of a padded image: mirrored; shifted; both."""
+    axes = [axis + 2 for axis in mirror_axes or ()]
+    mirrored = [flip for count in range(1, len(axes) + 1) for flip in itertools.combinations(axes, count)]
+    margins = [side // SHIFT for side in reversed(size) for _ in range(2)]
+    for source, flips in ((image, mirrored), (None, [(), *mirrored])):
+        # Padded once the mirrored ones do not suffice. Of an image as large as the patch, the windows are its corners.
+        source = functional.pad(image, margins) if source is None else source
+        windows = _windows(source.shape[1:], size)
+        for flip in flips:
+            for window in draw.sample(windows, len(windows)):
+                patch = source[(slice(None), *window)][None]
+                yield patch.flip(flip) if flip else patch.clone()
 
 
 def batches(cut: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -62,16 +103,22 @@ def enough_patches(positions: Mapping[str, int], widths: Mapping[str, int]) -> i
     return max(LEAST_PATCHES, patches_needed(positions, widths, SAMPLES_PER_CHANNEL))
 
 
-def check_enough(patches: int, positions: Mapping[str, int], widths: Mapping[str, int]) -> None:
-    """Raise ValueError if a layer would be fitted on fewer than `LEAST_SAMPLES_PER_CHANNEL` positions a channel."""
-    for name, n in positions.items():
-        least = LEAST_SAMPLES_PER_CHANNEL * widths[name]
-        if n * patches < least:
-            raise ValueError(
-                f"Too few voxels for a stable fit: layer {name} has {widths[name]} channels and {n} positions in a "
-                f"patch, {n * patches} in the {patches} patches of these images; at least {least} are needed, which "
-                f"is {-(-least // n)} patches. Give more images, or let more of them be used (--max-images)."
-            )
+def too_few(patches: int, positions: Mapping[str, int], widths: Mapping[str, int]) -> list[str]:
+    """The layers that would be fitted on fewer than `LEAST_SAMPLES_PER_CHANNEL` positions a channel.
+
+    Raises:
+        ValueError: That is all of them.
+    """
+    short = [name for name, n in positions.items() if n * patches < LEAST_SAMPLES_PER_CHANNEL * widths[name]]
+    if len(short) == len(positions):
+        name = min(positions, key=lambda name: widths[name] / positions[name])
+        n, least = positions[name], LEAST_SAMPLES_PER_CHANNEL * widths[name]
+        raise ValueError(
+            f"Too few voxels for a stable fit of any layer: even {name} has {widths[name]} channels and {n} positions "
+            f"in a patch, {n * patches} in the {patches} patches of these images; at least {least} are needed, which "
+            f"is {-(-least // n)} patches. Give more images, or let more of them be used (--max-images)."
+        )
+    return short
 
 
 def _windows(shape: Sequence[int], size: Sequence[int]) -> list[tuple]:

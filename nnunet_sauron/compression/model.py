@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -13,27 +14,35 @@ import torch
 from ..analysis.models import CHECKPOINT, COMPRESSION, TrainedModel
 from ..analysis.plain import plain
 from ..pruning.channels import check_prunable
+from ..pruning.merging import check_mergeable
+from ..trainers.networks import BUILT_BY
 
 TRAINER = "CompressedTrainer"
 STOCK = "nnUNetTrainer"
 OF_STOCK = ("current_epoch", "inference_allowed_mirroring_axes", "_best_ema")  # keys of its checkpoints, with `changed`
 
 
-def read_prunable(folder: Path, folds: list[str] | None = None) -> TrainedModel:
+def read_prunable(folder: Path, folds: list[str] | None = None, checkpoint_name: str = CHECKPOINT) -> TrainedModel:
     """Read a model's folder.
 
     Raises:
         FileNotFoundError: The folder, a file in it or a fold is missing.
         ValueError: A checkpoint cannot be read, its network cannot be pruned, or it is the second stage of a cascade.
     """
-    model = TrainedModel.read(folder, folds)
+    model = TrainedModel.read(folder, folds, checkpoint_name)
     configuration = model.manager.get_configuration(model.configuration)
-    check_prunable(configuration.network_arch_class_name)
     if configuration.previous_stage_name is not None:
         raise ValueError(
             f"{folder} is the second stage of a cascade, which reads segmentations beside images; give a model of "
             f"2d, 3d_lowres or 3d_fullres."
         )
+    try:
+        if not model.builder.differs:
+            check_prunable(configuration.network_arch_class_name)
+        check_mergeable(model.builder.build())
+    except ValueError as error:
+        trainer = model.builder.trainer_name
+        raise ValueError(f"{folder} was trained by {trainer}, whose network cannot be compressed: {error}") from error
     return model
 
 
@@ -65,6 +74,9 @@ def write_model(
                 shutil.copyfile(model.folder / name, beside / name)
         if plans is not None:
             (beside / "plans.json").write_text(json.dumps(plans, indent=4), encoding="utf-8")
+        elif model.builder.differs:
+            described = _naming_builder(model.plans, model)
+            (beside / "plans.json").write_text(json.dumps(described, indent=4), encoding="utf-8")
         (beside / f"{COMPRESSION}.json").write_text(json.dumps(plain(notes), indent=2))
         for fold, checkpoint in model.checkpoints.items():
             folder = beside / f"fold_{fold}"
@@ -74,6 +86,9 @@ def write_model(
                 changed |= {"trainer_name": STOCK, "init_args": {**checkpoint["init_args"], "plans": plans}}
                 # Other trainers may keep what only they can read.
                 checkpoint = {key: value for key, value in checkpoint.items() if key in OF_STOCK}
+            elif model.builder.differs:
+                arguments = checkpoint["init_args"]
+                changed["init_args"] = {**arguments, "plans": _naming_builder(arguments["plans"], model)}
             torch.save({**checkpoint, **changed}, folder / CHECKPOINT)
             # nnUNetv2_export_model_to_zip wants these two of every model.
             of_training = model.folder / f"fold_{fold}" / "progress.png"
@@ -82,3 +97,10 @@ def write_model(
         os.replace(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _naming_builder(plans: dict, model: TrainedModel) -> dict:
+    """Plans that tell `CompressedTrainer` whose network the weights are of."""
+    plans = copy.deepcopy(plans)
+    plans["configurations"][model.configuration][BUILT_BY] = model.builder.trainer_name
+    return plans

@@ -151,7 +151,7 @@ class Recovery:
         with self.progress.bar("preprocessing images to learn on", len(self.fitted_on)) as step:
             for name in store_images(self.model, self.fitted_on, self.folder / "images"):
                 step(name)
-        judged = batches(patches(self.model, self.held_out, JUDGED, SEED)[0])
+        judged = batches(patches(self.model, self.held_out, JUDGED, SEED, more=False)[0])
         for index, (fold, one) in enumerate(found.items()):
             if fold not in self._state["done"]:
                 self._state["done"][fold] = self._recover(index, fold, one, judged)
@@ -362,8 +362,9 @@ class _Training:
             with self._mixed():
                 found = self._segmented(self.student(patch))
             positions = [0, *range(2, found.ndim)]
-            both = both + (found & expected).sum(positions).double()
-            each = each + found.sum(positions).double() + expected.sum(positions).double()
+            # On the CPU: MPS has no float64.
+            both = both + (found & expected).sum(positions).cpu().double()
+            each = each + found.sum(positions).cpu().double() + expected.sum(positions).cpu().double()
         return float((2 * both / each)[each > 0].mean())
 
     def _segmented(self, logits: torch.Tensor) -> torch.Tensor:

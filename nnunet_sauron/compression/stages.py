@@ -11,7 +11,7 @@ from ..planning.derive import plans_of_model
 from ..planning.widths import UniformWidths
 from ..pruning.stages import Stages, stage_rankings
 from ..pruning.tolerance import tolerance_for, widths_at
-from .compress import Compressor, Goal
+from .compress import Compressor, Goal, with_left_alone
 
 
 class UniformStages:
@@ -27,6 +27,7 @@ class UniformStages:
     def __init__(self, compressors: Sequence[Compressor], round_to: int = 1):
         first, self.round_to = compressors[0], round_to
         self.stages = Stages.of(first.network)
+        self._left_alone = list(dict.fromkeys(name for one in compressors for name in one.left_alone))
         # Folds cost the same at the same widths, and what is left of it differs only where they were pruned before.
         self._different = list({tuple(one.before.values()): one for one in compressors}.values())
         self.rankings = stage_rankings([one.ranked for one in compressors], self.stages, first.cost.macs)
@@ -45,7 +46,10 @@ class UniformStages:
             units = self.stages.units(self.stages.buildable(widths, self.round_to))
             return max(part_left(units) for part_left in parts_left)
 
-        return tolerance_for(goal.part, most_left, self.rankings, self.round_to, goal.steps)
+        try:
+            return tolerance_for(goal.part, most_left, self.rankings, self.round_to, goal.steps)
+        except ValueError as error:
+            raise with_left_alone(error, self._left_alone) from error
 
     def widths(self, tolerance: float) -> dict[str, int]:
         """Channels of every unit."""
@@ -69,7 +73,12 @@ def plain_plans(model: TrainedModel, features_per_stage: Sequence[int]) -> dict:
 
 
 def check_plain(model: TrainedModel) -> None:
-    """Raise ValueError if nnU-Net's own network class cannot be built like the model's network."""
+    """Raise ValueError if nnU-Net's own trainer and network class cannot build the model's network."""
+    if model.builder.differs:
+        raise ValueError(
+            f"--uniform-stages writes a model of nnU-Net's own trainer, which does not build the network of "
+            f"{model.builder.trainer_name}. Compress without --uniform-stages."
+        )
     architecture = model.manager.get_configuration(model.configuration).configuration["architecture"]
     try:
         plain_plans(model, [1] * architecture["arch_kwargs"]["n_stages"])

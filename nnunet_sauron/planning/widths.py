@@ -224,7 +224,7 @@ class PrunedWidths(Widths):
             )
         network, _ = network_of_plans(plans, configuration, dataset_json)
         units = widths_of(network, checkpoint["network_weights"])
-        if units is None:
+        if units is None or checkpoint["network_weights"].keys() != network.state_dict().keys():
             raise ValueError(
                 f"{path} differs from its own plans, {plans.plans_name}, in more than the widths of layers; give the "
                 f"checkpoint of a trainer that changes the network in no other way."

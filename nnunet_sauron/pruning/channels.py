@@ -152,6 +152,7 @@ class _Pass:
         first = next(m for m in self.network.modules() if isinstance(m, _ConvNd))
         skips = self.encoder(self.network.encoder, [self.new_segment(first.in_channels, fixed=True)])
         self.decoder(self.network.decoder, skips)
+        self.check_nothing_else_computes()
         roots = sorted({s.root() for s in self.segments if not s.root().fixed}, key=lambda s: s.order)
         units = {}
         for root in roots:
@@ -169,6 +170,19 @@ class _Pass:
             tuple(ChannelAxis(m, t, d, resolve(c), r, tuple(map(_place, c))) for m, t, d, c, r in self.axes),
             tuple(ChannelAttribute(m, a, resolve(c), i) for m, a, c, i in self.attributes),
         )
+
+    def check_nothing_else_computes(self) -> None:
+        """What somebody added to a network, or exchanged in it, is not in the forward that this pass mirrors."""
+        followed = {id(getattr(self.network.get_submodule(module), tensor)) for module, tensor, *_ in self.axes}
+        for module, name in self.names.items():
+            if "forward" in vars(module):
+                raise ValueError(f"Module '{name}' has a forward of its own, so its channels cannot be followed.")
+            known = _leaves_channels_apart(module) or all(id(p) in followed for p in module.parameters(recurse=False))
+            if not known:
+                raise ValueError(
+                    f"Module '{name}' of class {type(module).__name__} is none of this kind of network: what it does "
+                    f"to channels is not known, so they cannot be pruned."
+                )
 
     def new_segment(self, width: int, fixed: bool = False) -> _Producer:
         self.segments.append(_Producer(width, fixed, len(self.segments)))

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.dropout import _DropoutNd
 
 from .channels import ChannelLayout, ChannelUnit, channel_layout
 from .cost import feature_map_voxels
@@ -85,6 +86,23 @@ def merge_channels(
             _fold(network, now, unit, place, keep[unit.name], moments[place])
         remove_channels(network, {unit.name: keep[unit.name]}, optimizer)
         after_unit(unit.name)
+
+
+def check_mergeable(network: nn.Module) -> None:
+    """Raise ValueError unless channels of this network can be told from others by those who read them.
+
+    A convolution reads a sum of maps as the sum of what it reads of each; with a norm or an activation before it, it
+    does not.
+    """
+    channel_layout(network)  # refuses what it does not know
+    for name, module in network.named_modules():
+        if type(module).__name__ == "ConvDropoutNormReLU":
+            first = next((m for m in module.all_modules if not isinstance(m, (_DropoutNd, nn.Identity))), None)
+            if not isinstance(first, _ConvNd):
+                raise ValueError(
+                    f"In the block '{name}' {type(first).__name__} stands before the convolution. Merging needs "
+                    f"convolutions that read feature maps as they are."
+                )
 
 
 def _values(network: nn.Module, units: Sequence[ChannelUnit], inputs: Sequence[torch.Tensor]) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
 
 from .evaluating import evaluating
 
@@ -180,21 +182,82 @@ def position_weights(
     """
     found = []
     for tensor in inputs:
-        probabilities = log_probabilities(network, tensor, regions).exp()
-        found.append((probabilities * (1 - probabilities)).sum(1).sqrt())
-        del probabilities
+        output = Output.of(network, tensor)
+        spread = [(p * (1 - p)).sum(1).sqrt() for p in (part.exp_() for part in output.log_probabilities(regions))]
+        found.append(torch.cat(spread, 1).view(len(tensor), *tensor.shape[2:]))
+        del output
     mean = sum(one.double().sum() for one in found) / sum(one.numel() for one in found)
     if not mean > 0:
         return [torch.ones_like(one) for one in found]
     return [unsure * one / mean.float() + (1 - unsure) for one in found]
 
 
-@torch.no_grad()
-def log_probabilities(
-    network: nn.Module, tensor: torch.Tensor, regions: bool, hooks: Mapping[nn.Module, Callable] | None = None
-) -> torch.Tensor:
-    """(B, classes, *patch), float32, in evaluation mode; of regions (B, 2 * regions, *patch): in it, and not."""
-    with evaluating(network, hooks):
-        output = network(tensor.to(next(network.parameters()).device))
-    logits = (output[0] if isinstance(output, (list, tuple)) else output).float()
-    return functional.logsigmoid(torch.cat([logits, -logits], 1)) if regions else logits.log_softmax(1)
+@dataclass(frozen=True)
+class Output:
+    """What a network says of an input, told a part of the positions at a time.
+
+    With many classes, the probabilities of all positions would need several times the memory of a prediction. nnU-Net's
+    last layer is a convolution of one voxel, so that what it reads is kept, and it is applied part by part.
+
+    Attributes:
+        maps: (B, C, positions): what the last layer reads, or the logits where the network ends otherwise.
+        head: The last layer's weights (classes, C) and bias (classes); None where `maps` are the logits.
+    """
+
+    maps: torch.Tensor
+    head: tuple[torch.Tensor, torch.Tensor | None] | None
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, network: nn.Module, tensor: torch.Tensor, hooks: Mapping[nn.Module, Callable] | None = None) -> Output:
+        """Run a network in evaluation mode; of several outputs the first is taken.
+
+        Args:
+            network: A segmentation network.
+            tensor: (B, channels, *patch).
+            hooks: Forward hooks by module.
+        """
+        tensor = tensor.to(next(network.parameters()).device)
+        last = _last_layer(network)
+        read: list[torch.Tensor] = []
+
+        def stop(module, inputs) -> None:
+            read.append(inputs[0])
+            raise _Reached
+
+        with evaluating(network, hooks):
+            if last is None:
+                output = network(tensor)
+                output = output[0] if isinstance(output, (list, tuple)) else output
+                return cls(output.flatten(2), None)
+            handle = last.register_forward_pre_hook(stop)
+            try:
+                with contextlib.suppress(_Reached):
+                    network(tensor)
+            finally:
+                handle.remove()
+        bias = None if last.bias is None else last.bias.float()[:, None]
+        return cls(read[0].flatten(2), (last.weight.flatten(1).float(), bias))
+
+    def log_probabilities(self, regions: bool) -> Iterator[torch.Tensor]:
+        """(B, classes, some of the positions), float32; of regions (B, 2 * regions, ...): in it, and not."""
+        classes = self.maps.shape[1] if self.head is None else len(self.head[0])
+        for part in self.maps.split(max(1, VALUES_AT_ONCE // (len(self.maps) * classes)), 2):
+            logits = part.float()
+            if self.head is not None:
+                weight, bias = self.head
+                logits = weight @ logits if bias is None else weight @ logits + bias
+            if regions:
+                yield functional.logsigmoid(torch.cat([logits, -logits], 1))
+            else:
+                yield logits.log_softmax(1)
+
+
+def _last_layer(network: nn.Module) -> nn.Module | None:
+    """nnU-Net's head of the highest resolution, if it is a convolution of one voxel; else None."""
+    heads = getattr(getattr(network, "decoder", None), "seg_layers", None)
+    last = heads[-1] if heads else None
+    if not isinstance(last, _ConvNd) or last.groups != 1:
+        return None
+    of_one_voxel = {*last.kernel_size, *last.stride} == {1} and {*last.padding} == {0}
+    return last if of_one_voxel else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from .channels import ChannelLayout, ChannelUnit, channel_layout
 from .merging import fitted, readers
-from .moments import Moments, collect_moments, log_probabilities
+from .moments import Moments, Output, collect_moments
 
 NEGLIGIBLE = 1e-6  # relative error below which a sensitivity would be one of rounding
 NOISE = 1e-9  # what is left of a channel's variance below this is rounding of maps in float32
@@ -38,6 +38,11 @@ class Ranking:
     errors: tuple[float, ...]
     sensitivity: float = 1.0
 
+    @classmethod
+    def whole(cls, channels: int) -> Ranking:
+        """One of which every channel stays, whatever the tolerance: the errors are infinite."""
+        return cls(tuple(range(channels)), (*[math.inf] * channels, 0.0))
+
     def least(self, tolerance: float) -> int:
         """The fewest channels, at least one, whose error is at most the tolerance."""
         return next(k for k in range(1, len(self.errors)) if self.errors[k] <= tolerance or k == len(self.order))
@@ -54,6 +59,7 @@ def rank_units(
     *,
     regions: bool = False,
     probed: int = PROBED,
+    left_alone: Collection[str] = (),
     after_probe: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Ranking]:
     """The ranking of every unit's channels, by name.
@@ -65,13 +71,15 @@ def rank_units(
         weights: As in `merge_channels`.
         regions: Whether classes may overlap (sigmoid instead of softmax).
         probed: How many of the inputs the sensitivities are measured on, at most.
+        left_alone: Units that are to keep all of their channels, such as those that have too few positions for a fit.
         after_probe: Called with each unit's name, once for each of those.
     """
     layout = channel_layout(network)
-    places = [place for unit in layout.units for place in unit.feature_maps]
+    ranked = [unit for unit in layout.units if unit.name not in left_alone]
+    places = [place for unit in ranked for place in unit.feature_maps]
     moments = collect_moments(network, places, inputs, weights)
-    rankings = {}
-    for unit in layout.units:
+    rankings = {unit.name: Ranking.whole(unit.width) for unit in layout.units}
+    for unit in ranked:
         read_by = {place: torch.zeros_like(moments[place].products) for place in unit.feature_maps}
         for place, _, read, _ in readers(network, layout, unit):
             filters = read.detach().double().flatten(1)
@@ -97,25 +105,33 @@ def _sensitivities(
     for unit in layout.units:
         ranking = rankings[unit.name]
         count = min(ranking.least(PROBE), unit.width - 1)
-        if count and ranking.errors[count] > NEGLIGIBLE:
+        if count and NEGLIGIBLE < ranking.errors[count] < math.inf:
             refits[unit.name] = _refits(network, unit, ranking.keep(count), moments)
             errors[unit.name] = ranking.errors[count]
     divergences = dict.fromkeys(refits, 0.0)
     for tensor in inputs:
-        before = log_probabilities(network, tensor, regions)
+        before = Output.of(network, tensor)
         for name in rankings:
             if name in refits:
-                after = log_probabilities(network, tensor, regions, refits[name])
-                # Both distributions' sums are 1; with them no term is negative, however sure the network is.
-                terms = before.exp() * (before - after) - before.exp() + after.exp()
+                after = Output.of(network, tensor, refits[name])
+                divergences[name] += _divergence(before, after, regions) / errors[name]
                 del after
-                divergences[name] += terms.clamp_min_(0).sum(dtype=torch.float64).item() / errors[name]
             after_probe(name)
     logarithms = [math.log(d) for d in divergences.values() if d > 0]
     if not logarithms:
         return {}
     mean = math.exp(sum(logarithms) / len(logarithms))
     return {name: max(d / mean, LEAST_SENSITIVITY) for name, d in divergences.items()}
+
+
+def _divergence(before: Output, after: Output, regions: bool) -> float:
+    """Kullback-Leibler, summed over all positions."""
+    divergence = 0.0
+    for p, q in zip(before.log_probabilities(regions), after.log_probabilities(regions), strict=True):
+        # Both distributions' sums are 1; with them no term is negative, however sure the network is.
+        terms = p.exp() * (p - q) - p.exp() + q.exp()
+        divergence += terms.clamp_min_(0).sum(dtype=torch.float64).item()
+    return divergence
 
 
 def _refits(
@@ -129,7 +145,7 @@ def _refits(
 
         def refit(module, inputs, maps: torch.Tensor) -> torch.Tensor:
             refitted = torch.einsum("ck,bk...->bc...", fit.to(maps.dtype), maps[:, stay])
-            return refitted + offset.to(maps.dtype).view(-1, *[1] * (maps.ndim - 2))
+            return refitted.add_(offset.to(maps.dtype).view(-1, *[1] * (maps.ndim - 2)))
 
         return refit
 

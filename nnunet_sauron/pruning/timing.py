@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -102,10 +104,29 @@ def time_networks(
     return {name: _summarise(values, device) for name, values in measured.items()}
 
 
-def check_device(device: str) -> None:
-    """Raise ValueError if PyTorch cannot run on a device such as "cpu" or "cuda"."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"PyTorch finds no GPU for -device {device}; leave it out.")
+def chosen_device(name: str | None = None) -> torch.device:
+    """Where networks are to run.
+
+    Args:
+        name: "cpu", "cuda", "cuda:1", ... or "mps"; None for CUDA where there is a GPU, else the CPU.
+
+    Raises:
+        ValueError: It is none of these, or this machine does not have it.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?|mps", name):
+        raise ValueError(
+            f"-device {name} is not known; give cpu, cuda, cuda:1 (the second GPU) or mps, or leave it out."
+        )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("PyTorch finds no GPU of Apple's for -device mps; leave it out.")
+    if name.startswith("cuda"):
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(name.partition(":")[2] or 0) >= found:
+            only = f", only {', '.join(f'cuda:{index}' for index in range(found))}" if found else ""
+            raise ValueError(f"PyTorch finds no GPU for -device {name}{only}; leave it out or give another.")
+    return torch.device(name)
 
 
 def machine() -> dict[str, str | int | None]:
@@ -124,7 +145,7 @@ def machine() -> dict[str, str | int | None]:
 
 
 def _time_once(network: nn.Module, patch: torch.Tensor, device: torch.device) -> float:
-    with torch.inference_mode(), torch.autocast(device.type, enabled=device.type == "cuda"):
+    with torch.inference_mode(), torch.autocast("cuda") if device.type == "cuda" else contextlib.nullcontext():
         _wait_for(device)
         start = time.perf_counter()
         network(patch)
@@ -133,9 +154,11 @@ def _time_once(network: nn.Module, patch: torch.Tensor, device: torch.device) ->
 
 
 def _wait_for(device: torch.device) -> None:
-    """CUDA runs behind Python's back; the CPU does not."""
+    """GPUs run behind Python's back; the CPU does not."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _summarise(seconds: list[float], device: torch.device) -> Timing:

@@ -88,7 +88,9 @@ def tolerance_for(
             measured[key] = part_left(widths)
         return measured[key]
 
-    highest = max(ranking.errors[0] for ranking in rankings.values())
+    highest = max((first for first in (r.errors[0] for r in rankings.values()) if first < math.inf), default=None)
+    if highest is None:
+        raise ValueError(f"A target of {goal:g} cannot be met: every layer keeps all of its channels.")
     coarse = [LEAST_TOLERANCE, *(highest / COARSE_STEP**k for k in range(COARSE_STEPS, -1, -1))]
     found = next(((low, high) for low, high in pairwise(coarse) if left_at(high) <= goal), None)
     if found is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import numpy as np
 import torch
 
 from ..commands import train_command
-from ..pruning import widths_of
+from ..pruning import accept_pruned_weights, widths_of
 from .checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
 from .kept_settings import KeepsSettings, has_begun
+from .networks import BUILT_BY, find_trainer, network_of_trainer, take_builder
 from .plots import NowAndThen
 from .resizing import ResizingTrainer
 from .settings import Given, TrainingSettings
@@ -65,7 +67,7 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
     nnunet_sauron="start_from=MODEL_FOLDER" nnUNetv2_train DATASET CONFIGURATION FOLD -tr CompressedTrainer
 
     Every epoch of nnU-Net's logger, and so every checkpoint, holds a record in the series "distillation": `teacher`,
-    `teacher_folds`, `labels`, and `loss`, the mean distance to the teacher.
+    `teacher_checkpoint`, `teacher_folds`, `labels`, and `loss`, the mean distance to the teacher.
 
     Raises:
         FileNotFoundError, ValueError: The checkpoint or the teacher is missing, cannot be read, or is of another
@@ -83,7 +85,7 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         try:  # here, so that nothing is written of a training that cannot begin
             if self._start_name:
                 self._start = read_checkpoint(_checkpoint(Path(self._start_name), fold))
-            self._choose_teacher((self._start or {}).get(COMPRESSION, {}).get("source"), {})
+            self._choose_teacher((self._start or {}).get(COMPRESSION, {}), {})
             self._teacher = self._read_teacher(plans, configuration, dataset_json, fold)
         except FileNotFoundError as error:
             if not has_begun(type(self), plans, configuration, fold):
@@ -98,7 +100,26 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         self.logger.plot_progress_png = NowAndThen(self, self.logger.plot_progress_png)
         self._snapshots = Snapshots(self, snapshot_settings)
 
+    @staticmethod
+    @functools.wraps(ResizingTrainer.build_network_architecture)
+    def build_network_architecture(
+        plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
+    ):
+        """The network of the trainer that the plans name, where the compressed model had one of its own."""
+        arguments = plans_manager, configuration_manager, num_input_channels, num_output_channels
+        name = configuration_manager.configuration.get(BUILT_BY)
+        if name is None:
+            return ResizingTrainer.build_network_architecture(*arguments, enable_deep_supervision)
+        try:
+            trainer = find_trainer(name)
+        except LookupError as error:
+            raise RuntimeError(f"This model was compressed with the network of {name}. {error}") from error
+        network = network_of_trainer(trainer, *arguments, deep_supervision=enable_deep_supervision)
+        return accept_pruned_weights(network)
+
     def initialize(self) -> None:
+        if self._start:
+            take_builder(self, self._start)
         super().initialize()
         if self._start:
             self.take_widths(self._widths(self._start, self._start_name))
@@ -158,7 +179,10 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         super().on_train_epoch_end(train_outputs)
         series = self._series()
         del series[self.current_epoch :]
-        record = {"teacher": self._teacher_from, "teacher_folds": self._teacher_folds, "labels": self._labels}
+        record = {
+            "teacher": self._teacher_from, "teacher_checkpoint": self._teacher_checkpoint,
+            "teacher_folds": self._teacher_folds, "labels": self._labels,
+        }  # fmt: skip
         series.append({**record, "loss": float(np.mean(terms)) if terms else None})
 
     def on_epoch_end(self) -> None:
@@ -171,6 +195,7 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         checkpoint = read_checkpoint(filename_or_checkpoint)
         self._continue_with(checkpoint)
         if not self.was_initialized:
+            take_builder(self, checkpoint)
             self.initialize()
         self.take_widths(self._widths(checkpoint, filename_or_checkpoint))
         self._mirroring = _mirroring(checkpoint)
@@ -180,24 +205,31 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
             # A shorter one would cut nnU-Net's progress plot.
             series += [{} for _ in range(self.current_epoch - len(series))]
             self._fill_up()
-            self._choose_teacher(None, series[-1] if series else {})
+            self._choose_teacher({}, series[-1] if series else {})
             self._teacher = None  # read once training starts: to validate, none is needed
         else:  # written by compress: to be validated (--val)
             self._no_training = filename_or_checkpoint
             self.bare_network.load_state_dict(checkpoint["network_weights"])
             self.inference_allowed_mirroring_axes = self._mirroring.get(MIRRORING)
 
-    def _choose_teacher(self, source: str | None, before: dict) -> None:
-        """By the settings, then by what a continued training was `before`, then by the `source` of its start."""
+    def _choose_teacher(self, start: dict, before: dict) -> None:
+        """By the settings, then by what a continued training was `before`, then by what its `start` was made from."""
         (settings,) = self._more_settings
-        self._teacher_from = before.get("teacher", source) if settings.teacher == SOURCE else settings.teacher
+        of_source = settings.teacher == SOURCE
+        self._teacher_from = before.get("teacher", start.get("source")) if of_source else settings.teacher
+        self._teacher_checkpoint = CHECKPOINT
+        if of_source:
+            self._teacher_checkpoint = before.get("teacher_checkpoint", start.get("source_checkpoint", CHECKPOINT))
         self._teacher_folds = settings.teacher_folds or before.get("teacher_folds", "same")
         self._labels = before.get("labels", True) if settings.labels is None else settings.labels
 
     def _read_teacher(self, plans: dict, configuration: str, dataset_json: dict, fold: int | str) -> Teacher | None:
         if self._teacher_from is None:
             return None
-        return Teacher.read(self._teacher_from, fold, plans, configuration, dataset_json, folds=self._teacher_folds)
+        return Teacher.read(
+            self._teacher_from, fold, plans, configuration, dataset_json, folds=self._teacher_folds,
+            checkpoint_name=self._teacher_checkpoint,
+        )  # fmt: skip
 
     def _series(self) -> list[dict]:
         """A record per finished epoch."""

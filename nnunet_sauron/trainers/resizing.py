@@ -13,9 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..pruning import accept_pruned_weights, channel_layout, resize
 from .checkpoints import write_atomically
+from .compiling import CompilesOnCudaOnly
 
 
-class ResizingTrainer(nnUNetTrainer):
+class ResizingTrainer(CompilesOnCudaOnly):
     """Builds nnU-Net's network so that pruned weights load into it, in training and in prediction; saves atomically."""
 
     @staticmethod

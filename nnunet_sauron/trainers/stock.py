@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .checkpoints import read_checkpoint
+from .compiling import CompilesOnCudaOnly
 from .kept_settings import KeepsSettings
 from .plots import NowAndThen
 from .resizing import ResizingTrainer
@@ -12,7 +13,7 @@ from .settings import Given, TrainingSettings
 from .snapshots import Snapshots, SnapshotSettings
 
 
-class StockTrainer(KeepsSettings):
+class StockTrainer(KeepsSettings, CompilesOnCudaOnly):
     """nnUNetTrainer; only its own numbers follow the settings (`num_epochs`, ...), nothing else is changed."""
 
     bare_network = ResizingTrainer.bare_network

@@ -27,12 +27,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 from torch.nn import functional
 
-from ..architecture import network_of_plans
 from ..labels import class_values
 from ..methods.distillation import distillation_loss
-from ..pruning import accept_pruned_weights
-from ..pruning.channels import is_prunable
 from .checkpoints import CHECKPOINT, read_checkpoint, trained_with
+from .networks import NetworkBuilder
 
 LAST_WEIGHT_OF_DDP = 1e-6  # nnU-Net's
 SEEN = ("spacing", "normalization_schemes", "use_mask_for_norm")  # what makes the images that a network is given
@@ -56,7 +54,7 @@ class Teacher:
     @classmethod
     def read(
         cls, source: str | Path, fold: int | str, plans: dict, configuration: str, dataset_json: dict,
-        *, folds: str = "same",
+        *, folds: str = "same", checkpoint_name: str = CHECKPOINT,
     ) -> Teacher:  # fmt: skip
         """Read a teacher for a student of these plans; it stays on the CPU until `start`.
 
@@ -65,6 +63,7 @@ class Teacher:
             fold: The student's.
             plans, configuration, dataset_json: What the student's trainer is given.
             folds: Of a folder: "same" takes the student's fold, "all" the mean of all folds that are there.
+            checkpoint_name: Of a folder: the file in each fold.
 
         Raises:
             FileNotFoundError: It is not there (any more).
@@ -72,15 +71,26 @@ class Teacher:
                 or resolutions of its outputs than the student.
         """
         student = PlansManager(copy.deepcopy(plans)), configuration, dataset_json
-        files = _files(Path(source), fold, folds)
+        files = _files(Path(source), fold, folds, checkpoint_name)
         networks, supervised = [], True
         for path in files:
             checkpoint = read_checkpoint(path)
             teacher = trained_with(checkpoint, path)
             _check(student, teacher, path)
-            networks.append(_network(checkpoint, teacher, path))
+            try:
+                builder = NetworkBuilder(checkpoint.get("trainer_name"), *teacher)
+                network = builder.load(checkpoint, path)
+            except ValueError as error:
+                raise ValueError(f"{path} cannot be the teacher: {error}") from error
+            if not hasattr(getattr(network, "decoder", None), "deep_supervision"):
+                raise ValueError(
+                    f"{path} cannot be the teacher: its network, {type(network).__name__}, is no U-Net of nnU-Net with "
+                    f"outputs of several resolutions. Name another model (teacher=FOLDER), or none (teacher=None)."
+                )
+            networks.append(network)
             supervised = supervised and is_supervised(checkpoint)
         name = str(source) if len(files) == 1 else f"{source}, the mean of {len(files)} folds"
+        name += f" ({builder.assumed})" if builder.assumed else ""
         return cls(
             networks, regions=student[0].get_label_manager(dataset_json).has_regions, name=name, supervised=supervised
         )
@@ -173,7 +183,7 @@ class DistillingLoss(nn.Module):
         return self.loss(output, target) + term if self.labels else term
 
 
-def _files(source: Path, fold: int | str, folds: str) -> list[Path]:
+def _files(source: Path, fold: int | str, folds: str, name: str) -> list[Path]:
     if not source.exists():
         raise FileNotFoundError(
             f"The teacher is not where it was: there is no {source}. If it moved, name its folder (teacher=FOLDER); "
@@ -183,12 +193,12 @@ def _files(source: Path, fold: int | str, folds: str) -> list[Path]:
         return [source]
     if folds not in ("same", "all"):
         raise ValueError(f"teacher_folds is same or all; got '{folds}'.")
-    there = sorted(source.glob(f"fold_*/{CHECKPOINT}"))
+    there = sorted(source.glob(f"fold_*/{name}"))
     found = there if folds == "all" else [path for path in there if path.parent.name == f"fold_{fold}"]
     if not found:
         have = ", ".join(path.parent.name for path in there) or "none"
         raise FileNotFoundError(
-            f"The teacher {source} has no fold_{fold if folds == 'same' else '*'}/{CHECKPOINT}; folds with one: "
+            f"The teacher {source} has no fold_{fold if folds == 'same' else '*'}/{name}; folds with one: "
             f"{have}. Name another folder or a .pth file (teacher=...), or take all folds (teacher_folds=all)."
         )
     return found
@@ -227,25 +237,20 @@ def _channels(plans: PlansManager, configuration, dataset_json: dict) -> tuple:
     return determine_num_input_channels(plans, configuration, dataset_json), list(names.values())
 
 
-def _network(checkpoint: dict, teacher: tuple, path: Path) -> nn.Module:
-    network, _ = network_of_plans(*teacher, device="cpu")
-    if is_prunable(network):
-        accept_pruned_weights(network)
-    try:
-        network.load_state_dict(checkpoint["network_weights"])
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path} cannot be the teacher: its network is another than its plans say; one of a trainer that builds "
-            f"its own ({checkpoint.get('trainer_name')}?) cannot be read. {str(error)[:300]}"
-        ) from error
-    return network
-
-
 def is_supervised(checkpoint: dict) -> bool:
     """Whether the heads of low resolution, which nnU-Net builds in any case, were trained."""
     history = checkpoint.get("logging", {}).get("pruning") or [{}]
     without = history[-1].get("settings", {}).get("enable_deep_supervision") is False
-    return not without and "NoDeepSupervision" not in str(checkpoint.get("trainer_name"))
+    if without or "NoDeepSupervision" in str(checkpoint.get("trainer_name")):
+        return False
+    # nnU-Net begins with biases of 0, and a head that no loss sees keeps them. It never sees that of the lowest
+    # resolution; that of the highest is trained in any case.
+    biases = [
+        tensor for name, tensor in checkpoint["network_weights"].items()
+        if name.startswith("decoder.seg_layers.") and name.endswith(".bias")
+    ]  # fmt: skip
+    between = biases[1:-1]
+    return not between or any(bool(bias.any()) for bias in between)
 
 
 def _as_list(outputs) -> list[torch.Tensor]:

@@ -223,7 +223,7 @@ def test_what_has_no_snapshots_is_said_and_the_others_are_measured(tmp_path):
     with pytest.raises(ValueError, match=r"No feature maps to look at.*snapshot_every=10"):
         clusterability([without])
     with pytest.raises(ValueError, match=r"has no fold_3 \(folds: 0\)"):
-        clusterability([good], fold=3)
+        clusterability([good], folds=["3"])
 
 
 def test_folds_are_told_apart_and_those_without_snapshots_passed_over(tmp_path):
@@ -232,7 +232,7 @@ def test_folds_are_told_apart_and_those_without_snapshots_passed_over(tmp_path):
     result = clusterability([model])
     assert [m.name for m in result.models] == [f"SauronTrainer, lambda 0.5, fold {fold}" for fold in "01"]
     assert not result.problems
-    (only,) = clusterability([model, model], fold=1).models
+    (only,) = clusterability([model, model], folds=["1"]).models
     assert (only.name, only.fold) == ("SauronTrainer, lambda 0.5", "1")
 
 

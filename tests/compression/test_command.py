@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -44,7 +45,7 @@ def compress(root, *words, model="model", output="small") -> int:
 
 
 def what_is_left(root, fold: str, cost: str) -> float:
-    old, new = (TrainedModel.read(root / name).network(fold) for name in ("model", "small"))
+    old, new = (TrainedModel.read(root / name, [fold]).network(fold) for name in ("model", "small"))
     measure = getattr(CostModel(old, [16] * (next(old.parameters()).ndim - 2), 1), cost)
     return measure(channel_layout(new).widths) / measure(channel_layout(old).widths)
 
@@ -58,8 +59,8 @@ def test_the_target_is_met_and_nearly_used_up(folders, dim, architecture):
 
 def test_every_fold_gets_its_own_widths_and_its_own_weights(folders):
     write_model(folders / "model", folds=(0, 2, "all"))
-    assert compress(folders, "--params", "0.5") == 0
-    small = TrainedModel.read(folders / "small")
+    assert compress(folders, "--params", "0.5", "-f", "0", "2", "all") == 0
+    small = TrainedModel.read(folders / "small", every_fold=True)
     widths = {fold: channel_layout(small.network(fold)).widths for fold in small.checkpoints}
     assert list(widths) == ["0", "2", "all"] and widths["0"] != widths["2"]
     assert all(what_is_left(folders, fold, "parameters") <= 0.5 for fold in widths)
@@ -233,6 +234,35 @@ def test_a_single_image_is_fitted_on_and_nothing_is_compared(folders, capsys):
     assert "No image was held out" in capsys.readouterr().out
 
 
+def replace_images(root, count: int) -> None:
+    """One slice each, as large as the patch."""
+    shutil.rmtree(root / "images")
+    write_images(root / "images", count=count, shape=(1, 16, 16))
+
+
+def test_images_of_the_size_of_the_patch_are_enough_for_wide_layers(folders):
+    """Of as many positions a channel as nnU-Net's default 2D network has in 20 images: 1.3 before patches are made."""
+    write_model(folders / "model", widths=(8, 16, 48))
+    replace_images(folders, count=4)
+    assert compress(folders, "--macs", "0.5") == 0
+    assert 0.3 < what_is_left(folders, "0", "macs") <= 0.5
+
+
+def test_layers_with_too_few_voxels_are_left_as_they_are_and_named(folders, capsys):
+    write_model(folders / "model", widths=(4, 8, 64))
+    replace_images(folders, count=2)
+    assert compress(folders, "--tolerance", "0.5") == 0
+    captured = capsys.readouterr()
+    deepest = ["encoder.stages.2.0.convs.0", "encoder.stages.2.0.convs.1"]
+    said = " ".join(captured.err.split())
+    assert "too few for a stable fit of encoder.stages.2.0.convs.0 (64 channels, 16 positions a patch), enc" in said
+    assert captured.out.count("left alone") == 2
+    fold = json.loads((folders / "small/compression.json").read_text())["folds"]["0"]
+    assert fold["left_alone"] == deepest and all(fold["after"][name] == 64 for name in deepest)
+    others = [name for name in fold["before"] if name not in deepest]
+    assert any(fold["after"][name] < fold["before"][name] for name in others)
+
+
 def replace_weights(root, change) -> None:
     path = root / "model/fold_0/checkpoint_final.pth"
     checkpoint = torch.load(path, weights_only=False)
@@ -270,15 +300,26 @@ class TestErrors:
 
     def test_a_fold_that_is_not_there(self, model, capsys):
         self.refused(
-            model, capsys, "--macs", "0.5", "-f", "3", said="no fold_3/checkpoint_final.pth; folds with one: 0"
+            model,
+            capsys,
+            "--macs",
+            "0.5",
+            "-f",
+            "3",
+            said="no fold_3/checkpoint_final.pth. Checkpoints there are: fold_0",
         )
 
     def test_too_few_voxels(self, folders, capsys, monkeypatch):
         monkeypatch.setattr(Segmenter, "_predict", lambda *_: pytest.fail("segments already"))
-        write_model(folders / "model", 3, widths=(6, 8, 200))
-        for path in list((folders / "images").iterdir())[1:]:
-            path.unlink()
+        monkeypatch.setattr("nnunet_sauron.compression.images.LEAST_SAMPLES_PER_CHANNEL", 10**6)
+        write_model(folders / "model")
         self.refused(folders, capsys, "--macs", "0.5", said="Too few voxels for a stable fit")
+
+    def test_a_target_that_the_layers_with_enough_voxels_cannot_meet(self, folders, capsys):
+        write_model(folders / "model", widths=(4, 8, 64))
+        replace_images(folders, count=2)
+        said = "need not be left alone: encoder.stages.2.0.convs.0, encoder.stages.2.0.convs.1."
+        self.refused(folders, capsys, "--macs", "0.1", said=said)
 
     def test_labels_that_lack_a_case(self, model, capsys):
         (model / "empty").mkdir()
@@ -286,7 +327,7 @@ class TestErrors:
 
     def test_weights_of_another_architecture(self, model, capsys):
         replace_weights(model, lambda weights: weights.pop("encoder.stages.0.0.convs.0.conv.weight"))
-        self.refused(model, capsys, "--macs", "0.5", said="another architecture than plans.json says")
+        self.refused(model, capsys, "--macs", "0.5", said="another architecture than its plans describe")
 
     def test_a_network_that_cannot_be_pruned(self, model, capsys):
         path = model / "model/plans.json"

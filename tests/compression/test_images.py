@@ -9,9 +9,9 @@ from nnunet_sauron.compression.compress import split
 from nnunet_sauron.compression.images import (
     _windows,
     batches,
-    check_enough,
     enough_patches,
     patches,
+    too_few,
 )
 
 from .small_model import write_images, write_model
@@ -68,7 +68,9 @@ def test_what_some_cases_lack_the_others_make_up_for(model, tmp_path, rich):
         cases.append(nth_case(tmp_path, index, slices, model))
     cut, _ = patches(model, cases, 12)
     assert len(cut) == 12
-    assert len(patches(model, cases[1:2], 12)[0]) == 2
+    assert len(patches(model, cases[1:2], 12, more=False)[0]) == 2
+    windows = {patch.numpy().tobytes() for case in cases for patch in preprocess(model, *read_case(model, case))[0][0]}
+    assert {patch.numpy().tobytes() for patch in cut} <= windows  # none was made, where there are enough
 
 
 def test_spare_patches_come_from_all_cases_alike(model, tmp_path):
@@ -77,6 +79,27 @@ def test_spare_patches_come_from_all_cases_alike(model, tmp_path):
     cut, _ = patches(model, cases, 17)
     of = [sum(any(torch.equal(patch[0], part) for part in image.unbind(1)) for patch in cut) for image in images]
     assert of == [7, 7, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("dim", "axes"), [(2, None), (2, (0,)), (2, (0, 1)), (3, (0, 1, 2))])
+def test_of_images_as_large_as_the_patch_more_are_made(tmp_path, dim, axes):
+    """All that are wanted are different; mirrored as the model was trained, or shifted beyond the border."""
+    model = TrainedModel.read(write_model(tmp_path / "model", dim))
+    model.checkpoints["0"]["inference_allowed_mirroring_axes"] = axes
+    cases = find_cases(write_images(tmp_path / "images", 1, shape=(1 if dim == 2 else 16, 16, 16)), model)
+    image = preprocess(model, *read_case(model, cases[0]))[0].view(1, 1, *[16] * dim)
+    flips = 2 ** len(axes or ())
+    cut, _ = patches(model, cases, 1000)
+    assert len(cut) == flips * (1 + 2**dim) == len({patch.numpy().tobytes() for patch in cut})
+    assert {patch.shape for patch in cut} == {image.shape} and torch.equal(cut[0], image)
+    axes = tuple(axis + 2 for axis in axes or ())
+    mirrored = {flipped.numpy().tobytes() for flipped in [image, *(image.flip(axis) for axis in axes)]}
+    assert mirrored <= {patch.numpy().tobytes() for patch in cut[:flips]}
+    corner = (..., *[slice(None, 12)] * dim)
+    shifted = torch.zeros_like(image)
+    shifted[(..., *[slice(4, None)] * dim)] = image[corner]
+    assert any(torch.equal(patch, shifted) for patch in cut[flips:])
+    assert len(patches(model, cases, 3)[0]) == min(3, len(cut))
 
 
 def test_small_patches_are_put_together(model, tmp_path, monkeypatch):
@@ -95,9 +118,10 @@ def test_fewer_patches_than_cases_are_of_cases_all_over_the_folder(model, tmp_pa
 def test_patches_suffice_for_the_layer_with_the_fewest_positions_a_channel():
     assert enough_patches({"wide": 1024, "deep": 8}, {"wide": 32, "deep": 320}) == 4 * 320 / 8
     assert enough_patches({"wide": 1024}, {"wide": 32}) == 8
-    check_enough(80, {"deep": 8}, {"deep": 320})
-    with pytest.raises(ValueError, match=r"layer deep has 320 channels and 8 positions.*at least 640.*80 patches"):
-        check_enough(79, {"deep": 8}, {"deep": 320})
+    assert too_few(80, {"deep": 8}, {"deep": 320}) == []
+    assert too_few(79, {"wide": 1024, "deep": 8}, {"wide": 32, "deep": 320}) == ["deep"]
+    with pytest.raises(ValueError, match=r"even deep has 320 channels and 8 positions.*at least 640.*80 patches"):
+        too_few(79, {"deep": 8}, {"deep": 320})
 
 
 @pytest.mark.parametrize(

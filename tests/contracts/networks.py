@@ -18,8 +18,9 @@ def build(
     norm: str = "instance",
     deep_supervision: bool = False,
     seed: int = 0,
+    classes: int = 3,
 ) -> nn.Module:
-    """A small U-Net of nnU-Net's own classes, as its plans build them, with two input channels and three classes."""
+    """A small U-Net of nnU-Net's own classes, as its plans build them, with two input channels."""
     torch.manual_seed(seed)
     norms = {
         ("instance", 2): nn.InstanceNorm2d,
@@ -34,7 +35,7 @@ def build(
         "conv_op": nn.Conv2d if dim == 2 else nn.Conv3d,
         "kernel_sizes": [[3] * dim] * len(widths),
         "strides": [[1] * dim] + [[2] * dim] * (len(widths) - 1),
-        "num_classes": 3,
+        "num_classes": classes,
         "n_conv_per_stage_decoder": [2] * (len(widths) - 1) if architecture == "plain" else [1] * (len(widths) - 1),
         "conv_bias": True,
         "norm_op": norms[norm, dim],

@@ -35,7 +35,7 @@ class TestMoments:
         for pieces in (1 << 22, 21):
             monkeypatch.setattr("nnunet_sauron.pruning.moments.VALUES_AT_ONCE", pieces)
             moments = Moments(3)
-            moments.add(maps, weights)
+            moments.add(maps, weights=weights)
             torch.testing.assert_close(moments.count, counts.sum())
             np.testing.assert_allclose(moments.mean, np.average(samples, axis=1, weights=counts))
             np.testing.assert_allclose(moments.covariance, np.cov(samples, aweights=counts, ddof=0))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_sauron.pruning import channel_layout, rank_units
+from nnunet_sauron.analysis.cost import _LiveTensors
+from nnunet_sauron.pruning import channel_layout, position_weights, rank_units
 from nnunet_sauron.pruning.ranking import PROBED, rank_channels
 
 from ..contracts.networks import build, patch
@@ -128,6 +129,46 @@ class TestRankUnits:
         found = {name: ranking.sensitivity for name, ranking in rankings.items()}
         assert found == pytest.approx({name: d / mean for name, d in divergences.items()}, rel=1e-3)
         assert max(found.values()) > 10 * min(found.values())
+
+    @pytest.mark.parametrize("regions", [False, True])
+    def test_many_classes_need_no_more_memory_than_a_prediction(self, monkeypatch, regions):
+        """Of which nnU-Net's logits, and the sum of them over windows in half precision, are the largest part."""
+        monkeypatch.setattr("nnunet_sauron.pruning.moments.VALUES_AT_ONCE", 1 << 12)
+        network, inputs = build(widths=(4, 8), classes=120), [patch(batch=1, side=64, seed=i) for i in range(2)]
+        prediction, ranking = _LiveTensors(), _LiveTensors()
+        with torch.no_grad(), prediction:
+            logits = network.eval()(inputs[0])
+            sums = logits.half()
+        assert prediction.peak >= logits.nbytes + sums.nbytes
+        with ranking:
+            weights = position_weights(network, inputs, regions=regions)
+            rank_units(network, inputs, weights, regions=regions)
+        assert ranking.peak < prediction.peak
+
+    def test_it_does_not_matter_how_many_positions_are_taken_at_once(self, monkeypatch):
+        network, inputs = build(), [patch(seed=2), patch(seed=3)]
+        found = []
+        for at_once in (1 << 22, 100):
+            monkeypatch.setattr("nnunet_sauron.pruning.moments.VALUES_AT_ONCE", at_once)
+            weights = position_weights(network, inputs)
+            found.append(({n: r.sensitivity for n, r in rank_units(network, inputs, weights).items()}, weights))
+        assert found[0][0] == pytest.approx(found[1][0])
+        torch.testing.assert_close(found[0][1], found[1][1])
+
+    def test_a_head_of_another_kernel_is_run_as_it_is(self):
+        one, other = build(), build()
+        wide = nn.Conv2d(6, 3, 3, padding=1)
+        with torch.no_grad():
+            wide.weight.zero_()[..., 1:2, 1:2] = one.decoder.seg_layers[-1].weight
+            wide.bias.copy_(one.decoder.seg_layers[-1].bias)
+        other.decoder.seg_layers[-1] = wide
+        torch.testing.assert_close(position_weights(one, [patch()]), position_weights(other, [patch()]))
+
+    def test_what_is_left_alone_keeps_every_channel(self):
+        name = channel_layout(build()).units[1].name
+        found = rank_units(build(), [patch()], left_alone=[name])
+        assert found[name].least(1e9) == len(found[name].order) and found[name].sensitivity == 1
+        assert all(ranking.least(0.5) < len(ranking.order) for other, ranking in found.items() if other != name)
 
     def test_an_output_that_tells_nothing_gives_a_ranking_all_the_same(self):
         network = build()

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunet_sauron.pruning import channel_layout, remove_channels
 from nnunet_sauron.trainers import CompressedTrainer
+from nnunet_sauron.trainers.networks import BUILT_BY
 
 from .small import OnRandomPatches, RandomPatches, dataset_json, plans, set_folders, small_trainer
 
@@ -73,6 +76,41 @@ def test_it_begins_with_the_compressed_weights_at_half_of_nnunets_rate(folder, m
             id(p) for p in trainer.network.parameters()
         }
         assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(5e-3)
+
+
+class Gelu(nnUNetTrainer):
+    """A trainer with a network of its own."""
+
+    @staticmethod
+    def build_network_architecture(plans_manager, configuration_manager, channels, classes, enable_deep_supervision):
+        arguments = configuration_manager.network_arch_init_kwargs | {"nonlin": "torch.nn.GELU", "nonlin_kwargs": {}}
+        return get_network_from_plans(
+            configuration_manager.network_arch_class_name,
+            arguments,
+            configuration_manager.network_arch_init_kwargs_req_import,
+            channels,
+            classes,
+            deep_supervision=enable_deep_supervision,
+        )
+
+
+def test_a_network_that_is_not_its_plans_stays_what_it_is(folder, model, monkeypatch):
+    """The plans in nnUNet_preprocessed name no trainer; those of the compressed checkpoint do."""
+    monkeypatch.setattr("nnunet_sauron.trainers.compressed.find_trainer", {"Gelu": Gelu}.get)
+    path = model / "fold_0" / "checkpoint_final.pth"
+    named = plans()
+    named["configurations"]["2d"][BUILT_BY] = "Gelu"
+    torch.save({"network_weights": weights(path), "init_args": {"plans": named}}, path)
+    trainer = start(folder, monkeypatch, model)
+    trainer.initialize()
+    kinds = {type(module).__name__ for module in trainer.network.modules()}
+    assert "GELU" in kinds and "LeakyReLU" not in kinds and trainer.network.decoder.deep_supervision
+    trainer.save_checkpoint(str(folder / "saved.pth"))
+    monkeypatch.delenv("nnunet_sauron")
+    resumed = small_trainer(folder, type("T", (SmallCompressedTrainer,), {}))
+    resumed.load_checkpoint(str(folder / "saved.pth"))
+    assert "GELU" in {type(module).__name__ for module in resumed.network.modules()}
+    assert resumed.plans_manager.plans["configurations"] == named["configurations"]  # and so its own checkpoints
 
 
 def test_by_default_it_trains_for_50_epochs(folder, model, monkeypatch):

@@ -105,6 +105,11 @@ def test_the_globally_lowest_go_until_the_limit():
     assert lowest({"a": [0.1, 0.2, 0.3], "b": [1, 2, 3]}, target_channels=0.5) == {"a": 2, "b": 1}  # one stays
 
 
+def test_a_limit_that_is_a_count_of_channels_is_met_and_not_overshot():
+    # After 9 of 11 steps 63 of 77 channels are gone, and 9 / 11 * 77 is a little more than that.
+    assert sum(lowest({"a": list(range(97))}, done=9 / 11, target_channels=20 / 97).values()) == 63
+
+
 def test_multiples_go_by_the_mean_of_what_leads_to_the_next_one():
     ranks = {"a": [0.0, 1, 1, 1, 1, 1], "b": [0.5, 0.5, 0.5, 0.5, 2, 2]}
     # From 6 to 4 channels: two go, and the mean of a's two lowest is 0.5, b's too; a goes first by name.

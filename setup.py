@@ -28,7 +28,7 @@ setup(
         # Hausdorff distances, asks for 2.8: SciPy computes them instead, and tests compare them with MONAI's numbers.
         "torch>=2.1.2",
         # Distances, bootstrap intervals, signed rank tests: BSD. The oldest version that passes the tests of analysis.
-        "scipy>=1.9.3",
+        "scipy>=1.11.4",
         # Tables and progress bars in the terminal: MIT, widely used, small.
         "rich>=13",
     ],

@@ -58,6 +58,7 @@ def test_only_the_document_reaches_standard_output(demo, capfd):
 def test_without_json_everything_stays_where_it_was(demo, capfd):
     demo(lambda folder, json_output: talk())
     assert main(["demo"]) == 0
+    sys.__stdout__.flush()
     ctypes.CDLL(None).fflush(None)
     captured = capfd.readouterr()
     assert captured.err == "" and all(words in captured.out for words in STRAY)

@@ -180,6 +180,12 @@ def read_labels(file: Path, kind: Segmentations) -> tuple[np.ndarray, tuple[floa
         ValueError: It cannot be read, has several channels, or values that are no class of the data set.
     """
     labels, spacing = read_segmentation(kind.reader, file)
+    check_values(file, labels, kind)
+    return labels, spacing
+
+
+def check_values(file: Path, labels: np.ndarray, kind: Segmentations) -> None:
+    """Raise ValueError if a segmentation has values that are no class of the data set."""
     there = set(pd.unique(labels.ravel()).tolist()) - {0, kind.ignore_label}
     known = kind.values or {value for values in class_values(kind.classes).values() for value in values}
     unknown = sorted(there - known)
@@ -189,7 +195,6 @@ def read_labels(file: Path, kind: Segmentations) -> tuple[np.ndarray, tuple[floa
             f"{file} has values that are no class: {shown}; those of the data set are "
             f"{', '.join(map(str, sorted(known)))}. Give segmentations with these."
         )
-    return labels, spacing
 
 
 Grid = tuple[str | Path, tuple[int, ...], tuple[float, ...] | None]

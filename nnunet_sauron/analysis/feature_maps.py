@@ -24,10 +24,11 @@ from ..pruning.channels import channel_layout, feature_map_modules
 from ..pruning.cost import forward_on_meta
 from ..pruning.timing import chosen_device
 from .cases import Case, preprocess, read_case
-from .evaluation import check_same_voxels, read_labels
+from .evaluation import check_same_voxels, check_values
 from .feature_maps_grid import Grid
 from .feature_maps_windows import Bar, Layer, Windows, silent
 from .models import TrainedModel
+from .reading import read_segmentation
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +197,13 @@ def _preprocessed(
     if reference:
         if not reference.exists():
             raise FileNotFoundError(f"There is no file {reference}.")
-        labels, spacing = read_labels(reference, model.segmentations)
+        labels, spacing = read_segmentation(model.segmentations.reader, reference)
+        if labels.shape != original.shape[1:]:
+            raise ValueError(
+                f"The reference {reference} has {labels.shape} voxels, the image {case.files[0]} {original.shape[1:]} "
+                f"(z, y, x); give the segmentation that belongs to the image."
+            )
+        check_values(reference, labels, model.segmentations)
         read = (case.files[0], original.shape[1:], tuple(map(float, properties["spacing"])))
         check_same_voxels(read, (reference, labels.shape, spacing))
         labels = labels[None]

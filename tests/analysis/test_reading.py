@@ -108,7 +108,9 @@ def test_slices_lost_at_the_end_of_a_tiff_are_missed(tmp_path, metadata):
     with tifffile.TiffWriter(path) as file:
         for plane in voxels(Tiff3DIO):
             file.write(plane, contiguous=False, metadata=metadata)
-    cut(path, 0.7)
+    with tifffile.TiffFile(path) as file:
+        fifth = min(file.pages[4].offset, file.pages[4].dataoffsets[0])
+    path.write_bytes(path.read_bytes()[:fifth])
     with pytest.raises(ValueError, match="case_0000.tif cannot be read"):
         read_image(Tiff3DIO(), [path])
 

@@ -143,7 +143,7 @@ def compress(
             against = {"old": old, "new": segmenter.against_labels("new")}
     if dry_run:
         picture = output.with_name(f"{output.name}_trade_off.png")
-        print_trials(trials, old, json_output=json_output)
+        print_trials(trials, old, json_output=json_output, remarks=remarks)
         plot_trade_off(trials, picture)
         progress.say(f"Wrote {picture} and nothing else. Choose with --tolerance, --macs, ...")
         return

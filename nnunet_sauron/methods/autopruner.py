@@ -145,8 +145,9 @@ class AutoPruner(Layerwise):
 def _linear(width: int, generator: torch.Generator) -> nn.Linear:
     """A layer as PyTorch initialises it, without its random state."""
     layer = nn.utils.skip_init(nn.Linear, width, width)
-    for parameter in layer.parameters():
-        nn.init.uniform_(parameter, -(width**-0.5), width**-0.5, generator=generator)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.uniform_(-(width**-0.5), width**-0.5, generator=generator)
     return layer
 
 

@@ -31,10 +31,10 @@ def register_gates(network: nn.Module, layout: ChannelLayout, gate_of: Callable[
     """
 
     def after(unit: str, module: nn.Module, inputs, maps: torch.Tensor) -> torch.Tensor:
-        return _gated(module, maps, gate_of(unit))
+        return _gated(maps, gate_of(unit)) if module.training else maps
 
     def before(unit: str, module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (_gated(module, inputs[0], gate_of(unit)),)
+        return (_gated(inputs[0], gate_of(unit)),) if module.training else inputs
 
     transposed = {unit.name for unit in layout.units if unit.transposed}
     for unit, _, module in feature_map_modules(network, layout):
@@ -65,8 +65,8 @@ def _signs_are_enough(module: nn.Module) -> bool:
     return all(isinstance(getattr(module, n), (nn.ReLU, nn.LeakyReLU)) for n in names if hasattr(module, n))
 
 
-def _gated(module: nn.Module, maps: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
-    return maps if gate is None or not module.training else _Gated.apply(maps, gate)
+def _gated(maps: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+    return maps if gate is None else _Gated.apply(maps, gate)
 
 
 class _Scaled(torch.autograd.Function):

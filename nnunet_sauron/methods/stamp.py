@@ -53,6 +53,7 @@ class ActivationRanked(Stepwise):
 
     def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
         self._device = next(network.parameters()).device
+        self.start_epoch(0, layout.widths)
         if self.ranking == "taylor":
             register_gates(network, layout, lambda unit: self._gates[unit])
             return

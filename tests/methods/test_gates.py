@@ -10,7 +10,8 @@ from torch.nn import functional
 from nnunet_sauron.methods.autopruner import AutoPruner
 from nnunet_sauron.methods.gates import register_gates, scaled
 from nnunet_sauron.methods.stamp import STAMP
-from nnunet_sauron.pruning import channel_layout
+from nnunet_sauron.methods.taylor import Taylor
+from nnunet_sauron.pruning import CostModel, channel_layout, remove_channels
 from nnunet_sauron.pruning.channels import feature_map_modules
 
 from ..contracts.networks import build, patch
@@ -142,3 +143,38 @@ def test_autopruners_codes_have_the_gradients_of_a_product(architecture, dim, no
     multiply(other, code)
     mine = gradients(network, patch(dim), method._layers.parameters())
     assert_equal(mine, gradients(other, patch(dim), reference._layers.parameters()))
+
+
+@pytest.mark.parametrize("method_class", [Taylor, AutoPruner, STAMP])
+def test_evaluation_neither_needs_an_epoch_nor_the_widths_that_it_began_with(method_class):
+    network, layout = build(), channel_layout(build())
+    method = method_class(method_class.Settings(), 6)
+    method.prepare(layout, CostModel(network, [16, 16], 2), None)
+    method.attach(network, layout)
+    expected = build().eval()(patch())
+    assert torch.equal(network.eval()(patch()), expected)
+    method.start_epoch(0, layout.widths)
+    remove_channels(network, {name: [0, 1, 2] for name in layout.widths})
+    assert network(patch()).isfinite().all()
+
+
+@pytest.mark.parametrize("method_class", [Taylor, AutoPruner, STAMP])
+def test_compiled_it_observes_and_learns_the_same(method_class):
+    """In one graph; the compiler's back end is not what is tested."""
+    torch._dynamo.reset()
+    found = []
+    for compiled in (True, False):
+        network = build(widths=(4, 6))
+        # What is dropped is drawn otherwise in a compiled graph: with this little nothing is.
+        method = attached(method_class, network, **({"b_drop": 1e-6} if method_class is STAMP else {}))
+        layers = method._layers.parameters() if method_class is AutoPruner else []
+        run = torch.compile(network, backend="aot_eager", fullgraph=True) if compiled else network
+        network.train()
+        method.before_step(1)
+        loss = run(patch()).square().mean()
+        term = method.regulariser()
+        (loss if term is None else loss + term).backward()
+        learnt = [p.grad.clone() for p in [*network.parameters(), *layers] if p.grad is not None]
+        method.after_step(1.0)
+        found.append([*learnt, *method._observed.sums.values()])
+    assert_equal(*found)

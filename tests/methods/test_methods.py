@@ -369,6 +369,16 @@ class TestAutoPruner:
         for name, sums in method._observed.sums.items():
             assert sorted(going[name]) == sorted(sums.argsort()[:4].tolist())
 
+    def test_codes_begin_alike_everywhere_and_leave_the_random_state_alone(self, monkeypatch):
+        networks, begun = [build(seed=1), build(seed=2)], []
+        # It would seed every CUDA device as well, which nothing sets back.
+        monkeypatch.setattr(torch, "manual_seed", lambda _: pytest.fail("everybody's random state was seeded"))
+        state = torch.get_rng_state()
+        for network in networks:
+            begun.append(next(attached(AutoPruner, network)._layers.parameters()).detach().clone())
+            assert torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(*begun) and 0 < begun[0].abs().max() <= begun[0].shape[1] ** -0.5
+
     def test_validation_sees_the_plain_network(self):
         network, other = build(), build()
         attached(AutoPruner, network)

@@ -1,7 +1,7 @@
 """A command of nnU-Net's or ours on one thread: `python pinned.py train ...`, `python pinned.py sauron ...`.
 
-nnU-Net's `-device cpu` sets PyTorch's threads to the number of cores, whatever OMP_NUM_THREADS says, and two trainings at
-a time then take five times as long each.
+nnU-Net's `-device cpu` sets PyTorch's threads to the number of cores, whatever OMP_NUM_THREADS says, and two trainings
+at a time then take five times as long each.
 """
 
 from __future__ import annotations

@@ -40,10 +40,7 @@ def rows(found: dict[str, list[dict]]) -> list[dict]:
 def write(folder: Path) -> None:
     """Print the table, and write it as table.md beside front.png."""
     table = rows(read(folder))
-    lines = [
-        "| run | MACs | parameters | Dice | to stock | HD95, mm | to stock | folds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| run | MACs | parameters | Dice | to stock | HD95, mm | to stock | folds |", "|---" * 8 + "|"]
     for row in table:
         lines.append(
             f"| {row['run']} | {_part(row['macs'])} | {_part(row['parameters'])} | {_values(row['dice'], 3)} | "

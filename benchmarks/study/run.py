@@ -111,9 +111,8 @@ class Study:
     def _write(self, run: Run, fold: int, seconds: float, *, interrupted: bool) -> None:
         from nnunet_sauron.pruning.timing import machine
 
-        shown = {name: value for name, value in run.settings.items()}
         written = {
-            "run": run.name, "fold": fold, "trainer": run.trainer, "settings": shown, "plan": list(run.plan),
+            "run": run.name, "fold": fold, "trainer": run.trainer, "settings": run.settings, "plan": list(run.plan),
             "start": run.start, "compress": list(run.compress), "date": time.strftime("%Y-%m-%d"), "machine": machine(),
             "seconds": None if interrupted else round(seconds), **measured(self.model(run), fold, self._references),
         }  # fmt: skip
@@ -202,7 +201,7 @@ def measured(model: Path, fold: int, references: Path) -> dict:
         "parameters": count_parameters(network),
         "macs": count_macs(network, trained.patch_size, 1),
         "widths": channel_layout(network).widths,
-        "epoch_seconds": [round(seconds, 2) for seconds in epochs],
+        "epoch_seconds": [round(end - start, 2) for start, end in times],
     }
 
 
@@ -234,7 +233,7 @@ def run_all(study: Study, chosen: list[str], workers: int) -> None:
             run, fold = task
             try:
                 study.do(run, fold)
-            except Exception as error:  # noqa: BLE001 (one failed run must not end the night's)
+            except Exception as error:  # one failed run must not end the night's
                 print(f"{run.name} fold {fold} failed: {error}; see {study.folder / 'logs'}", flush=True)
             with lock:
                 busy.discard((run.name, fold))

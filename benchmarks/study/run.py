@@ -188,9 +188,7 @@ def measured(model: Path, fold: int, references: Path) -> dict:
     scores = evaluate_folder(validation, references, kind, cases=cases)
     checkpoint = torch.load(model / f"fold_{fold}" / FINAL, map_location="cpu", weights_only=False)
     log = checkpoint["logging"]
-    epochs = [
-        end - start for start, end in zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=True)
-    ]
+    times = zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=True)
     return {
         "cases": len(scores),
         "dice": mean_score(scores, "dice").value,

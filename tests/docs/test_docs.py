@@ -57,7 +57,9 @@ def test_a_command_is_one_that_exists(page, line, monkeypatch):
 
 
 @pytest.mark.parametrize(("page", "line"), [pair for pair in commands() if SETTINGS.search(pair[1])])
-def test_settings_are_ones_that_its_trainer_has(page, line, monkeypatch):
+def test_settings_are_ones_that_its_trainer_has(page, line, monkeypatch, tmp_path):
+    (tmp_path / "settings.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
     words = shlex.split(line, comments=True)
     trainer = getattr(trainers, words[words.index("-tr") + 1])
     for name in os.environ:

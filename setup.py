@@ -23,9 +23,10 @@ setup(
         # What this package extends, and what brings NumPy, pandas and matplotlib. The oldest version that passes the
         # integration tests.
         "nnunetv2>=2.8.1",
-        # As nnU-Net itself asks for, so that pip leaves the user's PyTorch as it is. The oldest version that passes the
-        # tests of pruning, methods and trainers (2.1.2 with NumPy 1.26, 2026-11-26). MONAI, which has Dice and
-        # Hausdorff distances, asks for 2.8: SciPy computes them instead, and tests compare them with MONAI's numbers.
+        # As nnU-Net itself asks for, so that pip leaves the user's PyTorch as it is. The oldest version that passes
+        # tests/pruning, tests/methods and test_pruning_trainer.py, but for compiling without a graph break (2.1.2 with
+        # NumPy 1.26, 2026-11-26). MONAI, which has Dice and Hausdorff distances, asks for 2.8: SciPy computes them
+        # instead, and tests compare them with MONAI's numbers.
         "torch>=2.1.2",
         # Distances, bootstrap intervals, signed rank tests: BSD. The oldest version that passes the tests of analysis.
         "scipy>=1.11.4",

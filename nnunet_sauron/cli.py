@@ -10,6 +10,8 @@ from pathlib import Path
 
 # Every verb imports its room when it runs: `path` stands in shell start-up files, where PyTorch's import would be felt.
 DEBUG_VARIABLE = "nnunet_sauron_debug"
+# What we, nnU-Net and readers of files raise on purpose; a mistake of ours, such as a TypeError, is not hidden.
+EXPECTED = (ValueError, RuntimeError, OSError, MemoryError, AssertionError, EOFError, ImportError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"nnUNetv2_sauron {options.verb}: interrupted", file=sys.stderr)
         return 130
-    except Exception as error:  # also what nnU-Net and others raise, such as AssertionError
+    except EXPECTED as error:
         if os.environ.get(DEBUG_VARIABLE) == "1":
             raise
         print(f"nnUNetv2_sauron {options.verb}: {_words(error)}", file=sys.stderr)

@@ -13,6 +13,8 @@ from .json_output import json_alone, send_nowhere, send_to_standard_error
 
 # Every verb imports its room when it runs: `path` stands in shell start-up files, where PyTorch's import would be felt.
 DEBUG_VARIABLE = "nnunet_sauron_debug"
+# What we, nnU-Net and readers of files raise on purpose; a mistake of ours, such as a TypeError, is not hidden.
+EXPECTED = (ValueError, RuntimeError, OSError, MemoryError, AssertionError, EOFError, ImportError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,12 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"nnUNetv2_sauron {options.verb}: interrupted", file=sys.stderr)
         return 130
+<<<<<<< HEAD
     except Exception as error:  # also what nnU-Net and others raise, such as AssertionError
         nobody_reads = isinstance(error, BrokenPipeError) and _reader_is_gone()
         if isinstance(error, OSError):
             _forget_what_cannot_be_written()
         if nobody_reads:
             return 1
+=======
+    except EXPECTED as error:
+>>>>>>> files
         if os.environ.get(DEBUG_VARIABLE) == "1":
             raise
         print(f"nnUNetv2_sauron {options.verb}: {_words(error)}", file=sys.stderr)
@@ -382,6 +388,12 @@ def _report(options: argparse.Namespace) -> int:
 def _benchmark(options: argparse.Namespace) -> int:
     from .analysis.benchmark import benchmark, print_benchmark
 
+    remarks = []
+
+    def say(line: str) -> None:
+        remarks.append(line)
+        print(line, file=sys.stderr)
+
     timings = benchmark(
         options.models,
         folds=options.folds,
@@ -391,9 +403,9 @@ def _benchmark(options: argparse.Namespace) -> int:
         repeats=options.repeats,
         device=options.device,
         checkpoint=options.checkpoint,
-        say=lambda line: print(line, file=sys.stderr),
+        say=say,
     )
-    print_benchmark(timings, json_output=options.json)
+    print_benchmark(timings, json_output=options.json, remarks=remarks)
     return 0
 
 

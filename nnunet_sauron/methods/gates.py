@@ -15,6 +15,11 @@ from torch.autograd.function import once_differentiable
 
 from ..pruning.channels import ChannelLayout, feature_map_modules
 
+try:
+    from torch.compiler import is_compiling
+except ImportError:  # before torch 2.3
+    from torch._dynamo import is_compiling
+
 VALUES_AT_ONCE = 1 << 24  # float32 copies of whole maps would need gigabytes
 
 
@@ -54,7 +59,7 @@ def scaled(module: nn.Module, feature_maps: torch.Tensor, factors: torch.Tensor)
     pass, and looks only at its sign; the others do not keep it. Where a factor is 0 the gradient is 0 as well.
     """
     factors = factors.detach().to(feature_maps.dtype).view(*factors.shape, *[1] * (feature_maps.ndim - 2))
-    if torch.compiler.is_compiling() or not _signs_are_enough(module):
+    if is_compiling() or not _signs_are_enough(module):
         return feature_maps * factors
     return _Scaled.apply(feature_maps, factors)
 

@@ -51,16 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"nnUNetv2_sauron {options.verb}: interrupted", file=sys.stderr)
         return 130
-<<<<<<< HEAD
-    except Exception as error:  # also what nnU-Net and others raise, such as AssertionError
+    except EXPECTED as error:
         nobody_reads = isinstance(error, BrokenPipeError) and _reader_is_gone()
         if isinstance(error, OSError):
             _forget_what_cannot_be_written()
         if nobody_reads:
             return 1
-=======
-    except EXPECTED as error:
->>>>>>> files
         if os.environ.get(DEBUG_VARIABLE) == "1":
             raise
         print(f"nnUNetv2_sauron {options.verb}: {_words(error)}", file=sys.stderr)

@@ -226,12 +226,13 @@ def test_what_has_no_snapshots_is_said_and_the_others_are_measured(tmp_path):
         clusterability([good], folds=["3"])
 
 
-def test_folds_are_told_apart_and_those_without_snapshots_passed_over(tmp_path):
+def test_folds_are_told_apart_and_those_without_snapshots_named(tmp_path):
     for fold, spreads in (("0", RISING), ("1", FALLING), ("2", {})):
         model = write_training(tmp_path, spreads, fold=fold)
     result = clusterability([model])
     assert [m.name for m in result.models] == [f"SauronTrainer, lambda 0.5, fold {fold}" for fold in "01"]
-    assert not result.problems
+    (problem,) = result.problems
+    assert "fold_2 is left out: it has no feature_maps" in problem
     (only,) = clusterability([model, model], folds=["1"]).models
     assert (only.name, only.fold) == ("SauronTrainer, lambda 0.5", "1")
 

@@ -536,8 +536,8 @@ class TestModel:
                 refused()
 
     def test_a_fold_that_was_not_read(self, tmp_path):
-        with pytest.raises(ValueError, match=r"Fold 3 .* was not read; folds are 0, all"):
-            layer_names(model_of(tmp_path, folds=(0, "all")), "3")
+        with pytest.raises(ValueError, match=r"Fold 3 .* was not read; folds are 0, 1"):
+            layer_names(model_of(tmp_path, folds=(0, 1)), "3")
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_a_gpu_that_is_not_there(self, tmp_path):

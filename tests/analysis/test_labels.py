@@ -247,6 +247,6 @@ class TestReport:
     @pytest.mark.parametrize("text", ['{"labels": ', "", "[1]", "{}", "\x80"])
     def test_json_of_the_model(self, folders, capsys, name, text):
         (folders / "other" / name).write_text(text, encoding="latin-1")
-        found, _ = self.report(folders, capsys)
+        found, _ = self.report(folders, capsys, code=1)
         assert len(found["models"]) == 1 and found["models"][0]["mean"]["cases"] == 3
         assert any(name in problem and str(folders / "other") in problem for problem in found["problems"])

@@ -93,12 +93,15 @@ def test_report_on_a_console_with_markup(folder):
 def test_compress(capsys):
     scores = [CaseScore("c", {name: ClassScore(0.5, 1.0, 0.5, 1.0, 1.0) for name in NAMES})]
     one = Compressed(0.1, {"a": 2}, {"a": 1}, (2, 1), (2, 1), (2.0, 1.0), {})
-    print_compressed({"0": one}, scores, {"old": None}, Path(FOLDER), json_output=False)
+    network = {"built_by": "nnUNetTrainer", "assumed": None, "differs_from_plans": False}
+    print_compressed(
+        {"0": one}, scores, {"old": None}, Path(FOLDER), json_output=False, predict=f"-m {FOLDER}", network=network
+    )
     text = capsys.readouterr().out
     assert set(NAMES) <= {row[0] for row in columns(text) if len(row) > 1} | {
         row[1] for row in columns(text) if len(row) > 1
     }
-    assert f"Wrote {FOLDER}" in text
+    assert f"Wrote {FOLDER}" in text and f"Predict: -m {FOLDER}" in text
 
 
 def test_benchmark(capsys):

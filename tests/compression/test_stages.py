@@ -160,15 +160,15 @@ def test_notes_and_checkpoints_say_it(folders, capsys):
 
 
 def test_all_folds_share_widths_and_every_one_meets_the_target(folders, capsys):
-    write_model(folders / "model", folds=(0, 1, "all"), widths=(16, 20, 24))
+    write_model(folders / "model", folds=(0, 1, 2), widths=(16, 20, 24))
     old = TrainedModel.read(folders / "model")
     narrow = old.network("1")  # was pruned before: to keep half of what is left of it takes fewer channels
     resize(narrow, {"encoder.stages.2.0.convs.0": 6, "encoder.stages.2.0.convs.1": 6, "decoder.stages.0.convs.0": 6})
     change_checkpoint(folders, lambda c: c.update(network_weights=narrow.state_dict()), fold=1)
     assert compress(folders, "--macs", "0.5", "--json") == 0
     described = json.loads(capsys.readouterr().out)["folds"]
-    assert list(described) == ["0", "1", "all"]
-    assert described["0"]["after"] == described["1"]["after"] == described["all"]["after"]
+    assert list(described) == ["0", "1", "2"]
+    assert described["0"]["after"] == described["1"]["after"] == described["2"]["after"]
     assert described["1"]["macs"][0] < described["0"]["macs"][0]
     assert all(fold["macs"][1] <= 0.5 * fold["macs"][0] for fold in described.values())
     for fold in described:
@@ -245,7 +245,9 @@ def ranked_fold(widths=(20, 21, 22), share: float = 1.0) -> SimpleNamespace:
         factor = share if width == widths[0] else 1.0
         ranked[name] = Ranking(tuple(range(width)), (1.0, *(factor * 2.0**-k for k in range(1, width)), 0.0))
     left = cost_left(cost.macs, before)
-    return SimpleNamespace(network=network, before=before, cost=cost, ranked=ranked, part_left=lambda goal: left)
+    return SimpleNamespace(
+        network=network, before=before, cost=cost, ranked=ranked, part_left=lambda goal: left, left_alone=[]
+    )
 
 
 def test_the_widths_that_residual_stages_are_kept_apart_by_count_towards_the_target():

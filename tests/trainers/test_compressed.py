@@ -246,7 +246,7 @@ def test_a_training_that_is_continued_keeps_its_teacher_and_does_without_labels(
     records = final_of(resumed)["logging"]["distillation"]
     assert len(records) == 4
     assert {key: value for key, value in records[-1].items() if key != "loss"} == {
-        "teacher": str(source), "teacher_folds": "all", "labels": False
+        "teacher": str(source), "teacher_checkpoint": "checkpoint_final.pth", "teacher_folds": "all", "labels": False
     }  # fmt: skip
     assert records[-1]["loss"] > 0
 

@@ -195,6 +195,7 @@ class TestTargets:
 def test_csgd_moves_the_filters_of_a_cluster_alike(folder):
     trainer = make(folder, trainers.CSGDTrainer, eps=1e-9, weight_decay=0.0)
     trainer.on_train_start()
+    trainer.on_train_epoch_start()
     clusters = trainer.method.state()["clusters"]
     name, labels = next(iter(clusters.items()))
     weight = trainer.network.get_submodule(name).conv.weight

@@ -139,7 +139,7 @@ def test_a_batch_that_overflows_in_one_layer_counts_in_none(folder, ranking, map
 
 @pytest.mark.parametrize("trainer_class", [trainers.STAMPTrainer, trainers.TaylorTrainer, trainers.AutoPrunerTrainer])
 def test_an_epoch_without_a_finite_batch_cuts_nothing_and_says_why(folder, trainer_class):
-    trainer = make(folder, trainer_class, num_epochs=6)
+    trainer = make(folder, trainer_class, num_epochs=6, target_channels=0.5)
     trainer.initialize()
     trainer.grad_scaler = torch.amp.GradScaler("cpu")
     poisoned = Poisoned(trainer, maps=True)

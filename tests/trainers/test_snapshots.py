@@ -195,9 +195,10 @@ def test_a_new_training_removes_the_snapshots_of_the_old_one(folder):
     assert not list(maps_folder(without).iterdir())
 
 
-def test_a_finished_training_that_is_continued_gets_its_last_snapshot(folder):
+def test_a_finished_training_that_is_continued_gets_its_last_snapshot(folder, monkeypatch):
     trainer = trained(folder, num_epochs=2)
-    again = make(folder, num_epochs=2, snapshot_every=10)
+    monkeypatch.setenv("nnunet_sauron", "snapshot_every=10")
+    again = make(folder, num_epochs=2)
     again.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
     again.run_training()
     assert taken(again) == [2]

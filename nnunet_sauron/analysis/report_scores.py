@@ -8,7 +8,7 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_preprocessed
 
 from ..commands import predict_command, train_command
-from ..json_files import read_json_object
+from ..files import read_json_object
 from .evaluation import CaseScore, evaluate_folder
 from .models import CHECKPOINT, COMPRESSION, TrainedModel
 from .progress import Progress

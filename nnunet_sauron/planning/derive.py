@@ -13,7 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from ..architecture import network_of_plans
 from ..commands import command
-from ..json_files import read_json_object
+from ..files import read_json_object
 from .patches import check_patch, enlarged_patch, largest_batch, patch_limits, pooling_steps
 from .size import ConfigurationSize, configuration_size, feature_map_values
 from .widths import Widths

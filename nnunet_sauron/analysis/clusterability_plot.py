@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
-from ..terminal import PlainTable, plain_console
+from ..console.terminal import PlainTable, plain_console
 from .clusterability import FEWEST_MAPS, MEASURES, SIGNIFICANT, Clusterability, points
 from .clusterability_folders import TrainedFold
 from .plot_text import as_is

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from ..terminal import PlainTable
+from ..console.terminal import PlainTable
 from .paired import PairedDifference
 from .report import ModelReport, Report, target_in_words
 from .report_data import dense_numbers, fold_numbers, mean_numbers, stage_channels

@@ -28,8 +28,8 @@ from nnunet_sauron.analysis.report_table import print_report
 from nnunet_sauron.cli import main
 from nnunet_sauron.compression.compress import Compressed
 from nnunet_sauron.compression.display import print_compressed
+from nnunet_sauron.console.terminal import PlainTable, plain_console
 from nnunet_sauron.pruning.timing import Timing
-from nnunet_sauron.terminal import PlainTable, plain_console
 
 from ..compression.small_model import write_images, write_model
 

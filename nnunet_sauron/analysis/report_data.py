@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from .. import __version__
+from ..console.plain import plain
 from ..pruning.timing import machine
 from ..trainers.checkpoints import write_atomically
 from .evaluation import ClassScore
 from .models import ALL
-from .plain import plain
 from .report import ModelReport, Report
 
 METRICS = ("dice", "hd95", "surface_dice", "absolute_volume_error", "volume_error")

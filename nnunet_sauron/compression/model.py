@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..analysis.models import CHECKPOINT, COMPRESSION, TrainedModel
-from ..analysis.plain import plain
+from ..console.plain import plain
 from ..pruning.channels import check_prunable
 from ..pruning.merging import check_mergeable
 from ..trainers.networks import BUILT_BY

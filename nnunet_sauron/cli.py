@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .json_output import json_alone, send_nowhere, send_to_standard_error
+from .console.json_output import json_alone, send_nowhere, send_to_standard_error
 
 # Every verb imports its room when it runs: `path` stands in shell start-up files, where PyTorch's import would be felt.
 DEBUG_VARIABLE = "nnunet_sauron_debug"
@@ -443,7 +443,7 @@ def _feature_maps(options: argparse.Namespace) -> int:
 def _clusterability(options: argparse.Namespace) -> int:
     from .analysis.clusterability import clusterability
     from .analysis.clusterability_plot import draw, print_table
-    from .json_output import print_json
+    from .console.json_output import print_json
 
     found = clusterability(
         options.models,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from nnunet_sauron.cli import main
-from nnunet_sauron.json_output import print_json
+from nnunet_sauron.console.json_output import print_json
 from nnunet_sauron.plugin import trainer_folder
 
 STRAY = ("by Python", "by sys.__stdout__", "to the descriptor", "by a process", "by a library in C")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from ..console.json_output import print_json
 from ..console.terminal import PlainTable, plain_console
-from ..json_output import print_json
 from ..pruning.cost import forward_on_meta
 from ..pruning.timing import Timing, chosen_device, machine, time_networks
 from .models import CHECKPOINT, TrainedModel

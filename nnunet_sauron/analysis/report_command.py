@@ -6,8 +6,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..console.json_output import print_json
 from ..console.terminal import plain_console
-from ..json_output import print_json
 from ..trainers.checkpoints import write_atomically
 from .progress import Progress
 from .report import Report, make_report

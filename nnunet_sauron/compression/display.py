@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..analysis.evaluation import CaseScore, mean_score
+from ..console.json_output import print_json
 from ..console.terminal import PlainTable, plain_console
-from ..json_output import print_json
 from .compress import Compressed
 
 Scores = Sequence[CaseScore]

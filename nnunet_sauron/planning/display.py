@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict
 
 from ..commands import command
+from ..console.json_output import print_json
 from ..console.terminal import PlainTable, plain_console
-from ..json_output import print_json
 from .derive import ConfigurationChange, DerivedPlans
 
 ROWS = (

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .. import __version__
-from ..json_output import print_json
+from ..console.json_output import print_json
 from .installation import (
     PLANNERS,
     SHIMS,

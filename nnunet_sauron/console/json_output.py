@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from .console.plain import plain
+from .plain import plain
 
 _held_back: list[str] | None = None
 

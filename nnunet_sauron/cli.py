@@ -410,7 +410,7 @@ def _feature_maps(options: argparse.Namespace) -> int:
     from .analysis.feature_maps import feature_maps, layer_names
     from .analysis.feature_maps_plot import check_output, write
     from .analysis.models import TrainedModel
-    from .analysis.progress import Progress
+    from .console.progress import Progress
 
     if not options.list:
         if options.image is None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..console.progress import Progress
 from .evaluation import check_same_voxels, read_labels
 from .models import TrainedModel
-from .progress import Progress
 from .reading import not_finite, read_image
 
 

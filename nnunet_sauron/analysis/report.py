@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..commands import checkpoint_flag, command, train_command
+from ..console.progress import Progress
 from ..pruning import channel_layout
 from ..pruning.timing import Timing, time_networks
 from ..trainers.pruning import SERIES
@@ -19,7 +20,6 @@ from .cost import NetworkCost, network_cost
 from .evaluation import TOLERANCE_MM, CaseScore
 from .models import CHECKPOINT, COMPRESSION, TrainedModel
 from .paired import PairedDifference, paired_difference
-from .progress import Progress
 from .report_scores import has_segmentations, score_model
 
 SECONDS_OF_TIMING = 60.0  # for all networks of a report together

@@ -8,10 +8,10 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_preprocessed
 
 from ..commands import predict_command, train_command
+from ..console.progress import Progress
 from ..files import read_json_object
 from .evaluation import CaseScore, evaluate_folder
 from .models import CHECKPOINT, COMPRESSION, TrainedModel
-from .progress import Progress
 
 BEST = "checkpoint_best.pth"
 PREDICTIONS = "predictions"  # stands for a fold where scores are of a folder of predictions

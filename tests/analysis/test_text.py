@@ -22,12 +22,12 @@ from nnunet_sauron.analysis.feature_maps import feature_maps
 from nnunet_sauron.analysis.feature_maps_plot import draw
 from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.analysis.plot_text import as_is
-from nnunet_sauron.analysis.progress import Progress
 from nnunet_sauron.analysis.report import make_report
 from nnunet_sauron.analysis.report_table import print_report
 from nnunet_sauron.cli import main
 from nnunet_sauron.compression.compress import Compressed
 from nnunet_sauron.compression.display import print_compressed
+from nnunet_sauron.console.progress import Progress
 from nnunet_sauron.console.terminal import PlainTable, plain_console
 from nnunet_sauron.pruning.timing import Timing
 

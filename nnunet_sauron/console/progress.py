@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ..console.terminal import plain_console
+from .terminal import plain_console
 
 
 class Progress:

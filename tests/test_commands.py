@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_sauron import commands
-from nnunet_sauron.commands import command, continue_command, predict_command, train_command
-from nnunet_sauron.plugin import trainer_folder
+from nnunet_sauron.plugin import commands, trainer_folder
+from nnunet_sauron.plugin.commands import command, continue_command, predict_command, train_command
 from nnunet_sauron.plugin.installation import TRAINERS
 
 PLACE = Path("training", "nnUNetTrainer")

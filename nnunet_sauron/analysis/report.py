@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..commands import checkpoint_flag, command, train_command
 from ..console.progress import Progress
+from ..plugin.commands import checkpoint_flag, command, train_command
 from ..pruning import channel_layout
 from ..pruning.timing import Timing, time_networks
 from ..trainers.pruning import SERIES

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed
 
-from ..commands import predict_command, train_command
 from ..console.progress import Progress
 from ..files import read_json_object
+from ..plugin.commands import predict_command, train_command
 from .evaluation import CaseScore, evaluate_folder
 from .models import CHECKPOINT, COMPRESSION, TrainedModel
 

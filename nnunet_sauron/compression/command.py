@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ..analysis.cases import check_cases, find_cases
 from ..analysis.evaluation import CaseScore, mean_score
-from ..commands import predict_command
 from ..console.progress import Progress
+from ..plugin.commands import predict_command
 from ..pruning.timing import chosen_device
 from .compress import Compressor, Goal, Segmenter, provenance, split
 from .display import Trial, plot_trade_off, plot_widths, print_compressed, print_trials

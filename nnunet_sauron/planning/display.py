@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 
-from ..commands import command
 from ..console.json_output import print_json
 from ..console.terminal import PlainTable, plain_console
+from ..plugin.commands import command
 from .derive import ConfigurationChange, DerivedPlans
 
 ROWS = (

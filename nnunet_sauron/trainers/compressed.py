@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..commands import train_command
+from ..plugin.commands import train_command
 from ..pruning import accept_pruned_weights, widths_of
 from .checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
 from .kept_settings import KeepsSettings, has_begun

@@ -24,7 +24,7 @@ from nnunet_sauron.analysis.clusterability import (
 )
 from nnunet_sauron.analysis.clusterability_plot import draw, embedding, print_table
 from nnunet_sauron.analysis.models import TrainedModel
-from nnunet_sauron.commands import train_command
+from nnunet_sauron.plugin.commands import train_command
 from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.trainers.snapshots import pooled
 

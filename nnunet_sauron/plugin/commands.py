@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from .plugin.installation import TRAINERS, find_nnunet, shim_state, trainer_folder, trainer_names
+from .installation import TRAINERS, find_nnunet, shim_state, trainer_folder, trainer_names
 
 EXTERNAL = "nnUNet_extTrainer"
 SETTINGS = "nnunet_sauron"

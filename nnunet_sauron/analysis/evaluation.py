@@ -14,7 +14,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
-from ..labels import class_values, foreground_values
+from ..model.labels import class_values, foreground_values
 from .reading import read_segmentation
 
 TOLERANCE_MM = 1.0

@@ -27,8 +27,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 from torch.nn import functional
 
-from ..labels import class_values
 from ..methods.distillation import distillation_loss
+from ..model.labels import class_values
 from .checkpoints import CHECKPOINT, read_checkpoint, trained_with
 from .networks import NetworkBuilder
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from ..architecture import network_of_plans
 from ..files import read_json_object
+from ..model.architecture import network_of_plans
 from ..plugin.commands import command
 from .patches import check_patch, enlarged_patch, largest_batch, patch_limits, pooling_steps
 from .size import ConfigurationSize, configuration_size, feature_map_values

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..architecture import network_of_plans
+from ..model.architecture import network_of_plans
 from ..pruning import widths_of
 from .networks import PrunedPlainConvUNet, PrunedResidualEncoderUNet
 

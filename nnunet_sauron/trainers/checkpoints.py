@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from ..architecture import network_of_plans
+from ..model.architecture import network_of_plans
 from ..pruning import accept_pruned_weights, channel_layout, densify
 
 TEMPORARY = ".tmp"

@@ -20,7 +20,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from ..architecture import network_of_plans
+from ..model.architecture import network_of_plans
 from ..pruning import accept_pruned_weights
 from ..pruning.channels import is_prunable
 

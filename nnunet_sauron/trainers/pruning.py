@@ -20,10 +20,10 @@ from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed, nn
 
-from ..architecture import network_of_plans
 from ..methods.base import Progress, PruningMethod, steps
 from ..methods.ranks import decided_on_one_rank
 from ..methods.targets import MEASURED
+from ..model.architecture import network_of_plans
 from ..pruning import (
     CostModel,
     channel_layout,

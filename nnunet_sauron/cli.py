@@ -465,7 +465,7 @@ def _clusterability(options: argparse.Namespace) -> int:
 
 
 def _densify(options: argparse.Namespace) -> int:
-    from .trainers.checkpoints import densify_checkpoint
+    from .model.checkpoints import densify_checkpoint
 
     densify_checkpoint(options.checkpoint, options.output)
     print(f"Wrote {options.output}")

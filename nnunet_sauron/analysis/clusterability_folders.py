@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 
+from ..model.checkpoints import read_checkpoint
 from ..plugin.commands import told_by_name, train_command
-from ..trainers.checkpoints import read_checkpoint
 from ..trainers.snapshots import FOLDER, MAX_PATCHES, pooled_maps, snapshots
 from .cases import find_cases, preprocess, read_case
 from .models import CHECKPOINT, TrainedModel

@@ -14,8 +14,8 @@ import pandas as pd
 
 from .. import __version__
 from ..console.plain import plain
+from ..model.checkpoints import write_atomically
 from ..pruning.timing import machine
-from ..trainers.checkpoints import write_atomically
 from .evaluation import ClassScore
 from .models import ALL
 from .report import ModelReport, Report

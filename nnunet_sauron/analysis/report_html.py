@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from .. import __version__
-from ..trainers.checkpoints import write_atomically
+from ..model.checkpoints import write_atomically
 from .report import Report
 from .report_data import TEXT
 from .report_plots import pictures

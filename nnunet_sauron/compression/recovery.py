@@ -26,7 +26,7 @@ from ..analysis.cases import Case
 from ..analysis.evaluation import CaseScore, mean_score
 from ..analysis.models import TrainedModel
 from ..methods.distillation import distillation_loss
-from ..trainers.checkpoints import DamagedFileError, load, write_atomically
+from ..model.checkpoints import DamagedFileError, load, write_atomically
 from ..trainers.compressed import INITIAL_LR, MIRRORING
 from ..trainers.teacher import Teacher, is_supervised
 from .augmented import AugmentedPatches, store_images

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..analysis.report_command import report
 from ..datasets.phantom import DATASET_NAME
-from ..trainers.checkpoints import write_atomically
+from ..model.checkpoints import write_atomically
 from .steps import COMPRESS, MODELS, SETTINGS, model_folder
 
 

@@ -202,11 +202,7 @@ class PrunedWidths(Widths):
             ValueError: It is truncated or no checkpoint, needs a module that is missing, its network's class is
                 unknown, or its weights do not fit its own plans.
         """
-        from ..trainers.checkpoints import (  # with all of nnU-Net's training, which takes seconds
-            DamagedFileError,
-            read_checkpoint,
-            trained_with,
-        )
+        from ..model.checkpoints import DamagedFileError, read_checkpoint, trained_with
 
         try:
             checkpoint = read_checkpoint(path)

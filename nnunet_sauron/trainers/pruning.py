@@ -24,6 +24,7 @@ from ..methods.base import Progress, PruningMethod, steps
 from ..methods.ranks import decided_on_one_rank
 from ..methods.targets import MEASURED
 from ..model.architecture import network_of_plans
+from ..model.checkpoints import TEMPORARY, read_checkpoint
 from ..pruning import (
     CostModel,
     channel_layout,
@@ -35,7 +36,6 @@ from ..pruning import (
 )
 from ..pruning.channels import ChannelLayout, check_prunable
 from ..pruning.moments import LEAST_SAMPLES_PER_CHANNEL, SAMPLES_PER_CHANNEL, patches_needed
-from .checkpoints import TEMPORARY, read_checkpoint
 from .kept_settings import CHANGEABLE, has_begun, tell_settings
 from .plots import NowAndThen
 from .pruning_plot import plot_pruning

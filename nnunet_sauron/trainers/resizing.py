@@ -11,8 +11,8 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from ..model.checkpoints import write_atomically
 from ..pruning import accept_pruned_weights, channel_layout, resize
-from .checkpoints import write_atomically
 from .compiling import CompilesOnCudaOnly
 
 

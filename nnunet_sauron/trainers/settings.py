@@ -22,7 +22,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
-from .checkpoints import write_atomically
+from ..model.checkpoints import write_atomically
 
 VARIABLE = "nnunet_sauron"
 SETTINGS_FILE = "settings.json"

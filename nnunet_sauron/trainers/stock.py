@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .checkpoints import read_checkpoint
+from ..model.checkpoints import read_checkpoint
 from .compiling import CompilesOnCudaOnly
 from .kept_settings import KeepsSettings
 from .plots import NowAndThen

@@ -28,8 +28,8 @@ from torch import nn
 from torch.nn import functional
 
 from ..methods.distillation import distillation_loss
+from ..model.checkpoints import CHECKPOINT, read_checkpoint, trained_with
 from ..model.labels import class_values
-from .checkpoints import CHECKPOINT, read_checkpoint, trained_with
 from .networks import NetworkBuilder
 
 LAST_WEIGHT_OF_DDP = 1e-6  # nnU-Net's

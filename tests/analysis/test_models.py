@@ -15,7 +15,7 @@ import torch
 
 from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.cli import main
-from nnunet_sauron.trainers.checkpoints import DamagedFileError, load, read_checkpoint
+from nnunet_sauron.model.checkpoints import DamagedFileError, load, read_checkpoint
 
 from ..compression.small_model import write_images, write_model
 

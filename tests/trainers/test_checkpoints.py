@@ -6,8 +6,8 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_sauron.model.checkpoints import densify_checkpoint
 from nnunet_sauron.pruning import channel_layout
-from nnunet_sauron.trainers.checkpoints import densify_checkpoint
 
 from .small import BATCH, SIDE, set_folders, small_trainer
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from ..model.architecture import network_of_plans
 from ..pruning import accept_pruned_weights, channel_layout, densify
+from .architecture import network_of_plans
 
 TEMPORARY = ".tmp"
 CHECKPOINT = "checkpoint_final.pth"

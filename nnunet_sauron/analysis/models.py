@@ -18,9 +18,9 @@ from torch import nn
 
 from ..files import read_json_object
 from ..model.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint, trained_with
+from ..model.compiling import compiling_on_cuda_only
 from ..model.labels import class_values, foreground_values
 from ..plugin.commands import continue_command
-from ..trainers.compiling import compiling_on_cuda_only
 from ..trainers.networks import NetworkBuilder
 from .evaluation import Segmentations
 

@@ -12,8 +12,8 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from ..model.checkpoints import write_atomically
+from ..model.compiling import CompilesOnCudaOnly
 from ..pruning import accept_pruned_weights, channel_layout, resize
-from .compiling import CompilesOnCudaOnly
 
 
 class ResizingTrainer(CompilesOnCudaOnly):

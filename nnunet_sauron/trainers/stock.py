@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..model.checkpoints import read_checkpoint
-from .compiling import CompilesOnCudaOnly
+from ..model.compiling import CompilesOnCudaOnly
 from .kept_settings import KeepsSettings
 from .plots import NowAndThen
 from .resizing import ResizingTrainer

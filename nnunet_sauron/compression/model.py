@@ -13,9 +13,9 @@ import torch
 
 from ..analysis.models import CHECKPOINT, COMPRESSION, TrainedModel
 from ..console.plain import plain
+from ..model.networks import BUILT_BY
 from ..pruning.channels import check_prunable
 from ..pruning.merging import check_mergeable
-from ..trainers.networks import BUILT_BY
 
 TRAINER = "CompressedTrainer"
 STOCK = "nnUNetTrainer"

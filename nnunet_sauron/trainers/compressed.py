@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from ..model.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
+from ..model.networks import BUILT_BY, find_trainer, network_of_trainer, take_builder
 from ..plugin.commands import train_command
 from ..pruning import accept_pruned_weights, widths_of
 from .kept_settings import KeepsSettings, has_begun
-from .networks import BUILT_BY, find_trainer, network_of_trainer, take_builder
 from .plots import NowAndThen
 from .resizing import ResizingTrainer
 from .settings import Given, TrainingSettings

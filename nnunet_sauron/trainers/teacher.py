@@ -30,7 +30,7 @@ from torch.nn import functional
 from ..methods.distillation import distillation_loss
 from ..model.checkpoints import CHECKPOINT, read_checkpoint, trained_with
 from ..model.labels import class_values
-from .networks import NetworkBuilder
+from ..model.networks import NetworkBuilder
 
 LAST_WEIGHT_OF_DDP = 1e-6  # nnU-Net's
 SEEN = ("spacing", "normalization_schemes", "use_mask_for_norm")  # what makes the images that a network is given

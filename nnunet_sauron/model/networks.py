@@ -20,9 +20,9 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from ..model.architecture import network_of_plans
 from ..pruning import accept_pruned_weights
 from ..pruning.channels import is_prunable
+from .architecture import network_of_plans
 
 BUILT_BY = "network_built_by"
 """Of a configuration in the plans of a compressed model: the trainer whose network it is, where not the plans' own."""
@@ -132,7 +132,7 @@ def find_trainer(name: str) -> type[nnUNetTrainer]:
     Raises:
         LookupError: It is not there, or looking for it failed; the message says what to do.
     """
-    from .. import trainers  # which imports this module
+    from .. import trainers
 
     if name in trainers.__all__:
         return getattr(trainers, name)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from ..console.progress import Progress
+from ..model.reading import not_finite, read_image
 from .evaluation import check_same_voxels, read_labels
 from .models import TrainedModel
-from .reading import not_finite, read_image
 
 
 @dataclass(frozen=True)

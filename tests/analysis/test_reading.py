@@ -18,8 +18,8 @@ from skimage import io
 
 from nnunet_sauron.analysis.cases import Case, check_cases, find_cases, read_case
 from nnunet_sauron.analysis.models import TrainedModel
-from nnunet_sauron.analysis.reading import read_image, read_segmentation
 from nnunet_sauron.console.progress import Progress
+from nnunet_sauron.model.reading import read_image, read_segmentation
 
 from ..compression.small_model import write_model
 

@@ -183,7 +183,7 @@ class Study:
         return sorted(path.name for path in (stock / "validation").glob("*.nii.gz"))
 
     def row(self, what: str, predictions: Path, stock: Path, left: dict) -> dict:
-        from nnunet_sauron.analysis.evaluation import Segmentations, evaluate_folder, mean_score
+        from nnunet_sauron.model.evaluation import Segmentations, evaluate_folder, mean_score
 
         kind = Segmentations({"anterior": 1, "posterior": 2})
         scores = evaluate_folder(predictions, self.folder / REFERENCES, kind, cases=self.cases(stock))

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from ..console.progress import Progress
+from ..model.evaluation import check_same_voxels, read_labels
 from ..model.reading import not_finite, read_image
-from .evaluation import check_same_voxels, read_labels
 from .models import TrainedModel
 
 

@@ -19,10 +19,10 @@ from torch import nn
 from ..files import read_json_object
 from ..model.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint, trained_with
 from ..model.compiling import compiling_on_cuda_only
+from ..model.evaluation import Segmentations
 from ..model.labels import class_values, foreground_values
 from ..model.networks import NetworkBuilder
 from ..plugin.commands import continue_command
-from .evaluation import Segmentations
 
 ALL = "all"  # nnU-Net's name for the fold that trains on everything
 __all__ = ["CHECKPOINT", "COMPRESSION", "TrainedModel"]

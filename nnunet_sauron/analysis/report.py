@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from ..console.progress import Progress
+from ..model.evaluation import TOLERANCE_MM, CaseScore
 from ..plugin.commands import checkpoint_flag, command, train_command
 from ..pruning import channel_layout
 from ..pruning.timing import Timing, time_networks
 from ..trainers.pruning import SERIES
 from .cost import NetworkCost, network_cost
-from .evaluation import TOLERANCE_MM, CaseScore
 from .models import CHECKPOINT, COMPRESSION, TrainedModel
 from .paired import PairedDifference, paired_difference
 from .report_scores import has_segmentations, score_model

@@ -15,8 +15,8 @@ import pandas as pd
 from .. import __version__
 from ..console.plain import plain
 from ..model.checkpoints import write_atomically
+from ..model.evaluation import ClassScore
 from ..pruning.timing import machine
-from .evaluation import ClassScore
 from .models import ALL
 from .report import ModelReport, Report
 

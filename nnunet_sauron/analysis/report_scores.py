@@ -9,8 +9,8 @@ from nnunetv2.paths import nnUNet_preprocessed
 
 from ..console.progress import Progress
 from ..files import read_json_object
+from ..model.evaluation import CaseScore, evaluate_folder
 from ..plugin.commands import predict_command, train_command
-from .evaluation import CaseScore, evaluate_folder
 from .models import CHECKPOINT, COMPRESSION, TrainedModel
 
 BEST = "checkpoint_best.pth"

@@ -13,8 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..analysis.cases import check_cases, find_cases
-from ..analysis.evaluation import CaseScore, mean_score
 from ..console.progress import Progress
+from ..model.evaluation import CaseScore, mean_score
 from ..plugin.commands import predict_command
 from ..pruning.timing import chosen_device
 from .compress import Compressor, Goal, Segmenter, provenance, split

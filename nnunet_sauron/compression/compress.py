@@ -14,8 +14,8 @@ from torch import nn
 
 from .. import __version__
 from ..analysis.cases import Case
-from ..analysis.evaluation import CaseScore, evaluate_folder
 from ..analysis.models import TrainedModel
+from ..model.evaluation import CaseScore, evaluate_folder
 from ..pruning import (
     CostModel,
     Ranking,

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..analysis.evaluation import CaseScore, mean_score
 from ..console.json_output import print_json
 from ..console.terminal import PlainTable, plain_console
+from ..model.evaluation import CaseScore, mean_score
 from .compress import Compressed
 
 Scores = Sequence[CaseScore]

@@ -23,10 +23,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..analysis.cases import Case
-from ..analysis.evaluation import CaseScore, mean_score
 from ..analysis.models import TrainedModel
 from ..methods.distillation import distillation_loss
 from ..model.checkpoints import DamagedFileError, load, write_atomically
+from ..model.evaluation import CaseScore, mean_score
 from ..trainers.compressed import INITIAL_LR, MIRRORING
 from ..trainers.teacher import Teacher, is_supervised
 from .augmented import AugmentedPatches, store_images

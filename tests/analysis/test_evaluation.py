@@ -8,7 +8,7 @@ import pytest
 import SimpleITK
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
-from nnunet_sauron.analysis.evaluation import CaseScore, Segmentations, evaluate_folder, mean_score, score_class
+from nnunet_sauron.model.evaluation import CaseScore, Segmentations, evaluate_folder, mean_score, score_class
 
 LABELS = Segmentations({"background": 0, "organ": 1, "lesion": 2})
 SPACING = (3.0, 1.0, 0.5)  # mm, in z, y, x

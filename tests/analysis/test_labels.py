@@ -15,10 +15,10 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from skimage import io
 
 from nnunet_sauron.analysis.cases import Case
-from nnunet_sauron.analysis.evaluation import Segmentations, evaluate_folder
 from nnunet_sauron.analysis.feature_maps import feature_maps
 from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.cli import main
+from nnunet_sauron.model.evaluation import Segmentations, evaluate_folder
 from nnunet_sauron.model.labels import class_values, foreground_values
 
 from ..compression.small_model import write_images, write_model

@@ -14,8 +14,8 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
-from ..model.labels import class_values, foreground_values
-from ..model.reading import read_segmentation
+from .labels import class_values, foreground_values
+from .reading import read_segmentation
 
 TOLERANCE_MM = 1.0
 ROUNDING = 1e-6  # mm; two voxels of 0.1 mm are 0.2 mm apart, whatever floating point makes of it

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..analysis.cases import check_cases, find_cases
 from ..console.progress import Progress
+from ..model.cases import check_cases, find_cases
 from ..model.evaluation import CaseScore, mean_score
 from ..plugin.commands import predict_command
 from ..pruning.timing import chosen_device

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..analysis.cases import Case
 from ..analysis.models import TrainedModel
+from ..model.cases import Case
 from ..model.evaluation import CaseScore, evaluate_folder
 from ..pruning import (
     CostModel,

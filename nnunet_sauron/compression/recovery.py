@@ -22,9 +22,9 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..analysis.cases import Case
 from ..analysis.models import TrainedModel
 from ..methods.distillation import distillation_loss
+from ..model.cases import Case
 from ..model.checkpoints import DamagedFileError, load, write_atomically
 from ..model.evaluation import CaseScore, mean_score
 from ..trainers.compressed import INITIAL_LR, MIRRORING

@@ -13,7 +13,6 @@ import torch
 from rich.console import Console
 from scipy.spatial.distance import pdist
 
-from nnunet_sauron.analysis.cases import case_of, preprocess, read_case
 from nnunet_sauron.analysis.clusterability import (
     clusterability,
     dip_of_distances,
@@ -24,6 +23,7 @@ from nnunet_sauron.analysis.clusterability import (
 )
 from nnunet_sauron.analysis.clusterability_plot import draw, embedding, print_table
 from nnunet_sauron.analysis.models import TrainedModel
+from nnunet_sauron.model.cases import case_of, preprocess, read_case
 from nnunet_sauron.plugin.commands import train_command
 from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.trainers.snapshots import pooled

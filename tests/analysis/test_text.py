@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from nnunet_sauron.analysis.benchmark import print_benchmark
-from nnunet_sauron.analysis.cases import case_of
 from nnunet_sauron.analysis.feature_maps import feature_maps
 from nnunet_sauron.analysis.feature_maps_plot import draw
 from nnunet_sauron.analysis.models import TrainedModel
@@ -28,6 +27,7 @@ from nnunet_sauron.compression.compress import Compressed
 from nnunet_sauron.compression.display import print_compressed
 from nnunet_sauron.console.progress import Progress
 from nnunet_sauron.console.terminal import PlainTable, plain_console
+from nnunet_sauron.model.cases import case_of
 from nnunet_sauron.model.evaluation import CaseScore, ClassScore
 from nnunet_sauron.pruning.timing import Timing
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..analysis.models import TrainedModel
 from ..console.progress import Progress
-from ..model.evaluation import check_same_voxels, read_labels
-from ..model.reading import not_finite, read_image
-from .models import TrainedModel
+from .evaluation import check_same_voxels, read_labels
+from .reading import not_finite, read_image
 
 
 @dataclass(frozen=True)

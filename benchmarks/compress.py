@@ -194,7 +194,7 @@ class Study:
 
 def network_times(models: list[Path]) -> dict[Path, float]:
     """Median seconds of one patch, all models taking turns."""
-    from nnunet_sauron.analysis.models import TrainedModel
+    from nnunet_sauron.model.trained import TrainedModel
     from nnunet_sauron.pruning.timing import time_networks
 
     read = {folder: TrainedModel.read(folder, ["0"]) for folder in models}

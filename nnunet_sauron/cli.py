@@ -408,9 +408,9 @@ def _benchmark(options: argparse.Namespace) -> int:
 def _feature_maps(options: argparse.Namespace) -> int:
     from .analysis.feature_maps import feature_maps, layer_names
     from .analysis.feature_maps_plot import check_output, write
-    from .analysis.models import TrainedModel
     from .console.progress import Progress
     from .model.cases import case_of, check_cases
+    from .model.trained import TrainedModel
 
     if not options.list:
         if options.image is None:

@@ -16,8 +16,8 @@ from .. import __version__
 from ..console.plain import plain
 from ..model.checkpoints import write_atomically
 from ..model.evaluation import ClassScore
+from ..model.trained import ALL
 from ..pruning.timing import machine
-from .models import ALL
 from .report import ModelReport, Report
 
 METRICS = ("dice", "hd95", "surface_dice", "absolute_volume_error", "volume_error")

@@ -14,8 +14,8 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.utils.data import Dataset
 
-from ..analysis.models import TrainedModel
 from ..model.cases import Case, preprocess, read_case
+from ..model.trained import TrainedModel
 
 
 def store_images(model: TrainedModel, cases: Sequence[Case], folder: Path) -> Iterator[str]:

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..analysis.models import TrainedModel
 from ..model.cases import Case
 from ..model.evaluation import CaseScore, evaluate_folder
+from ..model.trained import TrainedModel
 from ..pruning import (
     CostModel,
     Ranking,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from ..analysis.models import CHECKPOINT, COMPRESSION, TrainedModel
 from ..console.plain import plain
 from ..model.networks import BUILT_BY
+from ..model.trained import CHECKPOINT, COMPRESSION, TrainedModel
 from ..pruning.channels import check_prunable
 from ..pruning.merging import check_mergeable
 

@@ -22,11 +22,11 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..analysis.models import TrainedModel
 from ..methods.distillation import distillation_loss
 from ..model.cases import Case
 from ..model.checkpoints import DamagedFileError, load, write_atomically
 from ..model.evaluation import CaseScore, mean_score
+from ..model.trained import TrainedModel
 from ..trainers.compressed import INITIAL_LR, MIRRORING
 from ..trainers.teacher import Teacher, is_supervised
 from .augmented import AugmentedPatches, store_images

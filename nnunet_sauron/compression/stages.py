@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from ..analysis.models import TrainedModel
+from ..model.trained import TrainedModel
 from ..planning.derive import plans_of_model
 from ..planning.widths import UniformWidths
 from ..pruning.stages import Stages, stage_rankings

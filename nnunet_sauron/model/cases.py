@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..analysis.models import TrainedModel
 from ..console.progress import Progress
 from .evaluation import check_same_voxels, read_labels
 from .reading import not_finite, read_image
+from .trained import TrainedModel
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import SimpleITK
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.model.cases import Case, case_of, find_cases, preprocess, read_case
+from nnunet_sauron.model.trained import TrainedModel
 
 from ..compression.small_model import write_images, write_model
 

@@ -22,8 +22,8 @@ from nnunet_sauron.analysis.clusterability import (
     trend,
 )
 from nnunet_sauron.analysis.clusterability_plot import draw, embedding, print_table
-from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.model.cases import case_of, preprocess, read_case
+from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.plugin.commands import train_command
 from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.trainers.snapshots import pooled

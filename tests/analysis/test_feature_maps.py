@@ -14,8 +14,8 @@ from nnunet_sauron.analysis import feature_maps_plot
 from nnunet_sauron.analysis.feature_maps import default_layer, feature_maps, layer_names
 from nnunet_sauron.analysis.feature_maps_grid import Grid
 from nnunet_sauron.analysis.feature_maps_plot import check_output, draw, write, write_nifti
-from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.model.cases import Case, case_of
+from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning import channel_layout, resize
 
 from ..compression.small_model import write_images, write_model

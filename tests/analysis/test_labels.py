@@ -15,11 +15,11 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from skimage import io
 
 from nnunet_sauron.analysis.feature_maps import feature_maps
-from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.cli import main
 from nnunet_sauron.model.cases import Case
 from nnunet_sauron.model.evaluation import Segmentations, evaluate_folder
 from nnunet_sauron.model.labels import class_values, foreground_values
+from nnunet_sauron.model.trained import TrainedModel
 
 from ..compression.small_model import write_images, write_model
 

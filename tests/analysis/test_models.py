@@ -13,9 +13,9 @@ import zipfile
 import pytest
 import torch
 
-from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.cli import main
 from nnunet_sauron.model.checkpoints import DamagedFileError, load, read_checkpoint
+from nnunet_sauron.model.trained import TrainedModel
 
 from ..compression.small_model import write_images, write_model
 

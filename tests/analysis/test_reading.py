@@ -16,10 +16,10 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from skimage import io
 
-from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.console.progress import Progress
 from nnunet_sauron.model.cases import Case, check_cases, find_cases, read_case
 from nnunet_sauron.model.reading import read_image, read_segmentation
+from nnunet_sauron.model.trained import TrainedModel
 
 from ..compression.small_model import write_model
 

@@ -18,7 +18,6 @@ from rich.console import Console
 from nnunet_sauron.analysis.benchmark import print_benchmark
 from nnunet_sauron.analysis.feature_maps import feature_maps
 from nnunet_sauron.analysis.feature_maps_plot import draw
-from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.analysis.plot_text import as_is
 from nnunet_sauron.analysis.report import make_report
 from nnunet_sauron.analysis.report_table import print_report
@@ -29,6 +28,7 @@ from nnunet_sauron.console.progress import Progress
 from nnunet_sauron.console.terminal import PlainTable, plain_console
 from nnunet_sauron.model.cases import case_of
 from nnunet_sauron.model.evaluation import CaseScore, ClassScore
+from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning.timing import Timing
 
 from ..compression.small_model import write_images, write_model

@@ -12,11 +12,11 @@ import pytest
 import SimpleITK
 import torch
 
-from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.cli import main
 from nnunet_sauron.compression.compress import Compressor, Goal, Segmenter
 from nnunet_sauron.compression.images import batches, patches
 from nnunet_sauron.model.cases import find_cases
+from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning import (
     CostModel,
     channel_layout,

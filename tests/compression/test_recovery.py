@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.cli import main
 from nnunet_sauron.compression import recovery
 from nnunet_sauron.compression.augmented import AugmentedPatches, store_images
 from nnunet_sauron.compression.images import patches
 from nnunet_sauron.model.cases import find_cases
+from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning import channel_layout
 
 from .small_model import write_images, write_model

@@ -17,12 +17,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from ..files import read_json_object
-from ..model.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint, trained_with
-from ..model.compiling import compiling_on_cuda_only
-from ..model.evaluation import Segmentations
-from ..model.labels import class_values, foreground_values
-from ..model.networks import NetworkBuilder
 from ..plugin.commands import continue_command
+from .checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint, trained_with
+from .compiling import compiling_on_cuda_only
+from .evaluation import Segmentations
+from .labels import class_values, foreground_values
+from .networks import NetworkBuilder
 
 ALL = "all"  # nnU-Net's name for the fold that trains on everything
 __all__ = ["CHECKPOINT", "COMPRESSION", "TrainedModel"]

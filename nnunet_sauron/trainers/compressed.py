@@ -11,13 +11,13 @@ import torch
 
 from ..model.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
 from ..model.networks import BUILT_BY, find_trainer, network_of_trainer, take_builder
+from ..model.snapshots import Snapshots, SnapshotSettings
 from ..plugin.commands import train_command
 from ..pruning import accept_pruned_weights, widths_of
 from .kept_settings import KeepsSettings, has_begun
 from .plots import NowAndThen
 from .resizing import ResizingTrainer
 from .settings import Given, TrainingSettings
-from .snapshots import Snapshots, SnapshotSettings
 from .teacher import DistillingLoss, Teacher
 
 NUM_EPOCHS = 50

@@ -25,6 +25,7 @@ from ..methods.ranks import decided_on_one_rank
 from ..methods.targets import MEASURED
 from ..model.architecture import network_of_plans
 from ..model.checkpoints import TEMPORARY, read_checkpoint
+from ..model.snapshots import Snapshots, SnapshotSettings
 from ..pruning import (
     CostModel,
     channel_layout,
@@ -41,7 +42,6 @@ from .plots import NowAndThen
 from .pruning_plot import plot_pruning
 from .resizing import ResizingTrainer
 from .settings import Given, TrainingSettings
-from .snapshots import Snapshots, SnapshotSettings
 
 SERIES = "pruning"
 NNUNET_EPOCHS = 1000  # nnU-Net's length of training, which its constructor sets

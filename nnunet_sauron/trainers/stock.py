@@ -6,11 +6,11 @@ import torch
 
 from ..model.checkpoints import read_checkpoint
 from ..model.compiling import CompilesOnCudaOnly
+from ..model.snapshots import Snapshots, SnapshotSettings
 from .kept_settings import KeepsSettings
 from .plots import NowAndThen
 from .resizing import ResizingTrainer
 from .settings import Given, TrainingSettings
-from .snapshots import Snapshots, SnapshotSettings
 
 
 class StockTrainer(KeepsSettings, CompilesOnCudaOnly):

@@ -23,10 +23,10 @@ from nnunet_sauron.analysis.clusterability import (
 )
 from nnunet_sauron.analysis.clusterability_plot import draw, embedding, print_table
 from nnunet_sauron.model.cases import case_of, preprocess, read_case
+from nnunet_sauron.model.snapshots import pooled
 from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.plugin.commands import train_command
 from nnunet_sauron.pruning import channel_layout
-from nnunet_sauron.trainers.snapshots import pooled
 
 from ..compression.small_model import write_images, write_model
 

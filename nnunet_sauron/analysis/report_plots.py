@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..trainers.pruning_plot import draw_channels, draw_thresholds
+from ..model.history import draw_channels, draw_thresholds
 from .plot_text import as_is
 from .report import ModelReport, Report, common_values
 from .report_data import fold_numbers, mean_numbers

@@ -25,6 +25,7 @@ from ..methods.ranks import decided_on_one_rank
 from ..methods.targets import MEASURED
 from ..model.architecture import network_of_plans
 from ..model.checkpoints import TEMPORARY, read_checkpoint
+from ..model.history import plot_pruning
 from ..model.snapshots import Snapshots, SnapshotSettings
 from ..pruning import (
     CostModel,
@@ -39,7 +40,6 @@ from ..pruning.channels import ChannelLayout, check_prunable
 from ..pruning.moments import LEAST_SAMPLES_PER_CHANNEL, SAMPLES_PER_CHANNEL, patches_needed
 from .kept_settings import CHANGEABLE, has_begun, tell_settings
 from .plots import NowAndThen
-from .pruning_plot import plot_pruning
 from .resizing import ResizingTrainer
 from .settings import Given, TrainingSettings
 

@@ -10,7 +10,7 @@ matplotlib.use("agg")  # as nnU-Net does: trainings run without a screen
 import matplotlib.pyplot as plt
 import numpy as np
 
-from ..model.checkpoints import write_atomically
+from .checkpoints import write_atomically
 
 
 def plot_pruning(

@@ -13,7 +13,7 @@ from ..console.terminal import PlainTable, plain_console
 from ..model.trained import CHECKPOINT, TrainedModel
 from ..pruning.cost import forward_on_meta
 from ..pruning.timing import Timing, chosen_device, machine, time_networks
-from .report import short_names
+from .report.compare import short_names
 
 
 def benchmark(

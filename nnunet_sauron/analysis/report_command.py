@@ -10,7 +10,7 @@ from ..console.json_output import print_json
 from ..console.progress import Progress
 from ..console.terminal import plain_console
 from ..model.checkpoints import write_atomically
-from .report import Report, make_report
+from .report.compare import Report, make_report
 from .report_data import TEXT, as_json, write_data
 from .report_html import write_html
 from .report_table import print_report

@@ -18,7 +18,7 @@ from ..model.checkpoints import write_atomically
 from ..model.evaluation import ClassScore
 from ..model.trained import ALL
 from ..pruning.timing import machine
-from .report import ModelReport, Report
+from .report.compare import ModelReport, Report
 
 METRICS = ("dice", "hd95", "surface_dice", "absolute_volume_error", "volume_error")
 COUNTS = ("cases", "empty_prediction", "empty_reference", "both_empty")

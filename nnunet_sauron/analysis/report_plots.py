@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from ..model.history import draw_channels, draw_thresholds
 from .plot_text import as_is
-from .report import ModelReport, Report, common_values
+from .report.compare import ModelReport, Report, common_values
 from .report_data import fold_numbers, mean_numbers
 
 # Colours that nobody draws with stand for the page's own, see `_svg`.

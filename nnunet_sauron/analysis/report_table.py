@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..console.terminal import PlainTable
 from .paired import PairedDifference
-from .report import ModelReport, Report, target_in_words
+from .report.compare import ModelReport, Report, target_in_words
 from .report_data import dense_numbers, fold_numbers, mean_numbers, stage_channels
 
 

@@ -1,0 +1,1 @@
+"""Compares trained models: cost, time and quality, as data, tables, pictures and one page."""

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from ..console.terminal import PlainTable
-from .paired import PairedDifference
 from .report.compare import ModelReport, Report, target_in_words
+from .report.paired import PairedDifference
 from .report_data import dense_numbers, fold_numbers, mean_numbers, stage_channels
 
 

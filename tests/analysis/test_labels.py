@@ -232,7 +232,7 @@ class TestReport:
         "text", ['{"metric_per_case": [{"ref', "[]", '{"metric_per_case": [1]}', '{"metric_per_case": {"a": 1}}', "\0"]
     )
     def test_summary(self, folders, capsys, monkeypatch, text):
-        monkeypatch.setattr("nnunet_sauron.analysis.report_scores.nnUNet_preprocessed", str(folders / "preprocessed"))
+        monkeypatch.setattr("nnunet_sauron.analysis.report.scores.nnUNet_preprocessed", str(folders / "preprocessed"))
         path = folders / "other" / "fold_0" / "validation" / "summary.json"
         path.write_text(text)
         found, _ = self.report(folders, capsys, code=1)

@@ -19,8 +19,8 @@ from ...pruning import channel_layout
 from ...pruning.timing import Timing, time_networks
 from ...trainers.pruning import SERIES
 from ..cost import NetworkCost, network_cost
-from ..report_scores import has_segmentations, score_model
 from .paired import PairedDifference, paired_difference
+from .scores import has_segmentations, score_model
 
 SECONDS_OF_TIMING = 60.0  # for all networks of a report together
 SCATTER = 0.3  # of a median: a wider middle half tells of other work on the machine

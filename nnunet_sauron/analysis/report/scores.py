@@ -7,11 +7,11 @@ from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed
 
-from ..console.progress import Progress
-from ..files import read_json_object
-from ..model.evaluation import CaseScore, evaluate_folder
-from ..model.trained import CHECKPOINT, COMPRESSION, TrainedModel
-from ..plugin.commands import predict_command, train_command
+from ...console.progress import Progress
+from ...files import read_json_object
+from ...model.evaluation import CaseScore, evaluate_folder
+from ...model.trained import CHECKPOINT, COMPRESSION, TrainedModel
+from ...plugin.commands import predict_command, train_command
 
 BEST = "checkpoint_best.pth"
 PREDICTIONS = "predictions"  # stands for a fold where scores are of a folder of predictions

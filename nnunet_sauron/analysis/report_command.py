@@ -11,7 +11,7 @@ from ..console.progress import Progress
 from ..console.terminal import plain_console
 from ..model.checkpoints import write_atomically
 from .report.compare import Report, make_report
-from .report_data import TEXT, as_json, write_data
+from .report.data import TEXT, as_json, write_data
 from .report_html import write_html
 from .report_table import print_report
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from .. import __version__
 from ..model.checkpoints import write_atomically
 from .report.compare import Report
-from .report_data import TEXT
+from .report.data import TEXT
 from .report_plots import pictures
 from .report_table import (
     COST,

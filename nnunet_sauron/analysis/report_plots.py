@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ..model.history import draw_channels, draw_thresholds
 from .plot_text import as_is
 from .report.compare import ModelReport, Report, common_values
-from .report_data import fold_numbers, mean_numbers
+from .report.data import fold_numbers, mean_numbers
 
 # Colours that nobody draws with stand for the page's own, see `_svg`.
 INK, FAINT = "#010203", "#010204"

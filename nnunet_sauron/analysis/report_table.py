@@ -11,8 +11,8 @@ from rich.text import Text
 
 from ..console.terminal import PlainTable
 from .report.compare import ModelReport, Report, target_in_words
+from .report.data import dense_numbers, fold_numbers, mean_numbers, stage_channels
 from .report.paired import PairedDifference
-from .report_data import dense_numbers, fold_numbers, mean_numbers, stage_channels
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ import torch
 from nnunet_sauron.analysis.report.compare import ModelReport, Report, make_report, short_names
 from rich.console import Console
 
+from nnunet_sauron.analysis.report.data import as_json, mean_numbers, stage_channels, summary_frame
 from nnunet_sauron.analysis.report_command import report
-from nnunet_sauron.analysis.report_data import as_json, mean_numbers, stage_channels, summary_frame
 from nnunet_sauron.analysis.report_html import page, write_html
 from nnunet_sauron.analysis.report_plots import pareto_front, pictures
 from nnunet_sauron.analysis.report_table import COST, fold_rows, print_report, rows, target_rows

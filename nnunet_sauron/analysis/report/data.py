@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from .. import __version__
-from ..console.plain import plain
-from ..model.checkpoints import write_atomically
-from ..model.evaluation import ClassScore
-from ..model.trained import ALL
-from ..pruning.timing import machine
-from .report.compare import ModelReport, Report
+from ... import __version__
+from ...console.plain import plain
+from ...model.checkpoints import write_atomically
+from ...model.evaluation import ClassScore
+from ...model.trained import ALL
+from ...pruning.timing import machine
+from .compare import ModelReport, Report
 
 METRICS = ("dice", "hd95", "surface_dice", "absolute_volume_error", "volume_error")
 COUNTS = ("cases", "empty_prediction", "empty_reference", "both_empty")

@@ -20,7 +20,7 @@ from nnunet_sauron.analysis.benchmark import print_benchmark
 from nnunet_sauron.analysis.feature_maps import feature_maps
 from nnunet_sauron.analysis.feature_maps_plot import draw
 from nnunet_sauron.analysis.plot_text import as_is
-from nnunet_sauron.analysis.report_table import print_report
+from nnunet_sauron.analysis.report.table import print_report
 from nnunet_sauron.cli import main
 from nnunet_sauron.compression.compress import Compressed
 from nnunet_sauron.compression.display import print_compressed

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from ..console.terminal import PlainTable
-from .report.compare import ModelReport, Report, target_in_words
-from .report.data import dense_numbers, fold_numbers, mean_numbers, stage_channels
-from .report.paired import PairedDifference
+from ...console.terminal import PlainTable
+from .compare import ModelReport, Report, target_in_words
+from .data import dense_numbers, fold_numbers, mean_numbers, stage_channels
+from .paired import PairedDifference
 
 
 @dataclass(frozen=True)

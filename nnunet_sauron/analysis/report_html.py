@@ -10,6 +10,7 @@ from .. import __version__
 from ..model.checkpoints import write_atomically
 from .report.compare import Report
 from .report.data import TEXT
+from .report.plots import pictures
 from .report.table import (
     COST,
     EMPTY,
@@ -23,7 +24,6 @@ from .report.table import (
     target_rows,
     width_rows,
 )
-from .report_plots import pictures
 
 # Okabe and Ito's colour-blind-safe palette; on white its light colours are darkened, on black its dark ones lightened.
 STYLE = """

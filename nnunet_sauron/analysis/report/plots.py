@@ -15,10 +15,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..model.history import draw_channels, draw_thresholds
-from .plot_text import as_is
-from .report.compare import ModelReport, Report, common_values
-from .report.data import fold_numbers, mean_numbers
+from ...model.history import draw_channels, draw_thresholds
+from ..plot_text import as_is
+from .compare import ModelReport, Report, common_values
+from .data import fold_numbers, mean_numbers
 
 # Colours that nobody draws with stand for the page's own, see `_svg`.
 INK, FAINT = "#010203", "#010204"

@@ -12,8 +12,8 @@ from ..console.terminal import plain_console
 from ..model.checkpoints import write_atomically
 from .report.compare import Report, make_report
 from .report.data import TEXT, as_json, write_data
+from .report.page import write_html
 from .report.table import print_report
-from .report_html import write_html
 
 
 def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, **options) -> Report:

@@ -21,10 +21,10 @@ from nnunet_sauron.analysis.report.compare import ModelReport, Report, make_repo
 from rich.console import Console
 
 from nnunet_sauron.analysis.report.data import as_json, mean_numbers, stage_channels, summary_frame
+from nnunet_sauron.analysis.report.page import page, write_html
 from nnunet_sauron.analysis.report.plots import pareto_front, pictures
 from nnunet_sauron.analysis.report.table import COST, fold_rows, print_report, rows, target_rows
 from nnunet_sauron.analysis.report_command import report
-from nnunet_sauron.analysis.report_html import page, write_html
 from nnunet_sauron.cli import main
 from nnunet_sauron.pruning.timing import Timing
 

@@ -6,12 +6,12 @@ from datetime import date
 from html import escape
 from pathlib import Path
 
-from .. import __version__
-from ..model.checkpoints import write_atomically
-from .report.compare import Report
-from .report.data import TEXT
-from .report.plots import pictures
-from .report.table import (
+from ... import __version__
+from ...model.checkpoints import write_atomically
+from .compare import Report
+from .data import TEXT
+from .plots import pictures
+from .table import (
     COST,
     EMPTY,
     QUALITY,

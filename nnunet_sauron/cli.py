@@ -364,7 +364,7 @@ def _compress(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from .analysis.report_command import report
+    from .analysis.report.command import report
 
     made = report(
         options.models,

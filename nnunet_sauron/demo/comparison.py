@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from ..analysis.report_command import report
+from ..analysis.report.command import report
 from ..datasets.phantom import DATASET_NAME
 from ..model.checkpoints import write_atomically
 from .steps import COMPRESS, MODELS, SETTINGS, model_folder

@@ -20,11 +20,11 @@ import torch
 from nnunet_sauron.analysis.report.compare import ModelReport, Report, make_report, short_names
 from rich.console import Console
 
+from nnunet_sauron.analysis.report.command import report
 from nnunet_sauron.analysis.report.data import as_json, mean_numbers, stage_channels, summary_frame
 from nnunet_sauron.analysis.report.page import page, write_html
 from nnunet_sauron.analysis.report.plots import pareto_front, pictures
 from nnunet_sauron.analysis.report.table import COST, fold_rows, print_report, rows, target_rows
-from nnunet_sauron.analysis.report_command import report
 from nnunet_sauron.cli import main
 from nnunet_sauron.pruning.timing import Timing
 
@@ -369,7 +369,7 @@ def test_equal_networks_are_timed_once(once, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(once, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "nnunet_sauron.analysis.report_command.make_report", lambda *args, **options: pytest.fail("measured")
+        "nnunet_sauron.analysis.report.command.make_report", lambda *args, **options: pytest.fail("measured")
     )
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="cannot be written"):

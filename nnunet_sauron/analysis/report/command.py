@@ -6,14 +6,14 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..console.json_output import print_json
-from ..console.progress import Progress
-from ..console.terminal import plain_console
-from ..model.checkpoints import write_atomically
-from .report.compare import Report, make_report
-from .report.data import TEXT, as_json, write_data
-from .report.page import write_html
-from .report.table import print_report
+from ...console.json_output import print_json
+from ...console.progress import Progress
+from ...console.terminal import plain_console
+from ...model.checkpoints import write_atomically
+from .compare import Report, make_report
+from .data import TEXT, as_json, write_data
+from .page import write_html
+from .table import print_report
 
 
 def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, **options) -> Report:

@@ -24,7 +24,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
-from .feature_maps import FeatureMaps
+from .feature_maps.maps import FeatureMaps
 from .feature_maps_grid import Grid
 from .feature_maps_windows import Bar, silent
 from .plot_text import as_is, font_families

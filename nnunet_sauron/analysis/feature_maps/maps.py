@@ -20,15 +20,15 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from ..model.cases import Case, preprocess, read_case
-from ..model.evaluation import check_same_voxels, check_values
-from ..model.reading import read_segmentation
-from ..model.trained import TrainedModel
-from ..pruning.channels import channel_layout, feature_map_modules
-from ..pruning.cost import forward_on_meta
-from ..pruning.timing import chosen_device
-from .feature_maps_grid import Grid
-from .feature_maps_windows import Bar, Layer, Windows, silent
+from ...model.cases import Case, preprocess, read_case
+from ...model.evaluation import check_same_voxels, check_values
+from ...model.reading import read_segmentation
+from ...model.trained import TrainedModel
+from ...pruning.channels import channel_layout, feature_map_modules
+from ...pruning.cost import forward_on_meta
+from ...pruning.timing import chosen_device
+from ..feature_maps_grid import Grid
+from ..feature_maps_windows import Bar, Layer, Windows, silent
 
 
 @dataclass(frozen=True, eq=False)

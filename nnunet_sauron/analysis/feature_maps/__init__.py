@@ -1,0 +1,1 @@
+"""Shows the feature maps of a layer for a slice of an image."""

@@ -24,8 +24,8 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
+from .feature_maps.grid import Grid
 from .feature_maps.maps import FeatureMaps
-from .feature_maps_grid import Grid
 from .feature_maps_windows import Bar, silent
 from .plot_text import as_is, font_families
 

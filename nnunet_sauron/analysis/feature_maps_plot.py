@@ -26,7 +26,7 @@ from matplotlib.transforms import Bbox
 
 from .feature_maps.grid import Grid
 from .feature_maps.maps import FeatureMaps
-from .feature_maps_windows import Bar, silent
+from .feature_maps.windows import Bar, silent
 from .plot_text import as_is, font_families
 
 COLUMNS, ROWS = 8, 6  # of maps on a page, at most

@@ -27,8 +27,8 @@ from ...model.trained import TrainedModel
 from ...pruning.channels import channel_layout, feature_map_modules
 from ...pruning.cost import forward_on_meta
 from ...pruning.timing import chosen_device
-from ..feature_maps_windows import Bar, Layer, Windows, silent
 from .grid import Grid
+from .windows import Bar, Layer, Windows, silent
 
 
 @dataclass(frozen=True, eq=False)

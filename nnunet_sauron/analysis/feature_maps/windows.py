@@ -16,7 +16,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from torch import nn
 from torch.nn import functional
 
-from ..pruning.evaluating import evaluating
+from ...pruning.evaluating import evaluating
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
 """Shows progress: bar(what is done, steps) is a context that yields what to call with each step's name, or ""."""

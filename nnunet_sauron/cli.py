@@ -407,7 +407,7 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 def _feature_maps(options: argparse.Namespace) -> int:
     from .analysis.feature_maps.maps import feature_maps, layer_names
-    from .analysis.feature_maps_plot import check_output, write
+    from .analysis.feature_maps.plots import check_output, write
     from .console.progress import Progress
     from .model.cases import case_of, check_cases
     from .model.trained import TrainedModel

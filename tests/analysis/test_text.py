@@ -18,7 +18,7 @@ from nnunet_sauron.analysis.report.compare import make_report
 from rich.console import Console
 
 from nnunet_sauron.analysis.benchmark import print_benchmark
-from nnunet_sauron.analysis.feature_maps_plot import draw
+from nnunet_sauron.analysis.feature_maps.plots import draw
 from nnunet_sauron.analysis.plot_text import as_is
 from nnunet_sauron.analysis.report.table import print_report
 from nnunet_sauron.cli import main

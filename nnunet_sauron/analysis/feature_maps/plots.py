@@ -24,10 +24,10 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
-from .feature_maps.grid import Grid
-from .feature_maps.maps import FeatureMaps
-from .feature_maps.windows import Bar, silent
-from .plot_text import as_is, font_families
+from ..plot_text import as_is, font_families
+from .grid import Grid
+from .maps import FeatureMaps
+from .windows import Bar, silent
 
 COLUMNS, ROWS = 8, 6  # of maps on a page, at most
 MOST_INPUTS = 4  # channels of the image beside reference and prediction

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
 from ..console.terminal import PlainTable, plain_console
-from .clusterability import FEWEST_MAPS, MEASURES, SIGNIFICANT, Clusterability, points
+from .clusterability.measure import FEWEST_MAPS, MEASURES, SIGNIFICANT, Clusterability, points
 from .clusterability_folders import TrainedFold
 from .plot_text import as_is
 

@@ -21,9 +21,9 @@ from scipy.spatial.distance import num_obs_y, pdist
 from scipy.stats import kendalltau, theilslopes
 from sklearn.decomposition import PCA
 
-from ..console.plain import plain
-from ..pruning.timing import chosen_device
-from .clusterability_folders import TrainedFold, find_folds
+from ...console.plain import plain
+from ...pruning.timing import chosen_device
+from ..clusterability_folders import TrainedFold, find_folds
 
 MEASURES = ("dip", "hopkins", "neighbours")
 NEAR = 0.1

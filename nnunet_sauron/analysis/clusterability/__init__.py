@@ -1,0 +1,1 @@
+"""Tells whether feature maps clustered while models trained."""

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
 from ..console.terminal import PlainTable, plain_console
+from .clusterability.folders import TrainedFold
 from .clusterability.measure import FEWEST_MAPS, MEASURES, SIGNIFICANT, Clusterability, points
-from .clusterability_folders import TrainedFold
 from .plot_text import as_is
 
 # Okabe and Ito's colours, which can be told apart with any colour vision.

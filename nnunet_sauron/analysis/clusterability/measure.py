@@ -23,7 +23,7 @@ from sklearn.decomposition import PCA
 
 from ...console.plain import plain
 from ...pruning.timing import chosen_device
-from ..clusterability_folders import TrainedFold, find_folds
+from .folders import TrainedFold, find_folds
 
 MEASURES = ("dip", "hopkins", "neighbours")
 NEAR = 0.1

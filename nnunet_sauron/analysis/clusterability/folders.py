@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 
-from ..model.cases import find_cases, preprocess, read_case
-from ..model.checkpoints import read_checkpoint
-from ..model.snapshots import FOLDER, MAX_PATCHES, pooled_maps, snapshots
-from ..model.trained import CHECKPOINT, TrainedModel
-from ..plugin.commands import told_by_name, train_command
+from ...model.cases import find_cases, preprocess, read_case
+from ...model.checkpoints import read_checkpoint
+from ...model.snapshots import FOLDER, MAX_PATCHES, pooled_maps, snapshots
+from ...model.trained import CHECKPOINT, TrainedModel
+from ...plugin.commands import told_by_name, train_command
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 

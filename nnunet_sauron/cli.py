@@ -442,7 +442,7 @@ def _feature_maps(options: argparse.Namespace) -> int:
 
 def _clusterability(options: argparse.Namespace) -> int:
     from .analysis.clusterability.measure import clusterability
-    from .analysis.clusterability_plot import draw, print_table
+    from .analysis.clusterability.plots import draw, print_table
     from .console.json_output import print_json
 
     found = clusterability(

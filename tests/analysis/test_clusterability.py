@@ -21,7 +21,7 @@ from nnunet_sauron.analysis.clusterability.measure import (
 from rich.console import Console
 from scipy.spatial.distance import pdist
 
-from nnunet_sauron.analysis.clusterability_plot import draw, embedding, print_table
+from nnunet_sauron.analysis.clusterability.plots import draw, embedding, print_table
 from nnunet_sauron.model.cases import case_of, preprocess, read_case
 from nnunet_sauron.model.snapshots import pooled
 from nnunet_sauron.model.trained import TrainedModel
@@ -300,7 +300,7 @@ def test_pictures_are_drawn(tmp_path):
 def test_the_layer_shown_is_the_widest_with_enough_maps_or_the_one_asked_for(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(
-        "nnunet_sauron.analysis.clusterability_plot.embedding",
+        "nnunet_sauron.analysis.clusterability.plots.embedding",
         lambda model, layer, epoch: shown.append((layer, epoch)) or np.zeros((8, 2)),
     )
     result = clusterability([write_training(tmp_path / "a", {0: 1.0, 3: 1.0})])

@@ -11,10 +11,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
-from ..console.terminal import PlainTable, plain_console
-from .clusterability.folders import TrainedFold
-from .clusterability.measure import FEWEST_MAPS, MEASURES, SIGNIFICANT, Clusterability, points
-from .plot_text import as_is
+from ...console.terminal import PlainTable, plain_console
+from ..plot_text import as_is
+from .folders import TrainedFold
+from .measure import FEWEST_MAPS, MEASURES, SIGNIFICANT, Clusterability, points
 
 # Okabe and Ito's colours, which can be told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
+from scipy.spatial.distance import pdist
+
 from nnunet_sauron.analysis.clusterability.measure import (
     clusterability,
     dip_of_distances,
@@ -18,9 +21,6 @@ from nnunet_sauron.analysis.clusterability.measure import (
     points,
     trend,
 )
-from rich.console import Console
-from scipy.spatial.distance import pdist
-
 from nnunet_sauron.analysis.clusterability.plots import draw, embedding, print_table
 from nnunet_sauron.model.cases import case_of, preprocess, read_case
 from nnunet_sauron.model.snapshots import pooled

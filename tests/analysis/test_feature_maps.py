@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from nnunet_sauron.analysis.feature_maps.maps import default_layer, feature_maps, layer_names
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
 from nnunet_sauron.analysis.feature_maps import plots as feature_maps_plot
 from nnunet_sauron.analysis.feature_maps.grid import Grid
+from nnunet_sauron.analysis.feature_maps.maps import default_layer, feature_maps, layer_names
 from nnunet_sauron.analysis.feature_maps.plots import check_output, draw, write, write_nifti
 from nnunet_sauron.model.cases import Case, case_of
 from nnunet_sauron.model.trained import TrainedModel

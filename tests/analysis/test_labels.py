@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import SimpleITK
 import tifffile
-from nnunet_sauron.analysis.feature_maps.maps import feature_maps
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from skimage import io
 
+from nnunet_sauron.analysis.feature_maps.maps import feature_maps
 from nnunet_sauron.cli import main
 from nnunet_sauron.model.cases import Case
 from nnunet_sauron.model.evaluation import Segmentations, evaluate_folder

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from nnunet_sauron.analysis.report.compare import ModelReport, Report, make_report, short_names
 from rich.console import Console
 
 from nnunet_sauron.analysis.report.command import report
+from nnunet_sauron.analysis.report.compare import ModelReport, Report, make_report, short_names
 from nnunet_sauron.analysis.report.data import as_json, mean_numbers, stage_channels, summary_frame
 from nnunet_sauron.analysis.report.page import page, write_html
 from nnunet_sauron.analysis.report.plots import pareto_front, pictures

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import SimpleITK
 from matplotlib.figure import Figure
-from nnunet_sauron.analysis.feature_maps.maps import feature_maps
-from nnunet_sauron.analysis.report.compare import make_report
 from rich.console import Console
 
 from nnunet_sauron.analysis.benchmark import print_benchmark
+from nnunet_sauron.analysis.feature_maps.maps import feature_maps
 from nnunet_sauron.analysis.feature_maps.plots import draw
 from nnunet_sauron.analysis.plot_text import as_is
+from nnunet_sauron.analysis.report.compare import make_report
 from nnunet_sauron.analysis.report.table import print_report
 from nnunet_sauron.cli import main
 from nnunet_sauron.compression.compress import Compressed

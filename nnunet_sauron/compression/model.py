@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..console.plain import plain
+from ..files import new_folder
 from ..model.networks import BUILT_BY
 from ..model.trained import CHECKPOINT, COMPRESSION, TrainedModel
 from ..pruning.channels import check_prunable
@@ -65,10 +65,7 @@ def write_model(
         plans: In the place of the model's own: what is written is nnU-Net's own trainer's then, and nothing in it
             needs this package.
     """
-    beside = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
+    with new_folder(target) as beside:
         for name in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
             if (model.folder / name).is_file():
                 shutil.copyfile(model.folder / name, beside / name)
@@ -94,9 +91,6 @@ def write_model(
             of_training = model.folder / f"fold_{fold}" / "progress.png"
             shutil.copyfile(of_training if of_training.is_file() else pictures[fold], folder / "progress.png")
             (folder / "validation" / "summary.json").write_text(json.dumps(plain(notes["summary"]), indent=2))
-        os.replace(beside, target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _naming_builder(plans: dict, model: TrainedModel) -> dict:

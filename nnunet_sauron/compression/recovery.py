@@ -22,9 +22,10 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..files import AGAIN, write_atomically
 from ..methods.distillation import distillation_loss
 from ..model.cases import Case
-from ..model.checkpoints import DamagedFileError, load, write_atomically
+from ..model.checkpoints import DamagedFileError, load
 from ..model.evaluation import CaseScore, mean_score
 from ..model.trained import TrainedModel
 from ..trainers.compressed import INITIAL_LR, MIRRORING
@@ -228,9 +229,7 @@ class Recovery:
         return state
 
     def _save(self) -> None:
-        write_atomically(
-            self.folder / "state.pth", lambda path: torch.save(self._state, path), "give the same command again"
-        )
+        write_atomically(self.folder / "state.pth", lambda path: torch.save(self._state, path), AGAIN)
 
 
 def check_images(fitted_on: int, held_out: int) -> None:

@@ -1,57 +1,25 @@
-"""Reading and writing nnU-Net checkpoints so that none is ever left half-written."""
+"""nnU-Net's checkpoints: read with an error that says what is wrong with the file, and written without pruning."""
 
 from __future__ import annotations
 
 import errno
-import os
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from ..files import write_atomically
 from ..pruning import accept_pruned_weights, channel_layout, densify
 from .architecture import network_of_plans
 
-TEMPORARY = ".tmp"
 CHECKPOINT = "checkpoint_final.pth"
 # PyTorch has an OSError with EINVAL for a file that was cut short, too.
 NOT_OPENED = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 # As PyTorch and the C++ library say it.
 NO_MEMORY = ("not enough memory", "can't allocate memory", "bad_alloc", "Cannot allocate memory")
 COMPRESSION = "compression"  # key of a checkpoint that `compress` wrote: where its weights come from
-
-
-def write_atomically(
-    path: Path, write: Callable[[str], None], again: str = "continue with the same command and --c"
-) -> None:
-    """Let `write` make a file beside `path`, then put it in its place; a crash at any time leaves the old file.
-
-    Args:
-        path: The file.
-        write: Given the temporary file's name.
-        again: What to do once there is room, for the error.
-
-    Raises:
-        OSError: It could not be written; the old file, if any, is untouched.
-    """
-    temporary = path.with_name(path.name + TEMPORARY)
-    try:
-        write(str(temporary))
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        # torch.save reports a full disk as a RuntimeError of its writer; any other has nothing to do with files.
-        if isinstance(error, RuntimeError) and not any(word in str(error) for word in ("StreamWriter", "iostream")):
-            raise
-        raise OSError(
-            f"Could not write {path}: {error}. What stood there before is untouched; make room or make the folder "
-            f"writable, then {again}."
-        ) from error
 
 
 class DamagedFileError(ValueError):

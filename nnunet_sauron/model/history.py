@@ -10,7 +10,9 @@ matplotlib.use("agg")  # as nnU-Net does: trainings run without a screen
 import matplotlib.pyplot as plt
 import numpy as np
 
-from .checkpoints import write_atomically
+from ..files import write_atomically
+
+SERIES = "pruning"  # of nnU-Net's logger, and so of every checkpoint: a record an epoch
 
 
 def plot_pruning(
@@ -24,7 +26,7 @@ def plot_pruning(
         dense_cost: Parameters and multiply-accumulates then.
         path: The PNG to write.
     """
-    history = series["pruning"]
+    history = series[SERIES]
     names = list(dense_widths)
     # nnU-Net's progress plot leaves seaborn's style with 2.5 times larger fonts behind.
     with plt.style.context(["default", {"font.size": 9, "axes.titlesize": 11}], after_reset=True):

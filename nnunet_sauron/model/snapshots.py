@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..files import TEMPORARY, write_atomically
 from ..pruning import channel_layout
 from ..pruning.evaluating import evaluating
-from .checkpoints import TEMPORARY, write_atomically
 
 FOLDER = "feature_maps"
 PATCHES = "patches.npz"

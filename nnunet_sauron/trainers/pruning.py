@@ -20,12 +20,13 @@ from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed, nn
 
+from ..files import TEMPORARY
 from ..methods.base import Progress, PruningMethod, steps
 from ..methods.ranks import decided_on_one_rank
 from ..methods.targets import MEASURED
 from ..model.architecture import network_of_plans
-from ..model.checkpoints import TEMPORARY, read_checkpoint
-from ..model.history import plot_pruning
+from ..model.checkpoints import read_checkpoint
+from ..model.history import SERIES, plot_pruning
 from ..model.snapshots import Snapshots, SnapshotSettings
 from ..pruning import (
     CostModel,
@@ -43,7 +44,6 @@ from .plots import NowAndThen
 from .resizing import ResizingTrainer
 from .settings import Given, TrainingSettings
 
-SERIES = "pruning"
 NNUNET_EPOCHS = 1000  # nnU-Net's length of training, which its constructor sets
 MERGE_BATCHES = 6
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from ..model.checkpoints import write_atomically
+from ..files import write_atomically
 from ..model.compiling import CompilesOnCudaOnly
 from ..pruning import accept_pruned_weights, channel_layout, resize
 

@@ -398,7 +398,7 @@ class TestErrors:
         def fails(*_):
             raise OSError("disk full")
 
-        monkeypatch.setattr("nnunet_sauron.compression.model.os.replace", fails)
+        monkeypatch.setattr("nnunet_sauron.files.os.replace", fails)
         self.refused(model, capsys, "--macs", "0.5", said="disk full")
 
 

@@ -8,8 +8,6 @@ with letters that say so. Where the image does not tell directions, it is drawn 
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
+from ...files import new_folder
 from ..plot_text import as_is, font_families
 from .grid import Grid
 from .maps import FeatureMaps
@@ -61,16 +60,8 @@ def write(maps: FeatureMaps, folder: Path, nifti: bool = False, bar: Bar = silen
         FileExistsError: The folder exists and is not empty.
     """
     check_output(folder)
-    beside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
+    with new_folder(folder) as beside:
         files = draw(maps, beside) + (write_nifti(maps, beside, bar) if nifti else [])
-        if folder.is_dir():
-            folder.rmdir()
-        os.replace(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return [folder / path.name for path in files]
 
 

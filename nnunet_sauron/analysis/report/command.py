@@ -9,9 +9,9 @@ from pathlib import Path
 from ...console.json_output import print_json
 from ...console.progress import Progress
 from ...console.terminal import plain_console
-from ...model.checkpoints import write_atomically
+from ...files import write_text_atomically
 from .compare import Report, make_report
-from .data import TEXT, as_json, write_data
+from .data import as_json, write_data
 from .page import write_html
 from .table import print_report
 
@@ -38,7 +38,7 @@ def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, 
     text = io.StringIO()
     print_report(made, plain_console(file=text, width=120))
     written = [*write_data(made, output), output / "report.txt", output / "report.html"]
-    write_atomically(output / "report.txt", lambda path: Path(path).write_text(text.getvalue(), **TEXT))
+    write_text_atomically(output / "report.txt", text.getvalue())
     write_html(made, output / "report.html")
     if json_output:
         print_json(as_json(made))

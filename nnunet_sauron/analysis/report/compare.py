@@ -13,11 +13,11 @@ from torch import nn
 
 from ...console.progress import Progress
 from ...model.evaluation import TOLERANCE_MM, CaseScore
+from ...model.history import SERIES
 from ...model.trained import CHECKPOINT, COMPRESSION, TrainedModel
 from ...plugin.commands import checkpoint_flag, command, train_command
 from ...pruning import channel_layout
 from ...pruning.timing import Timing, time_networks
-from ...trainers.pruning import SERIES
 from ..cost import NetworkCost, network_cost
 from .paired import PairedDifference, paired_difference
 from .scores import has_segmentations, score_model

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ... import __version__
 from ...console.plain import plain
-from ...model.checkpoints import write_atomically
+from ...files import write_text_atomically
 from ...model.evaluation import ClassScore
 from ...model.trained import ALL
 from ...pruning.timing import machine
@@ -22,8 +22,6 @@ from .compare import ModelReport, Report
 
 METRICS = ("dice", "hd95", "surface_dice", "absolute_volume_error", "volume_error")
 COUNTS = ("cases", "empty_prediction", "empty_reference", "both_empty")
-# Of files: a file's name may hold bytes that are no text.
-TEXT = {"encoding": "utf-8", "errors": "backslashreplace"}
 MEAN = "mean"  # stands for a fold
 
 
@@ -154,7 +152,7 @@ def write_data(report: Report, folder: Path) -> list[Path]:
         "cases.csv": case_frame(report).to_csv(index=False),
     }
     for name, text in texts.items():
-        write_atomically(folder / name, lambda path, text=text: Path(path).write_text(text, **TEXT))
+        write_text_atomically(folder / name, text)
     return [folder / name for name in texts]
 
 

@@ -7,9 +7,8 @@ from html import escape
 from pathlib import Path
 
 from ... import __version__
-from ...model.checkpoints import write_atomically
+from ...files import write_text_atomically
 from .compare import Report
-from .data import TEXT
 from .plots import pictures
 from .table import (
     COST,
@@ -62,7 +61,7 @@ thead th { white-space: normal; max-width: 16rem; overflow-wrap: anywhere; } tbo
 
 def write_html(report: Report, path: Path) -> None:
     """Write the report as a self-contained page, whole or not at all."""
-    write_atomically(path, lambda target: Path(target).write_text(page(report), **TEXT))
+    write_text_atomically(path, page(report))
 
 
 def page(report: Report) -> str:

@@ -1,7 +1,8 @@
-"""`pruning.png`: what a pruning training did, beside nnU-Net's `progress.png`."""
+"""The pruning history of a training, as pictures: `pruning.png` beside nnU-Net's `progress.png`, and widths as bars."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -59,6 +60,22 @@ def draw_channels(figure, axes, history: list[dict], dense: dict[str, int]) -> N
     now = [f"{history[-1]['widths'][name]} of {width}" for name, width in dense.items()]
     numbers.set_yticks(range(len(dense)), now, fontsize=7)
     figure.colorbar(image, ax=axes, location="bottom", shrink=0.5, label="fraction of the channels at the start")
+
+
+def draw_widths(axes, dense: Mapping[str, int], widths: Mapping[str, int], labels: tuple[str, str], colours) -> None:
+    """A wide bar for every unit's channels before, with a narrow one in it for those that are left.
+
+    Args:
+        axes: Matplotlib's.
+        dense, widths: Channels by unit, before and now.
+        labels, colours: Of the two bars.
+    """
+    names = list(dense)
+    for numbers, label, colour, height in zip((dense, widths), labels, colours, (0.8, 0.5), strict=True):
+        axes.barh(names, [numbers[name] for name in names], height=height, color=colour, label=label)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_xlabel("channels")
 
 
 def _cost(axes, history: list[dict], dense: tuple[int, int]) -> None:

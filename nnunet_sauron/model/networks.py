@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import inspect
 import io
 import warnings
@@ -20,6 +21,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from ..plugin.installation import TRAINERS, trainer_names
 from ..pruning import accept_pruned_weights
 from ..pruning.channels import is_prunable
 from .architecture import network_of_plans
@@ -132,10 +134,8 @@ def find_trainer(name: str) -> type[nnUNetTrainer]:
     Raises:
         LookupError: It is not there, or looking for it failed; the message says what to do.
     """
-    from .. import trainers
-
-    if name in trainers.__all__:
-        return getattr(trainers, name)
+    if name in trainer_names():  # also where nnU-Net has not been shown them
+        return getattr(importlib.import_module(TRAINERS.module), name)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net tells of every folder that it looks into
             return recursive_find_trainer_class_by_name(name)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from functools import partial
 
 from ..console.json_output import print_json
+from ..console.numbers import with_prefix
 from ..console.terminal import PlainTable, plain_console
 from ..plugin.commands import command
 from .derive import ConfigurationChange, DerivedPlans
 
+_short = partial(with_prefix, digits=4)
 ROWS = (
     # Label, attribute of ConfigurationSize, how it is shown.
     ("stages", "stages", str),
     ("widths", "widths", lambda widths: "-".join(map(str, widths))),
-    ("parameters", "parameters", lambda number: _short(number)),
-    ("MACs of one patch", "macs", lambda number: _short(number)),
+    ("parameters", "parameters", _short),
+    ("MACs of one patch", "macs", _short),
     ("patch size", "patch_size", lambda sizes: " ".join(map(str, sizes))),
     ("batch size", "batch_size", str),
-    ("feature map values", "feature_map_values", lambda number: _short(number)),
+    ("feature map values", "feature_map_values", _short),
 )
 
 
@@ -56,11 +59,3 @@ def _as_json(derived: DerivedPlans) -> dict:
     for name, change in derived.configurations.items():
         described["configurations"][name]["ratios"] = ratios(change)
     return described
-
-
-def _short(number: int) -> str:
-    for unit in ("", " k", " M", " G"):
-        if number < 1000:
-            return f"{number:.4g}{unit}"
-        number /= 1000
-    return f"{number:.4g} T"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..model.architecture import network_of_plans
+from ..model.checkpoints import DamagedFileError, read_checkpoint, trained_with
 from ..pruning import widths_of
 from .networks import PrunedPlainConvUNet, PrunedResidualEncoderUNet
 
@@ -202,8 +203,6 @@ class PrunedWidths(Widths):
             ValueError: It is truncated or no checkpoint, needs a module that is missing, its network's class is
                 unknown, or its weights do not fit its own plans.
         """
-        from ..model.checkpoints import DamagedFileError, read_checkpoint, trained_with
-
         try:
             checkpoint = read_checkpoint(path)
         except DamagedFileError as error:  # its advice is for who continues a training

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...model.history import draw_channels, draw_thresholds
+from ...model.history import draw_channels, draw_thresholds, draw_widths
 from ..plot_text import as_is
 from .compare import ModelReport, Report, common_values
 from .data import fold_numbers, mean_numbers
@@ -160,14 +160,9 @@ def _layers(report: Report) -> Iterator[Picture]:
                         layout="constrained")  # fmt: skip
         grid = figure.subplots(math.ceil(len(shown) / 2), min(2, len(shown)), squeeze=False).ravel()
         for axes, (i, model, one) in zip(grid, shown, strict=False):
-            names = list(model.dense_widths)
-            axes.barh(names, list(model.dense_widths.values()), color=FAINT, label="in the plans")
-            axes.barh(names, [one.widths[n] for n in names], height=0.5, color=_colour(i), label="now")
-            axes.invert_yaxis()
-            axes.tick_params(axis="y", labelsize=7)
+            draw_widths(axes, model.dense_widths, one.widths, ("in the plans", "now"), (FAINT, _colour(i)))
             axes.grid(axis="y", visible=False)
             axes.set_title(_label(model), fontsize=9)
-            axes.set_xlabel("channels")
             axes.legend(fontsize=8, loc="lower right")
         for axes in grid[len(shown) :]:
             axes.remove()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Console
 from rich.text import Text
 
+from ...console.numbers import duration, with_prefix
 from ...console.terminal import PlainTable
 from .compare import ModelReport, Report, target_in_words
 from .data import dense_numbers, fold_numbers, mean_numbers, stage_channels
@@ -24,32 +26,18 @@ class Row:
     show: Callable[[float], str]
 
 
-def _si(unit: str = "") -> Callable[[float], str]:
-    def show(value: float) -> str:
-        value = float(f"{value:.3g}")  # before the prefix is chosen: 999.6 million are 1 billion
-        for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-            if value >= size:
-                return f"{value / size:.3g} {prefix}{unit}"
-        return f"{value:.3g} {unit}".rstrip()
-
-    return show
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
-
-
+BYTES = partial(with_prefix, unit="B")
 COST = (
     Row("channels", "channels", lambda v: f"{v:.0f}"),
-    Row("parameters", "parameters", _si()),
-    Row("macs", "MACs of a patch", _si()),
-    Row("flops", "FLOPs of a patch", _si()),
-    Row("weights_bytes", "weights on disk", _si("B")),
-    Row("peak_memory_bytes", "peak memory of a patch", _si("B")),
-    Row("seconds_cpu", "CPU time of a patch", _time),
-    Row("seconds_cpu_iqr", "its interquartile range", _time),
-    Row("seconds_cuda", "GPU time of a patch", _time),
-    Row("seconds_cuda_iqr", "its interquartile range", _time),
+    Row("parameters", "parameters", with_prefix),
+    Row("macs", "MACs of a patch", with_prefix),
+    Row("flops", "FLOPs of a patch", with_prefix),
+    Row("weights_bytes", "weights on disk", BYTES),
+    Row("peak_memory_bytes", "peak memory of a patch", BYTES),
+    Row("seconds_cpu", "CPU time of a patch", duration),
+    Row("seconds_cpu_iqr", "its interquartile range", duration),
+    Row("seconds_cuda", "GPU time of a patch", duration),
+    Row("seconds_cuda_iqr", "its interquartile range", duration),
     Row("epoch_time_ratio", "last epochs' time over the first's", lambda v: f"{v:.2f}"),
 )
 QUALITY = (

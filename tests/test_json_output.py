@@ -27,7 +27,7 @@ def demo(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("nnunet_sauron_debug", raising=False)
 
     def stands_for(run) -> None:
-        monkeypatch.setitem(sys.modules, "nnunet_sauron.demo", SimpleNamespace(run_demo=run))
+        monkeypatch.setitem(sys.modules, "nnunet_sauron.demo.steps", SimpleNamespace(run_demo=run))
 
     return stands_for
 
@@ -99,7 +99,7 @@ def program(then: str, *words: str, **options) -> subprocess.Popen:
         "from nnunet_sauron.cli import main\n"
         "from nnunet_sauron.json_output import print_json\n"
         f"def run(folder, json_output): {then}\n"
-        "sys.modules['nnunet_sauron.demo'] = types.SimpleNamespace(run_demo=run)\n"
+        "sys.modules['nnunet_sauron.demo.steps'] = types.SimpleNamespace(run_demo=run)\n"
         "sys.exit(main())"
     )
     environment = {**os.environ, "PYTHONPATH": str(trainer_folder().parents[2])}

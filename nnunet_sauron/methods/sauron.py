@@ -17,7 +17,7 @@ from torch import nn
 
 from ..pruning.channels import ChannelLayout, channel_layout, feature_map_modules
 from ..pruning.cost import CostModel
-from ..pruning.evaluating import evaluating
+from ..pruning.eval_mode import eval_mode
 from ..pruning.tolerance import unit_factors
 from .base import Progress, PruningMethod, PruningSettings, channels_to_keep, mean_of, spread_steps
 from .delta import NORMALISATIONS, relative_pairwise_distances, with_delta_opt
@@ -356,7 +356,7 @@ def mean_distances(
 
     hooks = {m: partial(add, unit) for unit, _, m in feature_map_modules(network, channel_layout(network))}
     device = next(network.parameters()).device
-    with torch.no_grad(), evaluating(network, hooks):
+    with torch.no_grad(), eval_mode(network, hooks):
         for tensor in inputs:
             network(tensor.to(device))
     return {unit: (total / counts[unit]).cpu() for unit, total in sums.items()}

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ..files import TEMPORARY, write_atomically
 from ..pruning import channel_layout
-from ..pruning.evaluating import evaluating
+from ..pruning.eval_mode import eval_mode
 
 FOLDER = "feature_maps"
 PATCHES = "patches.npz"
@@ -166,7 +166,7 @@ def pooled_maps(network: nn.Module, data: torch.Tensor) -> dict[str, np.ndarray]
 
     # A unit has the name of the first module that makes its feature maps.
     hooks = {network.get_submodule(unit.name): partial(keep, unit.name) for unit in channel_layout(network).units}
-    with torch.inference_mode(), evaluating(network, hooks):
+    with torch.inference_mode(), eval_mode(network, hooks):
         network(data)
     return maps
 

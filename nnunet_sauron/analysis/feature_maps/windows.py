@@ -16,7 +16,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from torch import nn
 from torch.nn import functional
 
-from ...pruning.evaluating import evaluating
+from ...pruning.eval_mode import eval_mode
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
 """Shows progress: bar(what is done, steps) is a context that yields what to call with each step's name, or ""."""
@@ -81,7 +81,7 @@ class Windows:
         outputs: list[torch.Tensor] = []
         self.network.to(self.device)
         hooks = {self.network.get_submodule(self.layer.name): lambda module, inputs, output: outputs.append(output[0])}
-        with evaluating(self.network, hooks), bar(f"gathering {self.layer.channels} maps", len(slicers)) as step:
+        with eval_mode(self.network, hooks), bar(f"gathering {self.layer.channels} maps", len(slicers)) as step:
             for slicer in slicers:
                 self.network(self.image[slicer][None].to(self.device))
                 maps, where, weights = outputs.pop(), slicer[1:], self.weights

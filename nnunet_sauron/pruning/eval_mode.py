@@ -1,4 +1,4 @@
-"""A network looked at, and left as it was."""
+"""A network in evaluation mode for a while, or copied."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(network: nn.Module, hooks: Mapping[nn.Module, Callable] | None = None) -> Iterator[None]:
+def eval_mode(network: nn.Module, hooks: Mapping[nn.Module, Callable] | None = None) -> Iterator[None]:
     """Evaluation mode and exact float32, with forward hooks by module, as long as it lasts; also after an error.
 
     Each module gets back its own mode: a norm may be frozen. TensorFloat-32, PyTorch's default for convolutions on
@@ -32,7 +32,7 @@ def evaluating(network: nn.Module, hooks: Mapping[nn.Module, Callable] | None = 
             module.training = training
 
 
-def copied(network: nn.Module) -> nn.Module:
+def copy_network(network: nn.Module) -> nn.Module:
     """A copy with the network's very hooks: a trainer that one belongs to would be copied with its data loaders."""
     kept = {}
     for module in network.modules():

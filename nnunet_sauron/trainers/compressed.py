@@ -15,7 +15,7 @@ from ..model.snapshots import Snapshots, SnapshotSettings
 from ..plugin.commands import train_command
 from ..pruning import accept_pruned_weights, widths_of
 from .kept_settings import KeepsSettings, has_begun
-from .plots import NowAndThen
+from .plots import Throttled
 from .resizing import ResizingTrainer
 from .settings import Given, TrainingSettings
 from .teacher import DistillingLoss, Teacher
@@ -97,7 +97,7 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         training.apply_to(self)
         self._series()
         self.kept_settings()
-        self.logger.plot_progress_png = NowAndThen(self, self.logger.plot_progress_png)
+        self.logger.plot_progress_png = Throttled(self, self.logger.plot_progress_png)
         self._snapshots = Snapshots(self, snapshot_settings)
 
     @staticmethod

@@ -40,7 +40,7 @@ from ..pruning import (
 from ..pruning.channels import ChannelLayout, check_prunable
 from ..pruning.moments import LEAST_SAMPLES_PER_CHANNEL, SAMPLES_PER_CHANNEL, patches_needed
 from .kept_settings import CHANGEABLE, has_begun, tell_settings
-from .plots import NowAndThen
+from .plots import Throttled
 from .resizing import ResizingTrainer
 from .settings import Given, TrainingSettings
 
@@ -77,8 +77,8 @@ class PruningTrainer(ResizingTrainer):
         training.apply_to(self)
         self._series().setdefault(SERIES, [])
         self._steps_done = 0
-        self.logger.plot_progress_png = NowAndThen(self, self.logger.plot_progress_png)
-        self._plot = NowAndThen(self, self._plot_pruning)
+        self.logger.plot_progress_png = Throttled(self, self.logger.plot_progress_png)
+        self._plot = Throttled(self, self._plot_pruning)
         self._snapshots = Snapshots(self, snapshot_settings)
         self._last_regulariser: torch.Tensor | None = None
 

@@ -22,7 +22,7 @@ from ..pruning.moments import SAMPLES_PER_CHANNEL, patches_needed
 from ..pruning.ranking import Ranking
 from ..pruning.timing import time_networks
 from ..pruning.tolerance import LATENCY_STEPS, STEPS, tolerance_for, weighted, widths_at
-from .base import Progress, PruningMethod, PruningSettings, spread_steps
+from .base import PruningMethod, PruningSettings, TrainingState, spread_steps
 from .targets import DEFAULT_MACS, least_widths
 
 TARGETS = ("target_macs", "target_parameters", "target_latency")
@@ -136,7 +136,7 @@ class Shrink(PruningMethod):
     def why_missed(self) -> str | None:
         return self._why
 
-    def keep(self, progress: Progress) -> dict[str, list[int]]:
+    def keep(self, progress: TrainingState) -> dict[str, list[int]]:
         schedule = self.schedule
         widths = {name: series[-1] for name, series in progress.widths.items()}
         if schedule.is_met(widths, progress.epoch, self._left):
@@ -184,7 +184,7 @@ class Shrink(PruningMethod):
         return self._latencies[key]
 
 
-def inputs_to_rank_on(network: nn.Module, progress: Progress, patches: int) -> list[torch.Tensor]:
+def inputs_to_rank_on(network: nn.Module, progress: TrainingState, patches: int) -> list[torch.Tensor]:
     """Batches of at least so many training patches, and more where a layer would have too few positions; none where no
     patch is finite."""
     inputs = progress.patches(patches)

@@ -21,7 +21,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed, nn
 
 from ..files import TEMPORARY
-from ..methods.base import Progress, PruningMethod, steps
+from ..methods.base import PruningMethod, TrainingState, steps
 from ..methods.ranks import decided_on_one_rank
 from ..methods.targets import MEASURED
 from ..model.architecture import network_of_plans
@@ -256,7 +256,7 @@ class PruningTrainer(ResizingTrainer):
         if record["held"] is None:
             history = [*self.history()[: self.current_epoch], record]
             losses = self._series()["train_losses"]
-            progress = Progress(
+            progress = TrainingState(
                 [loss + epoch["regulariser"] for loss, epoch in zip(losses, history, strict=True)],
                 list(self._series()["val_losses"]),
                 {name: [epoch["widths"][name] for epoch in history] for name in widths},

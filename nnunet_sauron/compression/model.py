@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..console.plain import plain
+from ..console.json_data import json_data
 from ..files import new_folder
 from ..model.networks import BUILT_BY
 from ..model.trained import CHECKPOINT, COMPRESSION, TrainedModel
@@ -74,7 +74,7 @@ def write_model(
         elif model.builder.differs:
             described = _naming_builder(model.plans, model)
             (beside / "plans.json").write_text(json.dumps(described, indent=4), encoding="utf-8")
-        (beside / f"{COMPRESSION}.json").write_text(json.dumps(plain(notes), indent=2))
+        (beside / f"{COMPRESSION}.json").write_text(json.dumps(json_data(notes), indent=2))
         for fold, checkpoint in model.checkpoints.items():
             folder = beside / f"fold_{fold}"
             (folder / "validation").mkdir(parents=True)
@@ -90,7 +90,7 @@ def write_model(
             # nnUNetv2_export_model_to_zip wants these two of every model.
             of_training = model.folder / f"fold_{fold}" / "progress.png"
             shutil.copyfile(of_training if of_training.is_file() else pictures[fold], folder / "progress.png")
-            (folder / "validation" / "summary.json").write_text(json.dumps(plain(notes["summary"]), indent=2))
+            (folder / "validation" / "summary.json").write_text(json.dumps(json_data(notes["summary"]), indent=2))
 
 
 def _naming_builder(plans: dict, model: TrainedModel) -> dict:

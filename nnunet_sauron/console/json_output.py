@@ -9,14 +9,14 @@ import os
 import sys
 from collections.abc import Iterator
 
-from .plain import plain
+from .json_data import json_data
 
 _held_back: list[str] | None = None
 
 
 def print_json(document) -> None:
     """Print a document as strict JSON, with null in the place of nan and infinity; in `json_alone`, at its end."""
-    text = json.dumps(plain(document), indent=2, allow_nan=False)
+    text = json.dumps(json_data(document), indent=2, allow_nan=False)
     if _held_back is None:
         print(text)
     else:

@@ -21,7 +21,7 @@ from scipy.spatial.distance import num_obs_y, pdist
 from scipy.stats import kendalltau, theilslopes
 from sklearn.decomposition import PCA
 
-from ...console.plain import plain
+from ...console.json_data import json_data
 from ...pruning.timing import chosen_device
 from .folders import TrainedFold, find_folds
 
@@ -88,7 +88,7 @@ class Clusterability:
             "by_lambda": self.summary("lambda_").reset_index().to_dict("records"),
             "problems": list(self.problems),
         }
-        return plain(found)
+        return json_data(found)
 
 
 def clusterability(

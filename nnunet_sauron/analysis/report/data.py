@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from ... import __version__
-from ...console.plain import plain
+from ...console.json_data import json_data
 from ...files import write_text_atomically
 from ...model.evaluation import ClassScore
 from ...model.trained import ALL
@@ -116,7 +116,7 @@ def case_frame(report: Report) -> pd.DataFrame:
 
 def as_json(report: Report) -> dict:
     """The whole report as plain data; nan becomes None."""
-    return plain({
+    return json_data({
         "made_by": f"nnunet-sauron {__version__}",
         "date": date.today().isoformat(),
         "machine": {**machine(), "threads": report.threads},

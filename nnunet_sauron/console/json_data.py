@@ -7,14 +7,14 @@ import os
 from collections.abc import Mapping
 
 
-def plain(value):
+def json_data(value):
     """Dictionaries and lists through and through, with None in the place of nan and infinity."""
     if hasattr(value, "tolist"):  # of NumPy or PyTorch
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
+        return {str(key): json_data(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
+        return [json_data(inner) for inner in value]
     if isinstance(value, os.PathLike):
         return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -38,7 +38,7 @@ def add_parsers(verbs: argparse._SubParsersAction) -> None:
 
 def _plan(options: argparse.Namespace) -> int:
     from .derive import derive_plans
-    from .display import print_derived
+    from .table import print_derived
     from .widths import Flat, PerStage, PrunedWidths, Scaled
 
     if options.flat is not None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nnunet_sauron.compression.compress import Compressor, Goal
+from nnunet_sauron.compression.compressor import Compressor, Goal
 from nnunet_sauron.compression.images import batches, patches
 from nnunet_sauron.compression.stages import UniformStages
 from nnunet_sauron.model.cases import find_cases

@@ -17,7 +17,7 @@ from ..model.cases import check_cases, find_cases
 from ..model.evaluation import CaseScore, mean_score
 from ..plugin.commands import predict_command
 from ..pruning.timing import chosen_device
-from .compress import Compressor, Goal, Segmenter, provenance, split
+from .compressor import Compressor, Goal, Segmenter, provenance, split
 from .display import Trial, plot_trade_off, plot_widths, print_compressed, print_trials
 from .images import batches, patches
 from .model import CHECKPOINT, STOCK, TRAINER, read_prunable, write_model

@@ -12,7 +12,7 @@ from ..console.numbers import duration, with_prefix
 from ..console.terminal import PlainTable, plain_console
 from ..model.evaluation import CaseScore, mean_score
 from ..model.history import draw_widths
-from .compress import Compressed
+from .compressor import Compressed
 
 Scores = Sequence[CaseScore]
 

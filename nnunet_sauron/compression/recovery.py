@@ -31,7 +31,7 @@ from ..model.trained import TrainedModel
 from ..trainers.compressed import INITIAL_LR, MIRRORING
 from ..trainers.teacher import Teacher, is_supervised
 from .augmented import AugmentedPatches, store_images
-from .compress import Compressed
+from .compressor import Compressed
 from .images import batches, patches
 
 try:

@@ -36,7 +36,7 @@ def add_parsers(verbs: argparse._SubParsersAction) -> None:
 
 def _compress(options: argparse.Namespace) -> int:
     from .command import compress
-    from .compress import Goal
+    from .compressor import Goal
 
     targets = options.tolerance, options.macs, options.params, options.latency
     compress(

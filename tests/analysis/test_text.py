@@ -22,7 +22,7 @@ from nnunet_sauron.analysis.plot_text import as_is
 from nnunet_sauron.analysis.report.compare import make_report
 from nnunet_sauron.analysis.report.table import print_report
 from nnunet_sauron.cli import main
-from nnunet_sauron.compression.compress import Compressed
+from nnunet_sauron.compression.compressor import Compressed
 from nnunet_sauron.compression.display import print_compressed
 from nnunet_sauron.console.progress import Progress
 from nnunet_sauron.console.terminal import PlainTable, plain_console

@@ -148,7 +148,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(folders, monkeypatch, capsy
         interrupt_after(patched, epochs)
         assert compress(folders, *RECOVER, "3") == 130
     assert not (folders / "small").exists()
-    monkeypatch.setattr("nnunet_sauron.compression.compress.rank_units", lambda *_: pytest.fail("ranked again"))
+    monkeypatch.setattr("nnunet_sauron.compression.compressor.rank_units", lambda *_: pytest.fail("ranked again"))
     trained = []
     train_epoch = recovery._Training._train_epoch
     monkeypatch.setattr(

@@ -9,7 +9,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_sauron.model.checkpoints import densify_checkpoint
 from nnunet_sauron.pruning import channel_layout
 
-from .small import BATCH, SIDE, set_folders, small_trainer
+from ..trainers.small import BATCH, SIDE, set_folders, small_trainer
 
 
 def test_a_densified_checkpoint_has_its_plans_widths_and_the_same_output(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import nnunet_sauron
 
 PACKAGE = Path(nnunet_sauron.__file__).parent
+DESIGN = Path(__file__).parents[1] / "docs" / "design.md"
+NAMED = re.compile(r"`([\w.]+)`\)? in `([\w/]+\.py)`")
 # Each room, and those that it may import from. A room is a package, or a module that lies beside them.
 BELOW = {
     "files": set(),
@@ -114,3 +117,18 @@ def test_a_wrong_import_is_seen(path: str, source: str) -> None:
 )
 def test_a_right_import_is_let_through(path: str, source: str) -> None:
     assert wrong(Path(path), source) == []
+
+
+def test_the_walks_name_what_is_there() -> None:
+    """`NAME` in `FILE` of docs/design.md, a name such as Class.method."""
+    named = NAMED.findall(" ".join(DESIGN.read_text("utf-8").split()))
+    assert len(named) > 40
+    missing = []
+    for name, path in named:
+        inside = ast.parse((PACKAGE / path).read_text("utf-8")).body
+        for part in name.split("."):
+            inside = next((node.body for node in inside if getattr(node, "name", None) == part), None)
+            if inside is None:
+                missing.append((name, path))
+                break
+    assert missing == []

@@ -97,7 +97,7 @@ def program(then: str, *words: str, **options) -> subprocess.Popen:
     code = (
         "import atexit, ctypes, sys, types\n"
         "from nnunet_sauron.cli import main\n"
-        "from nnunet_sauron.json_output import print_json\n"
+        "from nnunet_sauron.console.json_output import print_json\n"
         f"def run(folder, json_output): {then}\n"
         "sys.modules['nnunet_sauron.demo.steps'] = types.SimpleNamespace(run_demo=run)\n"
         "sys.exit(main())"

@@ -183,7 +183,7 @@ class Study:
         return sorted(path.name for path in (stock / "validation").glob("*.nii.gz"))
 
     def row(self, what: str, predictions: Path, stock: Path, left: dict) -> dict:
-        from nnunet_sauron.analysis.evaluation import Segmentations, evaluate_folder, mean_score
+        from nnunet_sauron.model.evaluation import Segmentations, evaluate_folder, mean_score
 
         kind = Segmentations({"anterior": 1, "posterior": 2})
         scores = evaluate_folder(predictions, self.folder / REFERENCES, kind, cases=self.cases(stock))
@@ -194,7 +194,7 @@ class Study:
 
 def network_times(models: list[Path]) -> dict[Path, float]:
     """Median seconds of one patch, all models taking turns."""
-    from nnunet_sauron.analysis.models import TrainedModel
+    from nnunet_sauron.model.trained import TrainedModel
     from nnunet_sauron.pruning.timing import time_networks
 
     read = {folder: TrainedModel.read(folder, ["0"]) for folder in models}

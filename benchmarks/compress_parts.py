@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nnunet_sauron.analysis.cases import find_cases
-from nnunet_sauron.analysis.models import TrainedModel
-from nnunet_sauron.compression.compress import Compressor, Goal
+from nnunet_sauron.compression.compressor import Compressor, Goal
 from nnunet_sauron.compression.images import batches, patches
 from nnunet_sauron.compression.stages import UniformStages
+from nnunet_sauron.model.cases import find_cases
+from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning import rank_units
 from nnunet_sauron.pruning.moments import UNSURE
 from nnunet_sauron.pruning.timing import machine

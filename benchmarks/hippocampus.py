@@ -89,7 +89,7 @@ def compare(folder: Path) -> dict[str, dict]:
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    from nnunet_sauron.analysis.evaluation import Segmentations, evaluate_folder, mean_score
+    from nnunet_sauron.model.evaluation import Segmentations, evaluate_folder, mean_score
     from nnunet_sauron.pruning import channel_layout, count_macs, count_parameters
     from nnunet_sauron.pruning.timing import time_networks
 

@@ -81,7 +81,7 @@ def main() -> None:
 
 def of_training(fold: Path) -> dict:
     """What a pruning training's checkpoint tells of it."""
-    from nnunet_sauron.trainers.checkpoints import read_checkpoint
+    from nnunet_sauron.model.checkpoints import read_checkpoint
 
     logging = read_checkpoint(fold / "checkpoint_final.pth")["logging"]
     history = logging["pruning"]

@@ -94,7 +94,7 @@ def test_message_of_several_lines_becomes_one(
     def run_demo(folder: Path | None, json_output: bool) -> None:
         raise error("first\n  second")
 
-    monkeypatch.setitem(sys.modules, "nnunet_sauron.demo", SimpleNamespace(run_demo=run_demo))
+    monkeypatch.setitem(sys.modules, "nnunet_sauron.demo.steps", SimpleNamespace(run_demo=run_demo))
     monkeypatch.delenv("nnunet_sauron_debug", raising=False)
     assert main(["demo"]) == 2
     assert capsys.readouterr().err == "nnUNetv2_sauron demo: first second\n"
@@ -104,7 +104,7 @@ def test_error_nobody_foresaw_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> 
     def run_demo(folder: Path | None, json_output: bool) -> None:
         raise TypeError("a mistake of ours")
 
-    monkeypatch.setitem(sys.modules, "nnunet_sauron.demo", SimpleNamespace(run_demo=run_demo))
+    monkeypatch.setitem(sys.modules, "nnunet_sauron.demo.steps", SimpleNamespace(run_demo=run_demo))
     with pytest.raises(TypeError):
         main(["demo"])
 
@@ -113,7 +113,7 @@ def test_interruption_is_no_error_of_ours(monkeypatch: pytest.MonkeyPatch, capsy
     def run_demo(folder: Path | None, json_output: bool) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules, "nnunet_sauron.demo", SimpleNamespace(run_demo=run_demo))
+    monkeypatch.setitem(sys.modules, "nnunet_sauron.demo.steps", SimpleNamespace(run_demo=run_demo))
     assert main(["demo"]) == 130
     assert capsys.readouterr().err == "nnUNetv2_sauron demo: interrupted\n"
 
@@ -128,7 +128,7 @@ def test_demo_gets_its_folder_and_format(
     # Stands in for ten minutes of training; what is tested is what the command hands over.
     got: list[tuple[Path | None, bool]] = []
     demo = SimpleNamespace(run_demo=lambda folder, json_output: got.append((folder, json_output)))
-    monkeypatch.setitem(sys.modules, "nnunet_sauron.demo", demo)
+    monkeypatch.setitem(sys.modules, "nnunet_sauron.demo.steps", demo)
     assert main(["demo", *words]) == 0
     assert got == [expected]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from nnunet_sauron.demo import run_demo, steps
+from nnunet_sauron.demo import steps
 from nnunet_sauron.demo.commands import CommandError, TrainingProgress, run_command
 from nnunet_sauron.demo.display import Display, print_comparison
 from nnunet_sauron.demo.folder import STATE_FILE, DemoFolder
@@ -20,6 +20,7 @@ from nnunet_sauron.demo.steps import (
     derive_plans,
     drop_unreadable_checkpoints,
     model_folder,
+    run_demo,
 )
 
 COMPARISON = {

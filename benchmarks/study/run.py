@@ -177,8 +177,8 @@ def measured(model: Path, fold: int, references: Path) -> dict:
     """Dice and HD95 of a fold's validation cases, and the network's cost."""
     import torch
 
-    from nnunet_sauron.analysis.evaluation import evaluate_folder, mean_score
-    from nnunet_sauron.analysis.models import TrainedModel
+    from nnunet_sauron.model.evaluation import evaluate_folder, mean_score
+    from nnunet_sauron.model.trained import TrainedModel
     from nnunet_sauron.pruning import channel_layout, count_macs, count_parameters
 
     trained = TrainedModel.read(model, [str(fold)])

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from ..json_output import print_json
+from ..console.json_output import print_json
+from ..console.terminal import PlainTable, plain_console
+from ..model.trained import CHECKPOINT, TrainedModel
 from ..pruning.cost import forward_on_meta
 from ..pruning.timing import Timing, chosen_device, machine, time_networks
-from ..terminal import PlainTable, plain_console
-from .models import CHECKPOINT, TrainedModel
-from .report import short_names
+from .report.compare import short_names
 
 
 def benchmark(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,9 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.utils.data import Dataset
 
-from ..analysis.cases import Case, preprocess, read_case
-from ..analysis.models import TrainedModel
+from ..files import AGAIN, write_atomically
+from ..model.cases import Case, preprocess, read_case
+from ..model.trained import TrainedModel
 
 
 def store_images(model: TrainedModel, cases: Sequence[Case], folder: Path) -> Iterator[str]:
@@ -34,9 +36,8 @@ def store_images(model: TrainedModel, cases: Sequence[Case], folder: Path) -> It
         if not (folder / f"{case.name}.npy").is_file():
             image, outside, _ = preprocess(model, *read_case(model, case))
             np.save(folder / f"{case.name}_seg.npy", outside)
-            # Renamed when it is whole: a run that was interrupted here goes on from it.
-            np.save(folder / f"{case.name}.tmp.npy", image.numpy())
-            (folder / f"{case.name}.tmp.npy").replace(folder / f"{case.name}.npy")
+            # Last, and whole: a run that was interrupted goes on from the cases that are there.
+            write_atomically(folder / f"{case.name}.npy", partial(_save, image.numpy()), AGAIN)
         yield case.name
 
 
@@ -102,6 +103,11 @@ class _Stored:
         # Mapped anew each time, and copied where transforms write into it: the file stays as it is.
         image, outside = (np.load(self.folder / f"{name}{part}.npy", mmap_mode="c") for part in ("", "_seg"))
         return image, outside, None, {"class_locations": None}
+
+
+def _save(array: np.ndarray, path: str) -> None:
+    with open(path, "wb") as file:  # np.save appends .npy to a name
+        np.save(file, array)
 
 
 @contextmanager

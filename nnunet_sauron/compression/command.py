@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..analysis.cases import check_cases, find_cases
-from ..analysis.evaluation import CaseScore, mean_score
-from ..analysis.progress import Progress
-from ..commands import predict_command
+from ..console.progress import Progress
+from ..model.cases import check_cases, find_cases
+from ..model.evaluation import CaseScore, mean_score
+from ..plugin.commands import predict_command
 from ..pruning.timing import chosen_device
-from .compress import Compressor, Goal, Segmenter, provenance, split
+from .compressor import Compressor, Goal, Segmenter, provenance, split
 from .display import Trial, plot_trade_off, plot_widths, print_compressed, print_trials
 from .images import batches, patches
 from .model import CHECKPOINT, STOCK, TRAINER, read_prunable, write_model

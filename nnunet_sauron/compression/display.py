@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..analysis.evaluation import CaseScore, mean_score
-from ..json_output import print_json
-from ..terminal import PlainTable, plain_console
-from .compress import Compressed
+from ..console.json_output import print_json
+from ..console.numbers import duration, with_prefix
+from ..console.terminal import PlainTable, plain_console
+from ..model.evaluation import CaseScore, mean_score
+from ..model.history import draw_widths
+from .compressor import Compressed
 
 Scores = Sequence[CaseScore]
 
@@ -61,9 +63,9 @@ def print_compressed(
             table.add_row(name, str(width), str(one.after[name]), left)
         table.add_section()
         for label, (before, after), show in (
-            ("parameters", one.parameters, _millions),
-            ("MACs of one patch", one.macs, _billions),
-            ("network time of one patch", one.seconds, lambda s: f"{1000 * s:.3g} ms"),
+            ("parameters", one.parameters, with_prefix),
+            ("MACs of one patch", one.macs, with_prefix),
+            ("network time of one patch", one.seconds, duration),
         ):
             table.add_row(label, show(before), show(after), f"{after / before:.0%}")
         console.print(table)
@@ -150,12 +152,7 @@ def plot_widths(one: Compressed, path: Path) -> Path:
 
     figure = Figure(figsize=(7, 0.22 * len(one.before) + 1), layout="constrained")
     axes = figure.subplots()
-    names = list(one.before)
-    axes.barh(names, [one.before[name] for name in names], color="0.85", label="before")
-    axes.barh(names, [one.after[name] for name in names], color="C0", height=0.5, label="after")
-    axes.invert_yaxis()
-    axes.tick_params(axis="y", labelsize=7)
-    axes.set_xlabel("channels")
+    draw_widths(axes, one.before, one.after, ("before", "after"), ("0.85", "C0"))
     axes.legend()
     figure.savefig(path, dpi=120)
     return path
@@ -186,11 +183,3 @@ def _mean_dice(scores: Scores | None) -> float:
 
 def _number(value: float) -> str:
     return "none" if math.isnan(value) else f"{value:.3f}"
-
-
-def _millions(number: int) -> str:
-    return f"{number / 1e6:.3g} M"
-
-
-def _billions(number: int) -> str:
-    return f"{number / 1e9:.3g} G"

@@ -11,8 +11,8 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from torch.nn import functional
 
-from ..analysis.cases import Case, preprocess, read_case
-from ..analysis.models import TrainedModel
+from ..model.cases import Case, preprocess, read_case
+from ..model.trained import TrainedModel
 from ..pruning.moments import LEAST_SAMPLES_PER_CHANNEL, SAMPLES_PER_CHANNEL, patches_needed
 
 LEAST_PATCHES = 8

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from ..analysis.models import CHECKPOINT, COMPRESSION, TrainedModel
-from ..analysis.plain import plain
+from ..console.json_data import json_data
+from ..files import new_folder
+from ..model.networks import BUILT_BY
+from ..model.trained import CHECKPOINT, COMPRESSION, TrainedModel
 from ..pruning.channels import check_prunable
 from ..pruning.merging import check_mergeable
-from ..trainers.networks import BUILT_BY
 
 TRAINER = "CompressedTrainer"
 STOCK = "nnUNetTrainer"
@@ -65,10 +65,7 @@ def write_model(
         plans: In the place of the model's own: what is written is nnU-Net's own trainer's then, and nothing in it
             needs this package.
     """
-    beside = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
+    with new_folder(target) as beside:
         for name in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
             if (model.folder / name).is_file():
                 shutil.copyfile(model.folder / name, beside / name)
@@ -77,7 +74,7 @@ def write_model(
         elif model.builder.differs:
             described = _naming_builder(model.plans, model)
             (beside / "plans.json").write_text(json.dumps(described, indent=4), encoding="utf-8")
-        (beside / f"{COMPRESSION}.json").write_text(json.dumps(plain(notes), indent=2))
+        (beside / f"{COMPRESSION}.json").write_text(json.dumps(json_data(notes), indent=2))
         for fold, checkpoint in model.checkpoints.items():
             folder = beside / f"fold_{fold}"
             (folder / "validation").mkdir(parents=True)
@@ -93,10 +90,7 @@ def write_model(
             # nnUNetv2_export_model_to_zip wants these two of every model.
             of_training = model.folder / f"fold_{fold}" / "progress.png"
             shutil.copyfile(of_training if of_training.is_file() else pictures[fold], folder / "progress.png")
-            (folder / "validation" / "summary.json").write_text(json.dumps(plain(notes["summary"]), indent=2))
-        os.replace(beside, target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            (folder / "validation" / "summary.json").write_text(json.dumps(json_data(notes["summary"]), indent=2))
 
 
 def _naming_builder(plans: dict, model: TrainedModel) -> dict:

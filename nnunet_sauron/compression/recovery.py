@@ -22,15 +22,16 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..analysis.cases import Case
-from ..analysis.evaluation import CaseScore, mean_score
-from ..analysis.models import TrainedModel
+from ..files import AGAIN, write_atomically
 from ..methods.distillation import distillation_loss
-from ..trainers.checkpoints import DamagedFileError, load, write_atomically
+from ..model.cases import Case
+from ..model.checkpoints import DamagedFileError, load
+from ..model.evaluation import CaseScore, mean_score
+from ..model.trained import TrainedModel
 from ..trainers.compressed import INITIAL_LR, MIRRORING
 from ..trainers.teacher import Teacher, is_supervised
 from .augmented import AugmentedPatches, store_images
-from .compress import Compressed
+from .compressor import Compressed
 from .images import batches, patches
 
 try:
@@ -228,9 +229,7 @@ class Recovery:
         return state
 
     def _save(self) -> None:
-        write_atomically(
-            self.folder / "state.pth", lambda path: torch.save(self._state, path), "give the same command again"
-        )
+        write_atomically(self.folder / "state.pth", lambda path: torch.save(self._state, path), AGAIN)
 
 
 def check_images(fitted_on: int, held_out: int) -> None:

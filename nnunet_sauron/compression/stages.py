@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from ..analysis.models import TrainedModel
+from ..model.trained import TrainedModel
 from ..planning.derive import plans_of_model
 from ..planning.widths import UniformWidths
 from ..pruning.stages import Stages, stage_rankings
 from ..pruning.tolerance import tolerance_for, widths_at
-from .compress import Compressor, Goal, with_left_alone
+from .compressor import Compressor, Goal, with_left_alone
 
 
 class UniformStages:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import SimpleITK
+
+from ..files import new_folder
 
 DATASET_ID = 943
 DATASET_NAME = f"Dataset{DATASET_ID}_Phantom"
@@ -50,28 +50,28 @@ def write_phantom(raw_folder: Path, *, training_cases: int = 20, test_cases: int
     if test_cases < 0:
         raise ValueError(f"test_cases is {test_cases}; give 0 or more.")
     folder = Path(raw_folder) / DATASET_NAME
-    # nnU-Net looks for folders called Dataset*, so it never sees this one.
-    partial = folder.with_name(f".{DATASET_NAME}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    # nnU-Net looks for folders called Dataset*, so it never sees the one beside.
+    with new_folder(folder, replace=True) as beside:
+        _write_dataset(beside, training_cases, test_cases, seed)
+    return folder
+
+
+def _write_dataset(folder: Path, training_cases: int, test_cases: int, seed: int) -> None:
     for suffix, count, stream in (("Tr", training_cases, 0), ("Ts", test_cases, 1)):
-        (partial / f"images{suffix}").mkdir(parents=True)
-        (partial / f"labels{suffix}").mkdir()
+        (folder / f"images{suffix}").mkdir(parents=True)
+        (folder / f"labels{suffix}").mkdir()
         for index in range(count):
             image, labels, spacing = phantom_case(np.random.default_rng([seed, stream, index]))
             name = f"phantom_{suffix.lower()}_{index:03d}"
-            _write_nifti(image, spacing, partial / f"images{suffix}" / f"{name}_0000.nii.gz")
-            _write_nifti(labels, spacing, partial / f"labels{suffix}" / f"{name}.nii.gz")
+            _write_nifti(image, spacing, folder / f"images{suffix}" / f"{name}_0000.nii.gz")
+            _write_nifti(labels, spacing, folder / f"labels{suffix}" / f"{name}.nii.gz")
     description = {
         "channel_names": {"0": "MRI"},
         "labels": LABELS,
         "numTraining": training_cases,
         "file_ending": ".nii.gz",
     }
-    (partial / "dataset.json").write_text(json.dumps(description, indent=2))
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
-    return folder
+    (folder / "dataset.json").write_text(json.dumps(description, indent=2))
 
 
 def phantom_case(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:

@@ -6,9 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-from ..analysis.report_command import report
+from ..analysis.report.command import report
 from ..datasets.phantom import DATASET_NAME
-from ..trainers.checkpoints import write_atomically
+from ..files import write_text_atomically
 from .steps import COMPRESS, MODELS, SETTINGS, model_folder
 
 
@@ -53,8 +53,7 @@ def seconds_per_case(predictions: Path) -> float | None:
 
 def main(folder: Path) -> None:
     """Write `demo.json` into the demo's folder, whole or not at all."""
-    text = json.dumps(compare(folder), indent=2)
-    write_atomically(folder / "demo.json", lambda path: Path(path).write_text(text))
+    write_text_atomically(folder / "demo.json", json.dumps(compare(folder), indent=2))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from ..files import TEMPORARY, write_text_atomically
 
 STATE_FILE = "nnunet_sauron_demo.json"
 
@@ -42,7 +43,7 @@ class DemoFolder:
         folder = cls(path, settings)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            foreign = sorted(entry.name for entry in path.iterdir() if entry != folder._partial)
+            foreign = sorted(entry.name for entry in path.iterdir() if entry.name != STATE_FILE + TEMPORARY)
             if STATE_FILE in foreign:
                 folder.seconds = folder._read_seconds()
             elif foreign:
@@ -64,10 +65,6 @@ class DemoFolder:
         self.seconds[step] = seconds
         self._write()
 
-    @property
-    def _partial(self) -> Path:
-        return self.path / f"{STATE_FILE}.partial"
-
     def _read_seconds(self) -> dict[str, float]:
         try:
             state = json.loads((self.path / STATE_FILE).read_text())
@@ -85,5 +82,5 @@ class DemoFolder:
         return seconds
 
     def _write(self) -> None:
-        self._partial.write_text(json.dumps({"settings": self.settings, "seconds": self.seconds}, indent=2))
-        os.replace(self._partial, self.path / STATE_FILE)
+        state = {"settings": self.settings, "seconds": self.seconds}
+        write_text_atomically(self.path / STATE_FILE, json.dumps(state, indent=2))

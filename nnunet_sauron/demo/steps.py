@@ -17,11 +17,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..commands import command
+from ..console.json_output import print_json
+from ..console.terminal import plain_console
 from ..datasets.phantom import DATASET_ID, DATASET_NAME, write_phantom
-from ..json_output import print_json
 from ..plugin import find_nnunet, reads_external_trainers, trainer_folder
-from ..terminal import plain_console
+from ..plugin.commands import command
 from .commands import CommandError, run_command
 from .display import Display, print_comparison
 from .folder import DemoFolder

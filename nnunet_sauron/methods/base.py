@@ -64,7 +64,7 @@ class PruningSettings:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingState:
     """The training so far, newest epoch last.
 
     Attributes:
@@ -166,11 +166,11 @@ class PruningMethod:
         """Whether the last cut of all is due whatever the loss: held before, it makes up for all that was held."""
         return self.target() is not None
 
-    def redundant(self, progress: Progress) -> dict[str, list[int]]:
+    def redundant(self, progress: TrainingState) -> dict[str, list[int]]:
         """The channels that should go, by unit name, the most redundant first: what `keep` trims to the settings."""
         raise NotImplementedError
 
-    def keep(self, progress: Progress) -> dict[str, list[int]]:
+    def keep(self, progress: TrainingState) -> dict[str, list[int]]:
         """The channels that stay, ascending, of each unit that loses any. Called on one DDP rank only.
 
         The last cut of all meets a target whatever `max_fraction_per_epoch` says: that delays cuts, and cancels none.

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import torch
 
-from .sfp import Soft
+from .sfp import SoftPruning
 
 
-class FPGM(Soft):
+class FPGM(SoftPruning):
     """By the summed Euclidean distance to all other filters of the layer (its equation 5), softly as in SFP."""
 
     def score(self, kernels: torch.Tensor) -> torch.Tensor:

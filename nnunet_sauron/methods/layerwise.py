@@ -9,7 +9,7 @@ from torch import nn
 
 from ..pruning.channels import ChannelLayout
 from ..pruning.cost import CostModel
-from .base import Progress, PruningMethod, steps
+from .base import PruningMethod, TrainingState, steps
 from .targets import TargetSettings, even_widths, make_target
 
 
@@ -50,7 +50,7 @@ class Layerwise(PruningMethod):
         """The channels of a unit that are beyond its final width."""
         return list(self.order(unit)[: max(0, width - self.final_widths[unit])])
 
-    def redundant(self, progress: Progress) -> dict[str, list[int]]:
+    def redundant(self, progress: TrainingState) -> dict[str, list[int]]:
         if progress.epoch != self.cut_epoch:
             return {}
         return {name: self.going(name, series[-1]) for name, series in progress.widths.items()}

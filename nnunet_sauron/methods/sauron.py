@@ -17,9 +17,9 @@ from torch import nn
 
 from ..pruning.channels import ChannelLayout, channel_layout, feature_map_modules
 from ..pruning.cost import CostModel
-from ..pruning.evaluating import evaluating
+from ..pruning.eval_mode import eval_mode
 from ..pruning.tolerance import unit_factors
-from .base import Progress, PruningMethod, PruningSettings, channels_to_keep, mean_of, spread_steps
+from .base import PruningMethod, PruningSettings, TrainingState, channels_to_keep, mean_of, spread_steps
 from .delta import NORMALISATIONS, relative_pairwise_distances, with_delta_opt
 from .shrink import NOTHING_TO_MEASURE_ON, Schedule, inputs_to_rank_on, rank
 from .targets import DEFAULT_MACS
@@ -248,7 +248,7 @@ class Sauron(PruningMethod):
         mean = mean_of(self._terms)
         return None if mean is None else self.settings.lambda_ * self.settings.delta_opt_every * mean
 
-    def redundant(self, progress: Progress) -> dict[str, list[int]]:
+    def redundant(self, progress: TrainingState) -> dict[str, list[int]]:
         """As published: what is nearer to a random reference channel than the layer's threshold."""
         taus = {
             name: self._thresholds[name].update(progress.train_losses, progress.val_losses, widths)
@@ -264,7 +264,7 @@ class Sauron(PruningMethod):
             removable[name] = sorted(below, key=lambda c: scores[c])
         return removable
 
-    def keep(self, progress: Progress) -> dict[str, list[int]]:
+    def keep(self, progress: TrainingState) -> dict[str, list[int]]:
         if self.settings.published:
             return super().keep(progress)
         widths = {name: series[-1] for name, series in progress.widths.items()}
@@ -319,7 +319,7 @@ class Sauron(PruningMethod):
 
         return met
 
-    def _inputs(self, progress: Progress, drawn: int = 0) -> list[torch.Tensor]:
+    def _inputs(self, progress: TrainingState, drawn: int = 0) -> list[torch.Tensor]:
         """`prune_batches` batches, less those that are drawn already."""
         first = progress.patches(1) if drawn < self.settings.prune_batches else []
         missing = self.settings.prune_batches - drawn - 1
@@ -356,7 +356,7 @@ def mean_distances(
 
     hooks = {m: partial(add, unit) for unit, _, m in feature_map_modules(network, channel_layout(network))}
     device = next(network.parameters()).device
-    with torch.no_grad(), evaluating(network, hooks):
+    with torch.no_grad(), eval_mode(network, hooks):
         for tensor in inputs:
             network(tensor.to(device))
     return {unit: (total / counts[unit]).cpu() for unit, total in sums.items()}

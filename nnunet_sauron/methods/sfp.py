@@ -14,7 +14,7 @@ from .layerwise import Layerwise
 from .ranks import decided_on_one_rank
 
 
-class Soft(Layerwise):
+class SoftPruning(Layerwise):
     """Zeroes in every layer the filters that would go, until they do; a subclass scores them, lowest first to go.
 
     A zeroed channel's maps are zero: its kernel, its convolution's bias and its norm's bias are set to zero. The norm's
@@ -36,7 +36,7 @@ class Soft(Layerwise):
         raise NotImplementedError
 
 
-class SFP(Soft):
+class SFP(SoftPruning):
     """By the L2 norm."""
 
     def score(self, kernels: torch.Tensor) -> torch.Tensor:

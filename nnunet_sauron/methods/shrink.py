@@ -17,12 +17,12 @@ from torch import nn
 from ..pruning import position_weights, rank_units, resize
 from ..pruning.channels import ChannelLayout
 from ..pruning.cost import CostModel, feature_map_voxels
-from ..pruning.evaluating import copied
+from ..pruning.eval_mode import copy_network
 from ..pruning.moments import SAMPLES_PER_CHANNEL, patches_needed
 from ..pruning.ranking import Ranking
 from ..pruning.timing import time_networks
 from ..pruning.tolerance import LATENCY_STEPS, STEPS, tolerance_for, weighted, widths_at
-from .base import Progress, PruningMethod, PruningSettings, spread_steps
+from .base import PruningMethod, PruningSettings, TrainingState, spread_steps
 from .targets import DEFAULT_MACS, least_widths
 
 TARGETS = ("target_macs", "target_parameters", "target_latency")
@@ -136,7 +136,7 @@ class Shrink(PruningMethod):
     def why_missed(self) -> str | None:
         return self._why
 
-    def keep(self, progress: Progress) -> dict[str, list[int]]:
+    def keep(self, progress: TrainingState) -> dict[str, list[int]]:
         schedule = self.schedule
         widths = {name: series[-1] for name, series in progress.widths.items()}
         if schedule.is_met(widths, progress.epoch, self._left):
@@ -176,7 +176,7 @@ class Shrink(PruningMethod):
         if key not in self._latencies:
             networks = {}
             for name, chosen in (("dense", self._dense), ("narrow", self.schedule.at_least(widths))):
-                networks[name] = copied(self._network)
+                networks[name] = copy_network(self._network)
                 resize(networks[name], chosen)  # what its weights are makes no difference to the time
             device = next(self._network.parameters()).device
             times = time_networks(networks, self._input_shape, repeats=REPEATS, warmup=2, device=device)
@@ -184,7 +184,7 @@ class Shrink(PruningMethod):
         return self._latencies[key]
 
 
-def inputs_to_rank_on(network: nn.Module, progress: Progress, patches: int) -> list[torch.Tensor]:
+def inputs_to_rank_on(network: nn.Module, progress: TrainingState, patches: int) -> list[torch.Tensor]:
     """Batches of at least so many training patches, and more where a layer would have too few positions; none where no
     patch is finite."""
     inputs = progress.patches(patches)
@@ -199,6 +199,6 @@ def inputs_to_rank_on(network: nn.Module, progress: Progress, patches: int) -> l
 def rank(network: nn.Module, inputs: Sequence[torch.Tensor], regions: bool) -> dict[str, Ranking]:
     """Every unit's channels, ranked on training patches as `compress` ranks them on a model's images."""
     if next(network.parameters()).device.type == "mps":
-        network = copied(network).cpu()  # there is no float64 on MPS
+        network = copy_network(network).cpu()  # there is no float64 on MPS
     weights = position_weights(network, inputs, regions=regions)
     return rank_units(network, inputs, weights, regions=regions, probed=-(-PROBED // len(inputs[0])))

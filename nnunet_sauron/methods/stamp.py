@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..pruning.channels import ChannelLayout, feature_map_modules
-from .base import Progress
+from .base import TrainingState
 from .gates import register_gates, scaled
 from .observed import Observed
 from .stepwise import Stepwise, StepwiseSettings, over_layer_norm
@@ -116,7 +116,7 @@ class STAMP(ActivationRanked):
                 module.register_forward_hook(partial(self._drop, unit))
         super().attach(network, layout)  # now: gates come after the dropout
 
-    def redundant(self, progress: Progress) -> dict[str, list[int]]:
+    def redundant(self, progress: TrainingState) -> dict[str, list[int]]:
         going = super().redundant(progress)
         if progress.epoch in self._steps:
             ranks = {name: self._ranks[name] for name in self._dropout}

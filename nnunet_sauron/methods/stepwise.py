@@ -11,7 +11,7 @@ import torch
 
 from ..pruning.channels import ChannelLayout
 from ..pruning.cost import CostModel
-from .base import Progress, PruningMethod, spread_steps, steps
+from .base import PruningMethod, TrainingState, spread_steps, steps
 from .targets import Target, TargetSettings, count_channels, least_widths, make_target
 
 MOST_STEPS = 50
@@ -101,7 +101,7 @@ class Stepwise(PruningMethod):
         """The unit of the lowest score loses channels next: by the ranks of its lowest ones, and its width now."""
         return sum(lowest) / len(lowest)
 
-    def redundant(self, progress: Progress) -> dict[str, list[int]]:
+    def redundant(self, progress: TrainingState) -> dict[str, list[int]]:
         if progress.epoch not in self._steps:
             return {}
         widths = {name: series[-1] for name, series in progress.widths.items()}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from ..architecture import network_of_plans
-from ..commands import command
-from ..json_files import read_json_object
+from ..files import read_json_object, write_text_atomically
+from ..model.architecture import network_of_plans
+from ..plugin.commands import command
 from .patches import check_patch, enlarged_patch, largest_batch, patch_limits, pooling_steps
 from .size import ConfigurationSize, configuration_size, feature_map_values
 from .widths import Widths
@@ -124,7 +124,7 @@ def derive_plans(
         )
         for key in changed
     }
-    _write(path, new)
+    write_text_atomically(path, json.dumps(new, indent=4))
     return DerivedPlans(path.stem, source, folder.name, path, changes)
 
 
@@ -288,13 +288,3 @@ def _forget_stages_left_out(new: dict) -> None:
                 del entry["next_stage"]
             elif there != stages:
                 entry["next_stage"] = there
-
-
-def _write(path: Path, plans: dict) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        temporary.write_text(json.dumps(plans, indent=4), encoding="utf-8")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from ..architecture import network_of_plans
+from ..model.architecture import network_of_plans
 from ..pruning import count_macs, count_parameters
 
 

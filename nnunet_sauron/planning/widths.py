@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..architecture import network_of_plans
+from ..model.architecture import network_of_plans
+from ..model.checkpoints import DamagedFileError, read_checkpoint, trained_with
 from ..pruning import widths_of
 from .networks import PrunedPlainConvUNet, PrunedResidualEncoderUNet
 
@@ -202,12 +203,6 @@ class PrunedWidths(Widths):
             ValueError: It is truncated or no checkpoint, needs a module that is missing, its network's class is
                 unknown, or its weights do not fit its own plans.
         """
-        from ..trainers.checkpoints import (  # with all of nnU-Net's training, which takes seconds
-            DamagedFileError,
-            read_checkpoint,
-            trained_with,
-        )
-
         try:
             checkpoint = read_checkpoint(path)
         except DamagedFileError as error:  # its advice is for who continues a training

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .. import __version__
-from ..json_output import print_json
+from ..console.json_output import print_json
 from .installation import (
     PLANNERS,
     SHIMS,
@@ -86,7 +86,7 @@ def print_checks(checks: list[Check], *, json_output: bool = False) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ..terminal import plain_console
+    from ..console.terminal import plain_console
 
     states = {True: Text("ok", "green"), False: Text("FAILS", "bold red"), None: Text("")}
     table = Table("what", "", "found")

@@ -118,23 +118,23 @@ def check_prunable(network_class: str) -> None:
         )
 
 
-class _Producer:
-    """One producer's output channels; `joined` leads to the segment they were added to."""
+class _Segment:
+    """One convolution's output channels; `joined` leads to the segment they were added to."""
 
     def __init__(self, width: int, fixed: bool, order: int):
         self.width, self.fixed, self.order = width, fixed, order
         self.producers: list[str] = []
         self.feature_maps: list[str] = []
-        self.joined: _Producer | None = None
+        self.joined: _Segment | None = None
 
-    def root(self) -> _Producer:
+    def root(self) -> _Segment:
         return self if self.joined is None else self.joined.root()
 
 
-_Channels = list[_Producer]
+_Channels = list[_Segment]
 
 
-def _place(segment: _Producer) -> str | None:
+def _place(segment: _Segment) -> str | None:
     return segment.feature_maps[0] if segment.feature_maps else None
 
 
@@ -144,7 +144,7 @@ class _Pass:
     def __init__(self, network: nn.Module):
         self.network = network
         self.names = {module: name for name, module in network.named_modules()}
-        self.segments: list[_Producer] = []
+        self.segments: list[_Segment] = []
         self.axes: list[tuple[str, str, int, _Channels, bool]] = []
         self.attributes: list[tuple[str, str, _Channels, int | None]] = []
 
@@ -184,8 +184,8 @@ class _Pass:
                     f"to channels is not known, so they cannot be pruned."
                 )
 
-    def new_segment(self, width: int, fixed: bool = False) -> _Producer:
-        self.segments.append(_Producer(width, fixed, len(self.segments)))
+    def new_segment(self, width: int, fixed: bool = False) -> _Segment:
+        self.segments.append(_Segment(width, fixed, len(self.segments)))
         return self.segments[-1]
 
     def join(self, a: _Channels, b: _Channels) -> _Channels:

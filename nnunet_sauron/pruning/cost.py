@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from .channels import Segment, channel_layout, feature_map_modules
-from .evaluating import evaluating
+from .eval_mode import eval_mode
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -145,7 +145,7 @@ def forward_on_meta(
     try:
         if supervised is not None:
             decoder.deep_supervision = False
-        with torch.no_grad(), evaluating(network, hooks), during or nullcontext():
+        with torch.no_grad(), eval_mode(network, hooks), during or nullcontext():
             # tie_weights: nnU-Net holds its modules under several names, and with it each would be swapped once per
             # name, the last time for the meta tensor itself: that is what the network would be left with.
             functional_call(network, tensors, (patch,), tie_weights=False)

@@ -18,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from .channels import ChannelLayout, ChannelUnit, channel_layout
 from .cost import feature_map_voxels
-from .evaluating import copied
+from .eval_mode import copy_network
 from .moments import Moments, averaged, check_weights, collect_moments, forward_until
 from .removal import check_kept, remove_channels
 
@@ -78,7 +78,7 @@ def merge_channels(
         _fold_in_one_pass(network, layout, cut, keep, inputs, weights, after_unit)
         remove_channels(network, {unit.name: keep[unit.name] for unit in cut}, optimizer)
         return
-    before = copied(network)
+    before = copy_network(network)
     for unit in cut:
         moments = collect_moments(network, unit.feature_maps, inputs, weights, before)
         now = channel_layout(network)

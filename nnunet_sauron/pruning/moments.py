@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
-from .evaluating import evaluating
+from .eval_mode import eval_mode
 
 VALUES_AT_ONCE = 1 << 22  # float64 copies of whole maps would need gigabytes
 SAMPLES_PER_CHANNEL = 4  # positions for each channel of a layer, so that a fit is a fit and not a memory
@@ -145,7 +145,7 @@ def forward_until(
 
         return hook
 
-    with contextlib.suppress(_Reached), evaluating(network, {network.get_submodule(n): observe(n) for n in places}):
+    with contextlib.suppress(_Reached), eval_mode(network, {network.get_submodule(n): observe(n) for n in places}):
         network(tensor)
 
 
@@ -225,7 +225,7 @@ class Output:
             read.append(inputs[0])
             raise _Reached
 
-        with evaluating(network, hooks):
+        with eval_mode(network, hooks):
             if last is None:
                 output = network(tensor)
                 output = output[0] if isinstance(output, (list, tuple)) else output

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..commands import train_command
+from ..model.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
+from ..model.networks import BUILT_BY, find_trainer, network_of_trainer, take_builder
+from ..model.snapshots import Snapshots, SnapshotSettings
+from ..plugin.commands import train_command
 from ..pruning import accept_pruned_weights, widths_of
-from .checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
 from .kept_settings import KeepsSettings, has_begun
-from .networks import BUILT_BY, find_trainer, network_of_trainer, take_builder
-from .plots import NowAndThen
+from .plots import Throttled
 from .resizing import ResizingTrainer
 from .settings import Given, TrainingSettings
-from .snapshots import Snapshots, SnapshotSettings
 from .teacher import DistillingLoss, Teacher
 
 NUM_EPOCHS = 50
@@ -97,7 +97,7 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         training.apply_to(self)
         self._series()
         self.kept_settings()
-        self.logger.plot_progress_png = NowAndThen(self, self.logger.plot_progress_png)
+        self.logger.plot_progress_png = Throttled(self, self.logger.plot_progress_png)
         self._snapshots = Snapshots(self, snapshot_settings)
 
     @staticmethod

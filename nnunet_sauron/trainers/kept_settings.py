@@ -9,8 +9,8 @@ from pathlib import Path
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from ..model.snapshots import Snapshots
 from .settings import Given, TrainingSettings, write_settings
-from .snapshots import Snapshots
 
 SERIES = "settings"
 CHANGEABLE = ("save_every", "snapshot_every", "num_val_iterations_per_epoch")

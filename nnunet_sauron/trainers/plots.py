@@ -8,7 +8,7 @@ from collections.abc import Callable
 SECONDS_BETWEEN = 20
 
 
-class NowAndThen:
+class Throttled:
     """A function that is run at most every 20 seconds, and always after the last epoch.
 
     Args:

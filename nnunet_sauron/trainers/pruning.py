@@ -20,10 +20,14 @@ from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed, nn
 
-from ..architecture import network_of_plans
-from ..methods.base import Progress, PruningMethod, steps
+from ..files import TEMPORARY
+from ..methods.base import PruningMethod, TrainingState, steps
 from ..methods.ranks import decided_on_one_rank
 from ..methods.targets import MEASURED
+from ..model.architecture import network_of_plans
+from ..model.checkpoints import read_checkpoint
+from ..model.history import SERIES, plot_pruning
+from ..model.snapshots import Snapshots, SnapshotSettings
 from ..pruning import (
     CostModel,
     channel_layout,
@@ -35,15 +39,11 @@ from ..pruning import (
 )
 from ..pruning.channels import ChannelLayout, check_prunable
 from ..pruning.moments import LEAST_SAMPLES_PER_CHANNEL, SAMPLES_PER_CHANNEL, patches_needed
-from .checkpoints import TEMPORARY, read_checkpoint
 from .kept_settings import CHANGEABLE, has_begun, tell_settings
-from .plots import NowAndThen
-from .pruning_plot import plot_pruning
+from .plots import Throttled
 from .resizing import ResizingTrainer
 from .settings import Given, TrainingSettings
-from .snapshots import Snapshots, SnapshotSettings
 
-SERIES = "pruning"
 NNUNET_EPOCHS = 1000  # nnU-Net's length of training, which its constructor sets
 MERGE_BATCHES = 6
 
@@ -77,8 +77,8 @@ class PruningTrainer(ResizingTrainer):
         training.apply_to(self)
         self._series().setdefault(SERIES, [])
         self._steps_done = 0
-        self.logger.plot_progress_png = NowAndThen(self, self.logger.plot_progress_png)
-        self._plot = NowAndThen(self, self._plot_pruning)
+        self.logger.plot_progress_png = Throttled(self, self.logger.plot_progress_png)
+        self._plot = Throttled(self, self._plot_pruning)
         self._snapshots = Snapshots(self, snapshot_settings)
         self._last_regulariser: torch.Tensor | None = None
 
@@ -256,7 +256,7 @@ class PruningTrainer(ResizingTrainer):
         if record["held"] is None:
             history = [*self.history()[: self.current_epoch], record]
             losses = self._series()["train_losses"]
-            progress = Progress(
+            progress = TrainingState(
                 [loss + epoch["regulariser"] for loss, epoch in zip(losses, history, strict=True)],
                 list(self._series()["val_losses"]),
                 {name: [epoch["widths"][name] for epoch in history] for name in widths},

@@ -11,9 +11,9 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from ..files import write_atomically
+from ..model.compiling import CompilesOnCudaOnly
 from ..pruning import accept_pruned_weights, channel_layout, resize
-from .checkpoints import write_atomically
-from .compiling import CompilesOnCudaOnly
 
 
 class ResizingTrainer(CompilesOnCudaOnly):

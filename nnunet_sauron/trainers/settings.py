@@ -22,7 +22,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
-from .checkpoints import write_atomically
+from ..files import CONTINUE, write_text_atomically
 
 VARIABLE = "nnunet_sauron"
 SETTINGS_FILE = "settings.json"
@@ -211,7 +211,7 @@ def write_settings(settings: Mapping, folder: Path) -> None:
         OSError: It could not be written; an older file is untouched.
     """
     text = json.dumps(dict(settings), indent=4, ensure_ascii=False) + "\n"
-    write_atomically(folder / SETTINGS_FILE, lambda path: Path(path).write_text(text, encoding="utf-8"))
+    write_text_atomically(folder / SETTINGS_FILE, text, CONTINUE)
 
 
 def _split(text: str) -> tuple[Path | None, list[str]]:

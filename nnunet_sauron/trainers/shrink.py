@@ -7,10 +7,10 @@ from pathlib import Path
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from ..architecture import network_of_plans
 from ..methods.shrink import Shrink
+from ..model.architecture import network_of_plans
+from ..model.checkpoints import CHECKPOINT, read_checkpoint
 from ..pruning import widths_of
-from .checkpoints import CHECKPOINT, read_checkpoint
 from .kept_settings import has_begun
 from .pruning import PruningTrainer
 from .teacher import DistillingLoss, Teacher

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from .checkpoints import read_checkpoint
-from .compiling import CompilesOnCudaOnly
+from ..model.checkpoints import read_checkpoint
+from ..model.compiling import CompilesOnCudaOnly
+from ..model.snapshots import Snapshots, SnapshotSettings
 from .kept_settings import KeepsSettings
-from .plots import NowAndThen
+from .plots import Throttled
 from .resizing import ResizingTrainer
 from .settings import Given, TrainingSettings
-from .snapshots import Snapshots, SnapshotSettings
 
 
 class StockTrainer(KeepsSettings, CompilesOnCudaOnly):
@@ -24,7 +24,7 @@ class StockTrainer(KeepsSettings, CompilesOnCudaOnly):
         self._more_settings = []
         super().__init__(plans, configuration, fold, dataset_json, device)
         settings.apply_to(self)
-        self.logger.plot_progress_png = NowAndThen(self, self.logger.plot_progress_png)
+        self.logger.plot_progress_png = Throttled(self, self.logger.plot_progress_png)
         self._snapshots = Snapshots(self, snapshot_settings)
         self.kept_settings()
 

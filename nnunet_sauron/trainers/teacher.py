@@ -27,10 +27,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 from torch.nn import functional
 
-from ..labels import class_values
 from ..methods.distillation import distillation_loss
-from .checkpoints import CHECKPOINT, read_checkpoint, trained_with
-from .networks import NetworkBuilder
+from ..model.checkpoints import CHECKPOINT, read_checkpoint, trained_with
+from ..model.labels import class_values
+from ..model.networks import NetworkBuilder
 
 LAST_WEIGHT_OF_DDP = 1e-6  # nnU-Net's
 SEEN = ("spacing", "normalization_schemes", "use_mask_for_norm")  # what makes the images that a network is given

@@ -13,8 +13,7 @@ import torch
 from rich.console import Console
 from scipy.spatial.distance import pdist
 
-from nnunet_sauron.analysis.cases import case_of, preprocess, read_case
-from nnunet_sauron.analysis.clusterability import (
+from nnunet_sauron.analysis.clusterability.measure import (
     clusterability,
     dip_of_distances,
     hopkins,
@@ -22,11 +21,12 @@ from nnunet_sauron.analysis.clusterability import (
     points,
     trend,
 )
-from nnunet_sauron.analysis.clusterability_plot import draw, embedding, print_table
-from nnunet_sauron.analysis.models import TrainedModel
-from nnunet_sauron.commands import train_command
+from nnunet_sauron.analysis.clusterability.plots import draw, embedding, print_table
+from nnunet_sauron.model.cases import case_of, preprocess, read_case
+from nnunet_sauron.model.snapshots import pooled
+from nnunet_sauron.model.trained import TrainedModel
+from nnunet_sauron.plugin.commands import train_command
 from nnunet_sauron.pruning import channel_layout
-from nnunet_sauron.trainers.snapshots import pooled
 
 from ..compression.small_model import write_images, write_model
 
@@ -300,7 +300,7 @@ def test_pictures_are_drawn(tmp_path):
 def test_the_layer_shown_is_the_widest_with_enough_maps_or_the_one_asked_for(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(
-        "nnunet_sauron.analysis.clusterability_plot.embedding",
+        "nnunet_sauron.analysis.clusterability.plots.embedding",
         lambda model, layer, epoch: shown.append((layer, epoch)) or np.zeros((8, 2)),
     )
     result = clusterability([write_training(tmp_path / "a", {0: 1.0, 3: 1.0})])

@@ -10,12 +10,12 @@ import SimpleITK
 import torch
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
-from nnunet_sauron.analysis import feature_maps_plot
-from nnunet_sauron.analysis.cases import Case, case_of
-from nnunet_sauron.analysis.feature_maps import default_layer, feature_maps, layer_names
-from nnunet_sauron.analysis.feature_maps_grid import Grid
-from nnunet_sauron.analysis.feature_maps_plot import check_output, draw, write, write_nifti
-from nnunet_sauron.analysis.models import TrainedModel
+from nnunet_sauron.analysis.feature_maps import plots as feature_maps_plot
+from nnunet_sauron.analysis.feature_maps.grid import Grid
+from nnunet_sauron.analysis.feature_maps.maps import default_layer, feature_maps, layer_names
+from nnunet_sauron.analysis.feature_maps.plots import check_output, draw, write, write_nifti
+from nnunet_sauron.model.cases import Case, case_of
+from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning import channel_layout, resize
 
 from ..compression.small_model import write_images, write_model
@@ -107,7 +107,7 @@ class TestLayers:
 
 def replace_weights(model: TrainedModel) -> TrainedModel:
     """The model with random weights that fit its changed plans."""
-    from nnunet_sauron.architecture import network_of_plans
+    from nnunet_sauron.model.architecture import network_of_plans
 
     network, _ = network_of_plans(model.manager, model.configuration, model.dataset_json, device="cpu")
     return replace(model, checkpoints={"0": {**model.checkpoints["0"], "network_weights": network.state_dict()}})

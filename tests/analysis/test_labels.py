@@ -14,12 +14,12 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from skimage import io
 
-from nnunet_sauron.analysis.cases import Case
-from nnunet_sauron.analysis.evaluation import Segmentations, evaluate_folder
-from nnunet_sauron.analysis.feature_maps import feature_maps
-from nnunet_sauron.analysis.models import TrainedModel
+from nnunet_sauron.analysis.feature_maps.maps import feature_maps
 from nnunet_sauron.cli import main
-from nnunet_sauron.labels import class_values, foreground_values
+from nnunet_sauron.model.cases import Case
+from nnunet_sauron.model.evaluation import Segmentations, evaluate_folder
+from nnunet_sauron.model.labels import class_values, foreground_values
+from nnunet_sauron.model.trained import TrainedModel
 
 from ..compression.small_model import write_images, write_model
 
@@ -232,7 +232,7 @@ class TestReport:
         "text", ['{"metric_per_case": [{"ref', "[]", '{"metric_per_case": [1]}', '{"metric_per_case": {"a": 1}}', "\0"]
     )
     def test_summary(self, folders, capsys, monkeypatch, text):
-        monkeypatch.setattr("nnunet_sauron.analysis.report_scores.nnUNet_preprocessed", str(folders / "preprocessed"))
+        monkeypatch.setattr("nnunet_sauron.analysis.report.scores.nnUNet_preprocessed", str(folders / "preprocessed"))
         path = folders / "other" / "fold_0" / "validation" / "summary.json"
         path.write_text(text)
         found, _ = self.report(folders, capsys, code=1)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from nnunet_sauron.analysis.paired import paired_difference
+from nnunet_sauron.analysis.report.paired import paired_difference
 
 
 def test_mean_and_p_are_those_computed_by_hand():

@@ -16,20 +16,20 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from nnunet_sauron.analysis.benchmark import print_benchmark
-from nnunet_sauron.analysis.cases import case_of
-from nnunet_sauron.analysis.evaluation import CaseScore, ClassScore
-from nnunet_sauron.analysis.feature_maps import feature_maps
-from nnunet_sauron.analysis.feature_maps_plot import draw
-from nnunet_sauron.analysis.models import TrainedModel
+from nnunet_sauron.analysis.feature_maps.maps import feature_maps
+from nnunet_sauron.analysis.feature_maps.plots import draw
 from nnunet_sauron.analysis.plot_text import as_is
-from nnunet_sauron.analysis.progress import Progress
-from nnunet_sauron.analysis.report import make_report
-from nnunet_sauron.analysis.report_table import print_report
+from nnunet_sauron.analysis.report.compare import make_report
+from nnunet_sauron.analysis.report.table import print_report
 from nnunet_sauron.cli import main
-from nnunet_sauron.compression.compress import Compressed
+from nnunet_sauron.compression.compressor import Compressed
 from nnunet_sauron.compression.display import print_compressed
+from nnunet_sauron.console.progress import Progress
+from nnunet_sauron.console.terminal import PlainTable, plain_console
+from nnunet_sauron.model.cases import case_of
+from nnunet_sauron.model.evaluation import CaseScore, ClassScore
+from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning.timing import Timing
-from nnunet_sauron.terminal import PlainTable, plain_console
 
 from ..compression.small_model import write_images, write_model
 

@@ -12,7 +12,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch.nn import functional
 
-from nnunet_sauron.architecture import network_of_plans
+from nnunet_sauron.model.architecture import network_of_plans
 
 from ..trainers.small import CONFIGURATIONS, dataset_json, plans
 

@@ -12,11 +12,11 @@ import pytest
 import SimpleITK
 import torch
 
-from nnunet_sauron.analysis.cases import find_cases
-from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.cli import main
-from nnunet_sauron.compression.compress import Compressor, Goal, Segmenter
+from nnunet_sauron.compression.compressor import Compressor, Goal, Segmenter
 from nnunet_sauron.compression.images import batches, patches
+from nnunet_sauron.model.cases import find_cases
+from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning import (
     CostModel,
     channel_layout,
@@ -150,7 +150,7 @@ def test_latency_is_met_by_what_the_clock_says(folders, monkeypatch):
         seconds = {name: float(count_parameters(network)) for name, network in networks.items()}
         return {name: Timing(s, s, s, repeats=1, threads=1, device="cpu") for name, s in seconds.items()}
 
-    monkeypatch.setattr("nnunet_sauron.compression.compress.time_networks", clock)
+    monkeypatch.setattr("nnunet_sauron.compression.compressor.time_networks", clock)
     write_model(folders / "model")
     assert compress(folders, "--latency", "0.7") == 0
     assert 0.5 < what_is_left(folders, "0", "parameters") <= 0.7
@@ -357,7 +357,7 @@ class TestErrors:
     @pytest.fixture
     def nothing_ranked(self, monkeypatch):
         """What is refused late would lose the hours before it."""
-        monkeypatch.setattr("nnunet_sauron.compression.compress.rank_units", lambda *_: pytest.fail("ranked already"))
+        monkeypatch.setattr("nnunet_sauron.compression.compressor.rank_units", lambda *_: pytest.fail("ranked already"))
 
     @pytest.mark.parametrize("case", range(4))
     def test_an_image_that_cannot_be_read_whether_held_out_or_not(self, model, capsys, nothing_ranked, case):
@@ -398,7 +398,7 @@ class TestErrors:
         def fails(*_):
             raise OSError("disk full")
 
-        monkeypatch.setattr("nnunet_sauron.compression.model.os.replace", fails)
+        monkeypatch.setattr("nnunet_sauron.files.os.replace", fails)
         self.refused(model, capsys, "--macs", "0.5", said="disk full")
 
 
@@ -440,7 +440,7 @@ def test_positions_count_by_how_unsure_the_network_is(folders, regions):
 
 @pytest.mark.parametrize("damage", ["cut", "4D", "value", "text"])
 def test_damaged_labels_are_named_before_long_work(folders, capsys, monkeypatch, damage):
-    monkeypatch.setattr("nnunet_sauron.compression.compress.rank_units", lambda *_: pytest.fail("ranked already"))
+    monkeypatch.setattr("nnunet_sauron.compression.compressor.rank_units", lambda *_: pytest.fail("ranked already"))
     write_model(folders / "model")
     for path in (folders / "labels").iterdir():
         if damage == "cut":
@@ -457,7 +457,7 @@ def test_damaged_labels_are_named_before_long_work(folders, capsys, monkeypatch,
 
 @pytest.mark.parametrize("case", range(4))
 def test_an_image_that_was_cut_short_is_named_though_simpleitk_reads_it(folders, capsys, monkeypatch, case):
-    monkeypatch.setattr("nnunet_sauron.compression.compress.rank_units", lambda *_: pytest.fail("ranked already"))
+    monkeypatch.setattr("nnunet_sauron.compression.compressor.rank_units", lambda *_: pytest.fail("ranked already"))
     write_model(folders / "model")
     path = folders / "images" / f"case_{case}_0000.nii.gz"
     path.write_bytes(path.read_bytes()[:-200])

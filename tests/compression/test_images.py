@@ -3,9 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnunet_sauron.analysis.cases import Case, find_cases, preprocess, read_case
-from nnunet_sauron.analysis.models import TrainedModel
-from nnunet_sauron.compression.compress import split
+from nnunet_sauron.compression.compressor import split
 from nnunet_sauron.compression.images import (
     _windows,
     batches,
@@ -13,6 +11,8 @@ from nnunet_sauron.compression.images import (
     patches,
     too_few,
 )
+from nnunet_sauron.model.cases import Case, find_cases, preprocess, read_case
+from nnunet_sauron.model.trained import TrainedModel
 
 from .small_model import write_images, write_model
 

@@ -10,11 +10,11 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import nn
 
-from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.cli import main
+from nnunet_sauron.model.networks import BUILT_BY, NetworkBuilder
+from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.planning.widths import PrunedWidths
 from nnunet_sauron.plugin.installation import trainer_folder
-from nnunet_sauron.trainers.networks import BUILT_BY, NetworkBuilder
 from nnunet_sauron.trainers.teacher import Teacher, is_supervised
 
 from .small_model import write_images, write_model

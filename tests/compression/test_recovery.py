@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_sauron.analysis.cases import find_cases
-from nnunet_sauron.analysis.models import TrainedModel
 from nnunet_sauron.cli import main
 from nnunet_sauron.compression import recovery
 from nnunet_sauron.compression.augmented import AugmentedPatches, store_images
 from nnunet_sauron.compression.images import patches
+from nnunet_sauron.model.cases import find_cases
+from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning import channel_layout
 
 from .small_model import write_images, write_model
@@ -148,7 +148,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(folders, monkeypatch, capsy
         interrupt_after(patched, epochs)
         assert compress(folders, *RECOVER, "3") == 130
     assert not (folders / "small").exists()
-    monkeypatch.setattr("nnunet_sauron.compression.compress.rank_units", lambda *_: pytest.fail("ranked again"))
+    monkeypatch.setattr("nnunet_sauron.compression.compressor.rank_units", lambda *_: pytest.fail("ranked again"))
     trained = []
     train_epoch = recovery._Training._train_epoch
     monkeypatch.setattr(

@@ -15,11 +15,11 @@ import SimpleITK
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_sauron.analysis.models import TrainedModel
-from nnunet_sauron.architecture import network_of_plans
 from nnunet_sauron.cli import main
-from nnunet_sauron.compression.compress import Goal
+from nnunet_sauron.compression.compressor import Goal
 from nnunet_sauron.compression.stages import UniformStages
+from nnunet_sauron.model.architecture import network_of_plans
+from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning import CostModel, Ranking, channel_layout, resize
 from nnunet_sauron.pruning.tolerance import cost_left, widths_at
 

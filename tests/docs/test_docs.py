@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from nnunet_sauron import cli, trainers
+from nnunet_sauron.model.snapshots import SnapshotSettings
 from nnunet_sauron.planning import planners
 from nnunet_sauron.trainers.compressed import CompressedSettings
 from nnunet_sauron.trainers.settings import VARIABLE, Given, TrainingSettings
-from nnunet_sauron.trainers.snapshots import SnapshotSettings
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from nnunet_sauron.methods.autopruner import AutoPruner
-from nnunet_sauron.methods.base import Progress
+from nnunet_sauron.methods.base import TrainingState
 from nnunet_sauron.methods.csgd import CSGD
 from nnunet_sauron.methods.fpgm import FPGM
 from nnunet_sauron.methods.l1 import L1
@@ -57,7 +57,7 @@ def simulate(method, network, num_epochs: int, held=()) -> tuple[dict[str, int],
         if not settings.may_cut_after(epoch, num_epochs) or (epoch in held and not (last and method.has_schedule())):
             continue
         losses = range(epoch + 1)
-        taken = Progress(losses, losses, {name: [w] for name, w in now.items()}, last_chance=last)
+        taken = TrainingState(losses, losses, {name: [w] for name, w in now.items()}, last_chance=last)
         keep = method.keep(taken)
         now |= {name: len(kept) for name, kept in keep.items()}
         cuts += [epoch] if keep else []
@@ -153,5 +153,5 @@ def test_a_network_narrower_than_its_target_is_left_alone():
         narrow = {name: max(1, width // 3) for name, width in channel_layout(network).widths.items()}
         method.order = lambda unit: list(range(100))
         losses = range(method.cut_epoch + 1)
-        taken = Progress(losses, losses, {name: [width] for name, width in narrow.items()}, last_chance=True)
+        taken = TrainingState(losses, losses, {name: [width] for name, width in narrow.items()}, last_chance=True)
         assert method.keep(taken) == {}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnunet_sauron.methods.autopruner import AutoPruner
-from nnunet_sauron.methods.base import Progress
+from nnunet_sauron.methods.base import TrainingState
 from nnunet_sauron.methods.csgd import CSGD, cluster, merge_clusters
 from nnunet_sauron.methods.filters import filters, tensors_of
 from nnunet_sauron.methods.fpgm import FPGM
@@ -40,9 +40,9 @@ def attached(method_class, network, num_epochs=6, **settings):
     return method
 
 
-def progress(network, epoch: int) -> Progress:
+def progress(network, epoch: int) -> TrainingState:
     widths = {name: [width] * (epoch + 1) for name, width in channel_layout(network).widths.items()}
-    return Progress([1.0] * (epoch + 1), [1.0] * (epoch + 1), widths)
+    return TrainingState([1.0] * (epoch + 1), [1.0] * (epoch + 1), widths)
 
 
 def maps_of(network, x) -> dict[str, torch.Tensor]:

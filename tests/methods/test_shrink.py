@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnunet_sauron.methods import shrink
-from nnunet_sauron.methods.base import Progress
+from nnunet_sauron.methods.base import TrainingState
 from nnunet_sauron.methods.shrink import Schedule, Shrink, ShrinkSettings
 from nnunet_sauron.pruning import CostModel, channel_layout, merge_channels
 
@@ -23,9 +23,9 @@ def patches(least: int) -> list[torch.Tensor]:
     return [torch.randn(4, 2, SIDE, SIDE, generator=generator) for _ in range(-(-least // 4))]
 
 
-def progress(network, epoch: int, **changes) -> Progress:
+def progress(network, epoch: int, **changes) -> TrainingState:
     widths = {name: [width] * (epoch + 1) for name, width in channel_layout(network).widths.items()}
-    return Progress([0.0] * (epoch + 1), [0.0] * (epoch + 1), widths, patches, **changes)
+    return TrainingState([0.0] * (epoch + 1), [0.0] * (epoch + 1), widths, patches, **changes)
 
 
 def prepared(network, num_epochs: int = 20, **settings) -> Shrink:
@@ -132,7 +132,7 @@ def test_widths_are_multiples_and_the_target_is_met_all_the_same():
 def test_nothing_is_cut_where_no_patch_is_finite():
     network = build(widths=(16, 24, 32)).eval()
     method = prepared(network, cuts=1, target_macs=0.5)
-    assert method.keep(Progress([0.0] * 15, [0.0] * 15, progress(network, 14).widths, lambda least: [])) == {}
+    assert method.keep(TrainingState([0.0] * 15, [0.0] * 15, progress(network, 14).widths, lambda least: [])) == {}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnunet_sauron.pruning import accept_pruned_weights, channel_layout, merge_channels, merging, resize
-from nnunet_sauron.pruning.evaluating import copied
+from nnunet_sauron.pruning.eval_mode import copy_network
 from nnunet_sauron.pruning.moments import collect_moments
 
 from ..contracts.networks import build, patch
@@ -175,18 +175,18 @@ def test_what_hooks_belong_to_is_not_copied(register, limit, monkeypatch):
     getattr(network.get_submodule(name), register)(Owner().hook)
     merge_channels(network, {name: [0, 1]}, [patch(seed=2)])
     assert channel_layout(network).widths[name] == 2
-    copied(network)
+    copy_network(network)
 
 
 def test_a_copys_hooks_are_those_of_its_original():
     network, seen = build(dim=2), []
     network.register_forward_pre_hook(lambda module, inputs: seen.append(module))
-    twin = copied(network)
+    twin = copy_network(network)
     twin(patch())
     assert seen == [twin]
     accept_pruned_weights(twin)
-    third = copied(twin)  # a hook that PyTorch holds together with its module: the copy's is the copy
-    third.load_state_dict(resized(copied(network)).state_dict())
+    third = copy_network(twin)  # a hook that PyTorch holds together with its module: the copy's is the copy
+    third.load_state_dict(resized(copy_network(network)).state_dict())
     assert channel_layout(third).widths != channel_layout(twin).widths == channel_layout(network).widths
 
 

@@ -10,9 +10,9 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
+from nnunet_sauron.model.networks import BUILT_BY
 from nnunet_sauron.pruning import channel_layout, remove_channels
 from nnunet_sauron.trainers import CompressedTrainer
-from nnunet_sauron.trainers.networks import BUILT_BY
 
 from .small import OnRandomPatches, RandomPatches, dataset_json, plans, set_folders, small_trainer
 

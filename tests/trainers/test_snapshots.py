@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from nnunet_sauron.model.snapshots import snapshots
 from nnunet_sauron.pruning import channel_layout, remove_channels
 from nnunet_sauron.trainers import CompressedTrainer, SauronTrainer, StockTrainer
-from nnunet_sauron.trainers.snapshots import snapshots
 
 from .small import BATCH, SIDE, OnRandomPatches, RandomPatches, SmallTrainer, set_folders, small_trainer
 

@@ -1,0 +1,120 @@
+"""What the segmentations that trained models left behind are worth."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from nnunetv2.paths import nnUNet_preprocessed
+
+from ...console.progress import Progress
+from ...files import read_json_object
+from ...model.evaluation import CaseScore, evaluate_folder
+from ...model.trained import CHECKPOINT, COMPRESSION, TrainedModel
+from ...plugin.commands import predict_command, train_command
+
+BEST = "checkpoint_best.pth"
+PREDICTIONS = "predictions"  # stands for a fold where scores are of a folder of predictions
+
+
+def score_model(
+    name: str,
+    trained: TrainedModel,
+    predictions: Path | None,
+    labels: Path | None,
+    tolerance_mm: float,
+    problems: list[str],
+    progress: Progress,
+) -> dict[str, list[CaseScore]]:
+    """Score each fold's validation, or one folder of predictions under the name "predictions".
+
+    Args:
+        name: What the model is called in problems.
+        trained: The model.
+        predictions: A folder to score in place of the folds' own.
+        labels: References; None for those that nnU-Net validated with.
+        tolerance_mm: Of the surface Dice.
+        problems: What is missing, and which command makes it, is added to these.
+        progress: Shows a bar a fold.
+    """
+    validations = {fold: trained.folder / f"fold_{fold}" / "validation" for fold in trained.checkpoints}
+    kind, scores = trained.segmentations, {}
+    for fold, folder in ({PREDICTIONS: predictions} if predictions else validations).items():
+        what = f"{name}, {fold}" if predictions else f"{name}, fold {fold}"
+        try:
+            if not predictions:
+                _check_validation(trained, fold, folder)
+            references = labels or _references(trained, folder, problems)
+            cases = [path.name for path in kind.files(folder)]
+            with progress.bar(f"scoring {what}", len(cases)) as step:
+                scores[fold] = evaluate_folder(
+                    folder, references, kind, tolerance_mm=tolerance_mm, cases=cases,
+                    on_error=lambda text, what=what: problems.append(f"{what}, a case is left out: {text}"),
+                    after_case=step, on_note=lambda text: text in problems or problems.append(text),
+                )  # fmt: skip
+            without = len(kind.files(references)) - len(cases)
+            if predictions and without > 0:
+                problems.append(f"{without} references in {references} have no segmentation in {folder}.")
+        except Exception as error:  # whatever is in those folders, the other models are scored
+            why = error if isinstance(error, (ValueError, OSError, RuntimeError)) else repr(error)
+            problems.append(f"{what} has no quality in the report: {why}")
+    if not predictions and scores and trained.checkpoint_name != CHECKPOINT:
+        problems.append(
+            f"{name}: its costs are of {trained.checkpoint_name}, its quality of what nnU-Net validated, which is "
+            f"{CHECKPOINT} but after --val_best. Predict with -chk and give --predictions and --labels to be sure."
+        )
+    if "all" in scores:
+        problems.append(f"{name}: fold all is validated on cases that it was trained with.")
+    return {fold: found for fold, found in scores.items() if found}
+
+
+def has_segmentations(trained: TrainedModel, predictions: Path | None) -> bool:
+    """Whether there is anything that `score_model` could have scored."""
+    validations = [trained.folder / f"fold_{fold}" / "validation" for fold in trained.checkpoints]
+    folders = [predictions] if predictions else validations
+    return any(folder.is_dir() and trained.segmentations.files(folder) for folder in folders)
+
+
+def _check_validation(trained: TrainedModel, fold: str, folder: Path) -> None:
+    there = trained.segmentations.files(folder)
+    if not there:
+        # compress validates nothing, and a training that was stopped before its end has not yet.
+        of_fold = trained.folder, [fold], trained.checkpoints[fold]["trainer_name"], trained.checkpoint_name
+        predict = f"{predict_command(*of_fold)} and then give --predictions OUT --labels LABELS."
+        if COMPRESSION in trained.checkpoints[fold]:
+            raise FileNotFoundError(f"{folder} holds no segmentations. Make some: {predict}")
+        raise FileNotFoundError(f"{folder} holds no segmentations. Run: {_validate(trained, fold)} or: {predict}")
+    if not (folder / "summary.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} has no summary.json: the validation did not end. Run: {_validate(trained, fold)}"
+        )
+
+
+def _validate(trained: TrainedModel, fold: str) -> str:
+    """The command that validates, which nnU-Net does with trainings only that have ended; else the one that ends it."""
+    trainer, plans = trained.checkpoints[fold]["trainer_name"], trained.plans["plans_name"]
+    flags = ["--val"] if (trained.folder / f"fold_{fold}" / CHECKPOINT).is_file() else ["--c"]
+    if trained.checkpoint_name == BEST:
+        flags.append("--val_best")
+    return train_command(trained.plans["dataset_name"], trained.configuration, fold, trainer, plans, *flags)
+
+
+def _references(trained: TrainedModel, validation: Path, problems: list[str]) -> Path:
+    """The folder of references that nnU-Net validated with."""
+    named, summary = [], validation / "summary.json"
+    try:
+        cases = read_json_object(summary, "validate again (nnUNetv2_train ... --val)").get("metric_per_case")
+        if cases:  # compress knows none
+            named.append(Path(cases[0]["reference_file"]).parent)
+    except ValueError as error:  # the segmentations can be scored all the same
+        problems.append(str(error))
+    except (KeyError, IndexError, TypeError):
+        problems.append(f"{summary} is not nnU-Net's: it does not tell where the references are.")
+    named.append(Path(nnUNet_preprocessed or "") / trained.plans["dataset_name"] / "gt_segmentations")
+    for folder in named:
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"the references are not where nnU-Net had them ({', '.join(str(folder) for folder in named)}); give "
+        f"--labels FOLDER, such as nnUNet_raw{os.sep}{trained.plans['dataset_name']}{os.sep}labelsTr."
+    )

@@ -1,0 +1,20 @@
+"""Data for JSON, which knows neither nan, nor tuples, nor paths, nor NumPy's numbers."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+
+
+def json_data(value):
+    """Dictionaries and lists through and through, with None in the place of nan and infinity."""
+    if hasattr(value, "tolist"):  # of NumPy or PyTorch
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): json_data(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_data(inner) for inner in value]
+    if isinstance(value, os.PathLike):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""A trained model: its folder, checkpoints and networks, the cases it reads and the segmentations it gives."""

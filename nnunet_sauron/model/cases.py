@@ -1,0 +1,163 @@
+"""Images in nnU-Net's naming, as nnU-Net reads and preprocesses them for a trained model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..console.progress import Progress
+from .evaluation import check_same_voxels, read_labels
+from .reading import not_finite, read_image
+from .trained import TrainedModel
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case's image files, one a modality: NAME_0000.ending, NAME_0001.ending, ..."""
+
+    name: str
+    files: tuple[str, ...]
+
+
+def find_cases(folder: Path, model: TrainedModel) -> list[Case]:
+    """The cases of a folder of images, sorted by name.
+
+    Raises:
+        FileNotFoundError: The folder is missing or holds no image of the model's file ending.
+        ValueError: A case has another number of channels than the model takes, or the first one cannot be read.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; give one of images such as imagesTs.")
+    ending = model.dataset_json["file_ending"]
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()):
+        if name := _name(path, ending):
+            found.setdefault(name, []).append(str(path))
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds no image in nnU-Net's naming, such as CASE_0000{ending} (the model reads {ending})."
+        )
+    cases = [Case(name, tuple(files)) for name, files in found.items()]
+    # A file may hold several channels (RGB), so one case of each number of files is read.
+    for case in {len(case.files): case for case in reversed(cases)}.values():
+        read_case(model, case)
+    return cases
+
+
+def case_of(image: Path, model: TrainedModel) -> Case:
+    """The whole case, given one of its files.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: It is not named CASE_0000 and the model's file ending.
+    """
+    ending = model.dataset_json["file_ending"]
+    name = _name(image, ending)
+    if name is None:
+        raise ValueError(
+            f"{image} is not in nnU-Net's naming: CASE_0000{ending}, where 0000 is the channel "
+            f"({', '.join(model.channel_names)}); rename it, and give other channels beside it as "
+            f"CASE_0001{ending}, ..."
+        )
+    if not image.is_file():
+        raise FileNotFoundError(f"There is no image {image}.")
+    return Case(name, tuple(str(path) for path in sorted(image.parent.iterdir()) if _name(path, ending) == name))
+
+
+def check_cases(
+    model: TrainedModel, cases: Sequence[Case], progress: Progress, labels: Mapping[str, Path] | None = None
+) -> None:
+    """Read every image, and the reference segmentations that there are, before anything that takes long.
+
+    Args:
+        model: The model.
+        cases: The cases.
+        progress: Shows a bar, and names images with values that are not finite where nnU-Net reads these as 0.
+        labels: Reference segmentations by the case's name.
+
+    Raises:
+        ValueError: Images or references cannot be used; all of them are named.
+    """
+    labels, wrong = labels or {}, []
+    with progress.bar("checking images", len(cases)) as step:
+        for case in cases:
+            try:
+                image, properties = read_case(model, case)
+                for file in case.files:
+                    if zeros := not_finite(model.segmentations.reader, file):
+                        progress.say(f"{file} has {zeros} values that are nan or infinite: nnU-Net reads them as 0")
+                if case.name in labels:
+                    reference, spacing = read_labels(labels[case.name], model.segmentations)
+                    of_image = (case.files[0], image.shape[1:], tuple(map(float, properties["spacing"])))
+                    check_same_voxels(of_image, (labels[case.name], reference.shape, spacing))
+            except ValueError as error:
+                wrong.append(str(error))
+            step(case.name)
+    if wrong:
+        several = f"{len(wrong)} of {len(cases)} cases cannot be used. " if len(wrong) > 1 else ""
+        raise ValueError(several + "\n".join(wrong))
+
+
+def read_case(model: TrainedModel, case: Case) -> tuple[np.ndarray, dict]:
+    """Image (channels, z, y, x), and the properties that nnU-Net's reader tells of it.
+
+    Raises:
+        ValueError: A file is damaged, the files do not go together, or the image is not what the model takes: it has
+            another number of channels or axes, or values that are not finite.
+    """
+    image, properties = read_image(model.manager.image_reader_writer_class(), case.files)
+    files = ", ".join(case.files)
+    if len(image) != model.input_channels:
+        ending = model.dataset_json["file_ending"]
+        raise ValueError(
+            f"Case {case.name} has {len(image)} channels in {files}; the model takes {model.input_channels} "
+            f"({', '.join(model.channel_names)}). Name files as for training, beside each other: CASE_0000{ending}, "
+            f"CASE_0001{ending}, ..."
+        )
+    if len(model.patch_size) == 3 and len(properties.get("sitk_stuff", {}).get("spacing", ())) == 2:
+        raise ValueError(
+            f"Case {case.name} is a 2D image ({files}); the model takes 3D images. Give the whole volume, or a model "
+            f"of configuration 2d."
+        )
+    finite = np.isfinite(image)
+    if not finite.all():
+        raise ValueError(
+            f"Case {case.name} has voxels that are not finite: {image.size - np.count_nonzero(finite)} are nan or "
+            f"infinite in {files}, and nnU-Net would give nothing but nan. Mend the image or leave it out."
+        )
+    return image, properties
+
+
+def preprocess(
+    model: TrainedModel, image: np.ndarray, properties: dict, labels: np.ndarray | None = None
+) -> tuple[torch.Tensor, np.ndarray | None, dict]:
+    """What nnU-Net makes of what `read_case` read before it predicts.
+
+    Args:
+        model: The model.
+        image: (channels, z, y, x).
+        properties: Of the image.
+        labels: Its segmentation, (1, z, y, x), to be brought to the same grid.
+
+    Returns:
+        Image (channels, *voxels) in float32, segmentation (1, *voxels) or whatever nnU-Net makes of none, and the
+        properties that say where this lies in the original.
+    """
+    manager = model.manager
+    configuration = manager.get_configuration(model.configuration)
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    image, labels, properties = preprocessor.run_case_npy(
+        image, labels, dict(properties), manager, configuration, model.dataset_json
+    )
+    return torch.from_numpy(np.asarray(image, dtype=np.float32)), labels, properties
+
+
+def _name(path: Path, ending: str) -> str | None:
+    """The case's name if the file is in nnU-Net's naming, and not hidden (such as ._CASE_0000.nii.gz of macOS)."""
+    named = re.fullmatch(rf"([^.].*)_\d{{4}}{re.escape(ending)}", path.name, re.DOTALL)
+    return named[1] if named else None

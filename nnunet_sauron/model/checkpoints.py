@@ -1,0 +1,155 @@
+"""nnU-Net's checkpoints: read with an error that says what is wrong with the file, and written without pruning."""
+
+from __future__ import annotations
+
+import errno
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from ..files import write_atomically
+from ..pruning import accept_pruned_weights, channel_layout, densify
+from .architecture import network_of_plans
+
+CHECKPOINT = "checkpoint_final.pth"
+# PyTorch has an OSError with EINVAL for a file that was cut short, too.
+NOT_OPENED = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+# As PyTorch and the C++ library say it.
+NO_MEMORY = ("not enough memory", "can't allocate memory", "bad_alloc", "Cannot allocate memory")
+COMPRESSION = "compression"  # key of a checkpoint that `compress` wrote: where its weights come from
+
+
+class DamagedFileError(ValueError):
+    """A file of PyTorch that was cut short or changed, or that is something else."""
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """A checkpoint of nnU-Net, on the CPU.
+
+    Raises:
+        FileNotFoundError: There is none.
+        DamagedFileError, ValueError, OSError, MemoryError: As `load`; or it is no checkpoint of nnU-Net.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint {path}.")
+    checkpoint = load(path)
+    if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
+        raise DamagedFileError(f"{path} is no checkpoint of nnU-Net: it has no 'network_weights'.")
+    return checkpoint
+
+
+def load(path: Path):
+    """What `torch.save` wrote, on the CPU.
+
+    Raises:
+        DamagedFileError: The file was cut short or changed, or PyTorch did not write it.
+        ValueError: It is whole, but needs a module that is not installed, or cannot be unpickled here.
+        OSError: It must not be read.
+        MemoryError: There is too little memory for it.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # torch raises a different class for every way in which a file can be damaged
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.errno in NOT_OPENED:
+            raise OSError(
+                f"{path} cannot be opened: {error.strerror}. Mend that; the file may well be whole."
+            ) from error
+        if isinstance(error, MemoryError) or any(words in reason for words in NO_MEMORY):
+            size = path.stat().st_size / 1e6
+            raise MemoryError(
+                f"There is too little memory to read {path} ({size:.0f} MB): {reason[:200]}. End other programs, or "
+                f"use a machine with more; the file is not damaged."
+            ) from error
+        kind = _kind(path)
+        if isinstance(error, (ImportError, AttributeError)) and kind in ("whole zip", "pickle"):
+            raise ValueError(f"{path} is whole, but needs what is not installed here. {_missing(error)}") from error
+        if kind != "whole zip":
+            remove = "Delete it" if kind == "broken zip" else "Move it away"
+            raise DamagedFileError(
+                f"{path} cannot be read: truncated, or no PyTorch checkpoint ({reason}). {remove} to continue from "
+                f"another checkpoint of that folder, or copy it anew from where it was made."
+            ) from error
+        raise ValueError(
+            f"{path} is whole, but cannot be unpickled here ({reason}): it was made with other versions of Python, "
+            f"PyTorch or a package. Keep it, and read it with the versions that it was made with."
+        ) from error
+
+
+def _kind(path: Path) -> str:
+    """Whether a file is a "whole zip" as PyTorch writes them, with right checksums, a "broken zip" (or nothing at all),
+    a "pickle" of PyTorch's old form, or "another" one."""
+    with path.open("rb") as file:
+        begins = file.read(4)
+    if begins[:1] == b"\x80":
+        return "pickle"
+    if begins not in (b"PK\x03\x04", b""):
+        return "another"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if not any(name.endswith("data.pkl") for name in archive.namelist()):
+                return "another"
+            return "broken zip" if archive.testzip() else "whole zip"
+    except Exception:  # as many classes as there are kinds of damage
+        return "broken zip"
+
+
+def _missing(error: ImportError | AttributeError) -> str:
+    """What is missing and what to do."""
+    name = getattr(error, "name", None) or ""
+    if name.split(".")[0] == "numpy" or "numpy._core" in str(error):
+        made, needed = ("2 or later", ">=2") if "_core" in f"{name} {error}" else ("another version", "")
+        return (
+            f"It was made with NumPy {made} ({error}), here is NumPy {np.__version__}: pip install 'numpy{needed}', "
+            f"or use the environment that it was made in."
+        )
+    if isinstance(error, ModuleNotFoundError) and name:
+        return (
+            f"The module {name} is missing: install the package that has it, or put its folder into PYTHONPATH. (Its "
+            f"trainer stored an object of that module.)"
+        )
+    return f"{error}: install the version of that module with which it was made, or put its folder into PYTHONPATH."
+
+
+def trained_with(checkpoint: dict, path: str | Path) -> tuple[PlansManager, str, dict]:
+    """The plans, the configuration's name and the dataset.json that a checkpoint was trained with.
+
+    Raises:
+        ValueError: It does not hold them; `path` names it.
+    """
+    if "init_args" not in checkpoint:
+        raise ValueError(f"{path} does not hold the plans it was trained with (no 'init_args').")
+    arguments = checkpoint["init_args"]
+    return PlansManager(arguments["plans"]), arguments["configuration"], arguments["dataset_json"]
+
+
+def densify_checkpoint(source: Path, target: Path) -> None:
+    """Write a pruned checkpoint's weights at its plans' widths, with zeros, for `-pretrained_weights`.
+
+    The network's output stays the same. The optimiser's state is left out: the file is to begin a training with, not
+    to continue one.
+
+    Args:
+        source: A checkpoint of nnU-Net v2, pruned or not.
+        target: The file to write.
+
+    Raises:
+        ValueError: `source` cannot be read, has no plans, or is of another architecture than its plans say.
+        FileExistsError: `target` exists.
+    """
+    checkpoint = read_checkpoint(source)
+    if target.exists():
+        raise FileExistsError(f"{target} exists; choose another name or remove it first.")
+    network, _ = network_of_plans(*trained_with(checkpoint, source), device="cpu")
+    accept_pruned_weights(network)
+    widths = channel_layout(network).widths
+    try:
+        network.load_state_dict(checkpoint["network_weights"])
+    except RuntimeError as error:
+        raise ValueError(f"{source} is of another architecture than its own plans say: {error}") from error
+    dense = {**checkpoint, "network_weights": densify(network, widths).state_dict(), "optimizer_state": None}
+    write_atomically(target, lambda path: torch.save(dense, path))

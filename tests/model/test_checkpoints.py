@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_sauron.model.checkpoints import densify_checkpoint
+from nnunet_sauron.pruning import channel_layout
+
+from ..trainers.small import BATCH, SIDE, set_folders, small_trainer
+
+
+def test_a_densified_checkpoint_has_its_plans_widths_and_the_same_output(tmp_path, monkeypatch):
+    set_folders(monkeypatch, tmp_path)
+    monkeypatch.setenv("nnUNet_compile", "f")
+    trainer = small_trainer(tmp_path)
+    trainer.run_training()
+    assert channel_layout(trainer.network).widths != trainer.dense_widths
+    pruned, dense = Path(trainer.output_folder) / "checkpoint_final.pth", tmp_path / "dense.pth"
+    densify_checkpoint(pruned, dense)
+
+    checkpoint = torch.load(dense, weights_only=False)
+    assert checkpoint["optimizer_state"] is None
+    # Stock nnU-Net's network, which takes nothing but its own widths.
+    stock = nnUNetTrainer.build_network_architecture(
+        trainer.plans_manager, trainer.configuration_manager, 1, trainer.label_manager.num_segmentation_heads, True
+    )
+    stock.load_state_dict(checkpoint["network_weights"])
+    assert channel_layout(stock).widths == trainer.dense_widths
+    x = torch.randn((BATCH, 1, SIDE, SIDE))
+    stock.eval()
+    trainer.network.eval()
+    with torch.no_grad():
+        for a, b in zip(stock(x), trainer.network(x), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+
+    before = dense.read_bytes()
+    with pytest.raises(FileExistsError, match=r"dense\.pth exists; choose another name"):
+        densify_checkpoint(pruned, dense)
+    assert dense.read_bytes() == before

@@ -25,6 +25,7 @@ from ..plugin.installation import TRAINERS, trainer_names
 from ..pruning import accept_pruned_weights
 from ..pruning.channels import is_prunable
 from .architecture import network_of_plans
+from .checkpoints import trained_with
 
 BUILT_BY = "network_built_by"
 """Of a configuration in the plans of a compressed model: the trainer whose network it is, where not the plans' own."""
@@ -128,6 +129,21 @@ class NetworkBuilder:
         return network.eval()
 
 
+def builder_of(checkpoint: dict, path) -> NetworkBuilder | None:
+    """Who builds the network of a checkpoint; None where it does not say what it was trained with.
+
+    Args:
+        checkpoint: nnU-Net's, or one that `compress` wrote.
+        path: Where it was read from, for errors.
+
+    Raises:
+        ValueError: As `NetworkBuilder`.
+    """
+    if "trainer_name" not in checkpoint or "dataset_json" not in checkpoint.get("init_args", {}):
+        return None
+    return NetworkBuilder(checkpoint["trainer_name"], *trained_with(checkpoint, path))
+
+
 def find_trainer(name: str) -> type[nnUNetTrainer]:
     """A trainer's class: ours, or where nnU-Net looks for it, its own folder and those in nnUNet_extTrainer.
 
@@ -190,10 +206,18 @@ def network_of_trainer(
         ) from error
 
 
-def take_builder(trainer: nnUNetTrainer, checkpoint: dict) -> None:
-    """Let a trainer's plans name whose network it builds, as a checkpoint's do, before it is initialised."""
+def take_builder(trainer: nnUNetTrainer, checkpoint: dict, builder: NetworkBuilder | None = None) -> None:
+    """Let a trainer's plans name whose network it builds, before it is initialised.
+
+    Args:
+        trainer: The trainer.
+        checkpoint: One whose plans may name it.
+        builder: Who builds that checkpoint's network, where it may be a trainer that its plans do not name.
+    """
     configurations = checkpoint.get("init_args", {}).get("plans", {}).get("configurations", {})
     name = configurations.get(trainer.configuration_name, {}).get(BUILT_BY)
+    if builder is not None and builder.differs:
+        name = builder.trainer_name
     if name is not None:
         # Each holds a copy of its own, and the first of them goes into checkpoints and plans.json.
         trainer.plans_manager.plans["configurations"][trainer.configuration_name][BUILT_BY] = name

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from ..model.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
-from ..model.networks import BUILT_BY, find_trainer, network_of_trainer, take_builder
+from ..model.networks import BUILT_BY, builder_of, find_trainer, network_of_trainer, take_builder
 from ..model.snapshots import Snapshots, SnapshotSettings
 from ..plugin.commands import train_command
 from ..pruning import accept_pruned_weights, widths_of
 from .kept_settings import KeepsSettings, has_begun
 from .plots import Throttled
-from .resizing import ResizingTrainer
+from .resizing import MIRRORING, ResizingTrainer, mirroring_of
 from .settings import Given, TrainingSettings
 from .teacher import DistillingLoss, Teacher
 
@@ -24,7 +24,6 @@ NUM_EPOCHS = 50
 INITIAL_LR = 5e-3  # half of nnU-Net's
 SERIES = "distillation"
 SOURCE = "source"
-MIRRORING = "inference_allowed_mirroring_axes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +80,18 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         self._start_name = settings.start_from
         self._no_training: str | None = None
         self._unread: FileNotFoundError | None = None
-        self._start = self._teacher = None
+        self._start = self._start_builder = self._teacher = None
         try:  # here, so that nothing is written of a training that cannot begin
             if self._start_name:
                 self._start = read_checkpoint(_checkpoint(Path(self._start_name), fold))
+                self._start_builder = builder_of(self._start, self._start_name)
             self._choose_teacher((self._start or {}).get(COMPRESSION, {}), {})
             self._teacher = self._read_teacher(plans, configuration, dataset_json, fold)
         except FileNotFoundError as error:
             if not has_begun(type(self), plans, configuration, fold):
                 raise
             self._unread = error  # what moved is of no use to a training that is continued
-        self._mirroring = _mirroring(self._start or {})
+        self.mirroring = mirroring_of(self._start or {})
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.initial_lr = NUM_EPOCHS, INITIAL_LR
         training.apply_to(self)
@@ -105,7 +105,7 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
     def build_network_architecture(
         plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
     ):
-        """The network of the trainer that the plans name, where the compressed model had one of its own."""
+        """The network of the trainer that the plans name, where the model that it started from had one of its own."""
         arguments = plans_manager, configuration_manager, num_input_channels, num_output_channels
         name = configuration_manager.configuration.get(BUILT_BY)
         if name is None:
@@ -113,24 +113,18 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         try:
             trainer = find_trainer(name)
         except LookupError as error:
-            raise RuntimeError(f"This model was compressed with the network of {name}. {error}") from error
+            raise RuntimeError(f"This model has the network of the trainer {name}. {error}") from error
         network = network_of_trainer(trainer, *arguments, deep_supervision=enable_deep_supervision)
         return accept_pruned_weights(network)
 
     def initialize(self) -> None:
         if self._start:
-            take_builder(self, self._start)
+            take_builder(self, self._start, self._start_builder)
         super().initialize()
         if self._start:
             self.take_widths(self._widths(self._start, self._start_name))
             self.bare_network.load_state_dict(self._start["network_weights"])
             self._start = None  # its memory
-
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):  # noqa: N802  (nnU-Net's)
-        *others, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        if self._mirroring:
-            self.inference_allowed_mirroring_axes = mirror_axes = self._mirroring[MIRRORING]
-        return *others, mirror_axes
 
     def on_train_start(self) -> None:
         if self._no_training:
@@ -164,7 +158,10 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
             self.loss = DistillingLoss(self.loss, self._teacher, labels=self._labels, ddp=self.is_ddp)
         super().on_train_start()
         if self._start_name and self.current_epoch == 0:
-            self.print_to_log_file(f"{type(self).__name__}: started from {self._start_name}")
+            assumed = self._start_builder and self._start_builder.assumed
+            self.print_to_log_file(
+                f"{type(self).__name__}: started from {self._start_name}" + (f" ({assumed})" if assumed else "")
+            )
         labels = "with labels" if self._labels else "without labels"
         self.print_to_log_file(f"Teacher: {self._teacher.name}, {labels}" if self._teacher else "No teacher")
         self._snapshots.start()
@@ -198,7 +195,7 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
             take_builder(self, checkpoint)
             self.initialize()
         self.take_widths(self._widths(checkpoint, filename_or_checkpoint))
-        self._mirroring = _mirroring(checkpoint)
+        self.mirroring = mirroring_of(checkpoint)
         if "optimizer_state" in checkpoint:
             super().load_checkpoint(filename_or_checkpoint)
             series = self._series()
@@ -210,7 +207,7 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         else:  # written by compress: to be validated (--val)
             self._no_training = filename_or_checkpoint
             self.bare_network.load_state_dict(checkpoint["network_weights"])
-            self.inference_allowed_mirroring_axes = self._mirroring.get(MIRRORING)
+            self.inference_allowed_mirroring_axes = self.mirroring.get(MIRRORING)
 
     def _choose_teacher(self, start: dict, before: dict) -> None:
         """By the settings, then by what a continued training was `before`, then by what its `start` was made from."""
@@ -243,10 +240,6 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
                 f"Train with the configuration and the plans (-p) of the model that was compressed."
             )
         return widths
-
-
-def _mirroring(checkpoint: dict) -> dict:
-    return {key: value for key, value in checkpoint.items() if key == MIRRORING}
 
 
 def _checkpoint(start: Path, fold: int | str) -> Path:

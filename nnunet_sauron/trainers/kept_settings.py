@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -14,7 +14,15 @@ from .settings import Given, TrainingSettings, write_settings
 
 SERIES = "settings"
 CHANGEABLE = ("save_every", "snapshot_every", "num_val_iterations_per_epoch")
-"""What may differ when a training is continued."""
+
+
+def changeable(more_settings: Iterable) -> set[str]:
+    """What may differ when a training is continued: some numbers, and whom it learns from; not what it started from.
+
+    Args:
+        more_settings: A trainer's own settings classes, or instances of them.
+    """
+    return {*CHANGEABLE, *(field.name for settings in more_settings for field in fields(settings))} - {"start_from"}
 
 
 def tell_settings(trainer: nnUNetTrainer, settings: Mapping, given: Given) -> None:
@@ -41,7 +49,7 @@ class KeepsSettings(nnUNetTrainer):
     """For trainers that remove no channels: nnU-Net's own numbers, a subclass's and the snapshots' settings are kept.
 
     A subclass sets `_given`, `_more_settings` and `_snapshots` in its constructor; `_given` reads `TrainingSettings`
-    first, then the classes of `_more_settings`, which may change when a training is continued, and `SnapshotSettings`.
+    first, then the classes of `_more_settings`, then `SnapshotSettings`.
     """
 
     _given: Given
@@ -78,8 +86,7 @@ class KeepsSettings(nnUNetTrainer):
         if not entries or not entries[-1]:  # of a time when none were kept
             return
         had = self._settings_now()
-        may_change = (*CHANGEABLE, *(field.name for settings in self._more_settings for field in fields(settings)))
-        training, *self._more_settings, snapshots = self._given.continued(entries[-1], may_change)
+        training, *self._more_settings, snapshots = self._given.continued(entries[-1], changeable(self._more_settings))
         training.apply_to(self)
         self._snapshots = Snapshots(self, snapshots)
         if self.was_initialized and self._settings_now() != had:

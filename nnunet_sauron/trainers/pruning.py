@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ from ..pruning import (
 )
 from ..pruning.channels import ChannelLayout, check_prunable
 from ..pruning.moments import LEAST_SAMPLES_PER_CHANNEL, SAMPLES_PER_CHANNEL, patches_needed
-from .kept_settings import CHANGEABLE, has_begun, tell_settings
+from .kept_settings import changeable, has_begun, tell_settings
 from .plots import Throttled
 from .resizing import ResizingTrainer
 from .settings import Given, TrainingSettings
@@ -407,7 +407,7 @@ class PruningTrainer(ResizingTrainer):
             return
         before, had = history[-1]["settings"], self._settings()
         training, self.pruning_settings, snapshots, *self._more_settings = self._given.continued(
-            before, (*CHANGEABLE, *(field.name for cls in self.MoreSettings for field in fields(cls)))
+            before, changeable(self.MoreSettings)
         )
         training.apply_to(self)
         self._snapshots = Snapshots(self, snapshots)

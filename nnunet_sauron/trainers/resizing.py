@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -15,9 +17,29 @@ from ..files import write_atomically
 from ..model.compiling import CompilesOnCudaOnly
 from ..pruning import accept_pruned_weights, channel_layout, resize
 
+MIRRORING = "inference_allowed_mirroring_axes"  # nnU-Net's key of a checkpoint
+
+
+def mirroring_of(checkpoint: dict) -> dict:
+    """The axes that a model was mirrored along, under nnU-Net's key; empty where its checkpoint does not say."""
+    return {key: value for key, value in checkpoint.items() if key == MIRRORING}
+
 
 class ResizingTrainer(CompilesOnCudaOnly):
-    """Builds nnU-Net's network so that pruned weights load into it, in training and in prediction; saves atomically."""
+    """Builds nnU-Net's network so that pruned weights load into it, in training and in prediction; saves atomically.
+
+    Attributes:
+        mirroring: Of the model that a training starts from, as `mirroring_of` gives it; it goes before nnU-Net's own,
+            since left and right may be classes.
+    """
+
+    mirroring: Mapping = MappingProxyType({})
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):  # noqa: N802  (nnU-Net's)
+        *others, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if self.mirroring:
+            self.inference_allowed_mirroring_axes = mirror_axes = self.mirroring[MIRRORING]
+        return *others, mirror_axes
 
     @staticmethod
     @functools.wraps(nnUNetTrainer.build_network_architecture)  # its signature differs between versions of nnU-Net

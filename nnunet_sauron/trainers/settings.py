@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -109,24 +110,31 @@ class Given:
             path, items = _split(os.environ.get(VARIABLE, ""))
             if path is not None:
                 self._take_file(path)
-            for item in items:
-                name, equals, text = (part.strip() for part in item.partition("="))
-                if not equals or name not in self._known:
-                    hint = "" if equals else f". (A value that holds a comma is given by a file, {VARIABLE}=@FILE)"
-                    raise ValueError(f"'{item}' is not a setting of {self._trainer_name}{self._nearest(name)}{hint}")
-                self.values[name] = _absolute(name, _parsed(name, text, self._kinds[name]))
-                self.by_variable.add(name)
+            self._take(items)
         except ValueError as error:
             raise self._listed(error) from None
 
     def _of_class(self, name: str, value):
         try:
-            return _checked(name, value, self._kinds[name])
+            return _absolute(name, _checked(name, value, self._kinds[name]))
         except ValueError as error:
             raise ValueError(
                 f"{error}. It is a class attribute of {self._trainer_name}, and its name is a setting's: rename it if "
                 f"it is meant for something else"
             ) from None
+
+    def _take(self, items: list[str]) -> None:
+        found: set[str] = set()
+        for item in items:
+            name, equals, text = (part.strip() for part in item.partition("="))
+            if not equals or name not in self._known:
+                hint = "" if equals else f". (A value that holds a comma is given by a file, {VARIABLE}=@FILE)"
+                raise ValueError(f"'{item}' is not a setting of {self._trainer_name}{self._nearest(name)}{hint}")
+            if name in found:
+                raise ValueError(f"{name} stands in {VARIABLE} twice; leave one value for it")
+            self.values[name] = _absolute(name, _parsed(name, text, self._kinds[name]))
+            found.add(name)
+        self.by_variable |= found
 
     def _take_file(self, path: Path) -> None:
         for name, value in _read(path).items():
@@ -165,17 +173,24 @@ class Given:
             ValueError: The variable gives another value for what cannot change in a running training.
         """
         before = {name: _absolute(name, value) for name, value in before.items()}
-        differ = {name for name, value in self.values.items() if name in before and before[name] != value}
+        # As its class makes them: some settings decide others, and None may stand for a default.
+        given = {
+            name: value
+            for settings in self.settings()
+            for name, value in vars(settings).items()
+            if name in self.values and not (value is None and isinstance(settings, TrainingSettings))
+        }
+        differ = {name for name, value in given.items() if name in before and before[name] != value}
         if fixed := sorted((differ & self.by_variable) - set(changeable)):
-            values = ", ".join(f"{name}={before[name]} (now {self.values[name]})" for name in fixed)
+            values = ", ".join(f"{name}={before[name]} (now {given[name]})" for name in fixed)
             raise ValueError(
                 f"The training that is continued was begun with {values}, which cannot change on the way. Leave it "
                 f"out of {VARIABLE} (a continued training keeps all its settings), or begin anew without --c."
             )
         kept = {name: value for name, value in before.items() if name in self._known}
-        kept |= {name: value for name, value in self.values.items() if name not in before or name in self.by_variable}
+        kept |= {name: value for name, value in given.items() if name not in before or name in self.by_variable}
         self.by_class -= before.keys()
-        self.changed = {name: (before[name], self.values[name]) for name in sorted(differ & self.by_variable)}
+        self.changed = {name: (before[name], given[name]) for name in sorted(differ & self.by_variable)}
         return tuple(cls(**_of(cls, kept)) for cls in self._classes)
 
     def _nearest(self, name: str) -> str:
@@ -199,6 +214,8 @@ def _of(settings_class: type, values: Mapping) -> dict:
 
 def _refuse_other_spellings() -> None:
     # All of nnU-Net's own variables are written nnUNet_..., and a training with other settings than meant takes days.
+    if sys.platform == "win32":  # where all spellings are the same variable
+        return
     for name in os.environ:
         if name.lower() == VARIABLE and name != VARIABLE:
             raise ValueError(f"The environment variable {name} is not read: it is spelled {VARIABLE}")

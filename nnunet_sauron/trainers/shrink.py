@@ -12,7 +12,9 @@ from ..model.architecture import network_of_plans
 from ..model.checkpoints import CHECKPOINT, read_checkpoint
 from ..pruning import widths_of
 from .kept_settings import has_begun
+from .networks import builder_of
 from .pruning import PruningTrainer
+from .resizing import MIRRORING, mirroring_of
 from .teacher import DistillingLoss, Teacher
 
 START = "start"
@@ -35,7 +37,8 @@ class StartSettings:
 class ShrinkTrainer(PruningTrainer):
     """Cuts what the output misses least, to a tenth of the multiply-accumulates, and merges it into what stays.
 
-    Started from a trained model, it learns from that model beside the labels (`methods/distillation.py`):
+    Started from a trained model, it learns from that model beside the labels (`methods/distillation.py`), and mirrors
+    the axes that the model was trained with:
 
     nnunet_sauron="start_from=MODEL_FOLDER,num_epochs=50" nnUNetv2_train DATASET CONFIGURATION FOLD -tr ShrinkTrainer
 
@@ -52,16 +55,19 @@ class ShrinkTrainer(PruningTrainer):
         start = settings.start_from and Path(settings.start_from).resolve()  # for `--c` from another folder
         self._start_name = start / f"fold_{fold}" / CHECKPOINT if start and start.is_dir() else start
         self._start = self._teacher = None
+        self._start_note = ""
         try:
             self._start = read_checkpoint(self._start_name) if start else None
         except FileNotFoundError as error:
             if not has_begun(type(self), plans, configuration, fold):
                 raise
             self._refused = error  # what moved is of no use to a training that is continued
+        self.mirroring = mirroring_of(self._start or {})
         self._teacher_from = str(self._start_name) if start and settings.teacher == START else settings.teacher
         if self._teacher_from == START:
             self._teacher_from = None
         if self._start:
+            self._check_builder()
             network, _ = network_of_plans(PlansManager(plans), configuration, dataset_json)
             self._start_widths = widths_of(network, self._start["network_weights"])
             if self._start_widths is None:
@@ -76,6 +82,17 @@ class ShrinkTrainer(PruningTrainer):
         except FileNotFoundError:
             if not has_begun(type(self), plans, configuration, fold):
                 raise  # else it is read when the training goes on
+
+    def _check_builder(self) -> None:
+        builder = builder_of(self._start, self._start_name)
+        if builder and builder.differs:
+            raise ValueError(
+                f"start_from={self._start_name} has a network of its trainer {builder.trainer_name}, which is another "
+                f"one than its plans describe (an activation, a norm's eps, ...), and {type(self).__name__} builds "
+                f"what plans describe. Make that model smaller with `nnUNetv2_sauron compress`, or begin from scratch."
+            )
+        if builder and builder.assumed:
+            self._start_note = f" ({builder.assumed})"
 
     def initialize(self) -> None:
         super().initialize()
@@ -101,7 +118,7 @@ class ShrinkTrainer(PruningTrainer):
             self.loss = DistillingLoss(self.loss, self._teacher, ddp=self.is_ddp)
         super().on_train_start()
         if self._start_name and self.current_epoch == 0:
-            self.print_to_log_file(f"Started from {self._start_name}")
+            self.print_to_log_file(f"Started from {self._start_name}{self._start_note}")
         self.print_to_log_file(f"Teacher: {self._teacher.name}" if self._teacher else "No teacher")
 
     def train_step(self, batch: dict) -> dict:
@@ -116,6 +133,7 @@ class ShrinkTrainer(PruningTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         super().load_checkpoint(filename_or_checkpoint)
+        self.mirroring = {MIRRORING: self.inference_allowed_mirroring_axes}
         teacher = self._more_settings[0].teacher
         if teacher == START:
             teacher = self.history()[-1].get("teacher") if self.history() else None

@@ -6,6 +6,8 @@ import random
 from pathlib import Path
 
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunet_sauron.methods.sauron import Sauron
 from nnunet_sauron.trainers import SauronTrainer
@@ -73,6 +75,22 @@ class SmallTrainer(OnRandomPatches, SauronTrainer):
     cut_until, max_fraction_per_epoch, min_channels, rho = 0.8, 0.15, 2, None
     prune_batches = 2
     max_loss_increase = None  # the loss on a few random patches goes up and down
+
+
+class Gelu(nnUNetTrainer):
+    """A trainer with a network of its own."""
+
+    @staticmethod
+    def build_network_architecture(plans_manager, configuration_manager, channels, classes, enable_deep_supervision):
+        arguments = configuration_manager.network_arch_init_kwargs | {"nonlin": "torch.nn.GELU", "nonlin_kwargs": {}}
+        return get_network_from_plans(
+            configuration_manager.network_arch_class_name,
+            arguments,
+            configuration_manager.network_arch_init_kwargs_req_import,
+            channels,
+            classes,
+            deep_supervision=enable_deep_supervision,
+        )
 
 
 def small_trainer(

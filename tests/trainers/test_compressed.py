@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunet_sauron.model.networks import BUILT_BY
 from nnunet_sauron.pruning import channel_layout, remove_channels
 from nnunet_sauron.trainers import CompressedTrainer
 
-from .small import OnRandomPatches, RandomPatches, dataset_json, plans, set_folders, small_trainer
+from .small import Gelu, OnRandomPatches, RandomPatches, dataset_json, plans, set_folders, small_trainer
 
 
 class SmallCompressedTrainer(OnRandomPatches, CompressedTrainer):
@@ -78,22 +76,6 @@ def test_it_begins_with_the_compressed_weights_at_half_of_nnunets_rate(folder, m
         assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(5e-3)
 
 
-class Gelu(nnUNetTrainer):
-    """A trainer with a network of its own."""
-
-    @staticmethod
-    def build_network_architecture(plans_manager, configuration_manager, channels, classes, enable_deep_supervision):
-        arguments = configuration_manager.network_arch_init_kwargs | {"nonlin": "torch.nn.GELU", "nonlin_kwargs": {}}
-        return get_network_from_plans(
-            configuration_manager.network_arch_class_name,
-            arguments,
-            configuration_manager.network_arch_init_kwargs_req_import,
-            channels,
-            classes,
-            deep_supervision=enable_deep_supervision,
-        )
-
-
 def test_a_network_that_is_not_its_plans_stays_what_it_is(folder, model, monkeypatch):
     """The plans in nnUNet_preprocessed name no trainer; those of the compressed checkpoint do."""
     monkeypatch.setattr("nnunet_sauron.trainers.compressed.find_trainer", {"Gelu": Gelu}.get)
@@ -111,6 +93,18 @@ def test_a_network_that_is_not_its_plans_stays_what_it_is(folder, model, monkeyp
     resumed.load_checkpoint(str(folder / "saved.pth"))
     assert "GELU" in {type(module).__name__ for module in resumed.network.modules()}
     assert resumed.plans_manager.plans["configurations"] == named["configurations"]  # and so its own checkpoints
+
+
+def test_a_model_trained_with_a_network_of_its_own_is_started_from_as_it_is(folder, source, monkeypatch):
+    """No `compress` in between, which would have named the trainer in the plans."""
+    for module in ("compressed", "networks"):
+        monkeypatch.setattr(f"nnunet_sauron.trainers.{module}.find_trainer", {"Gelu": Gelu}.get)
+    path = source / "fold_0" / "checkpoint_final.pth"
+    torch.save({**torch.load(path, weights_only=False), "trainer_name": "Gelu"}, path)
+    trainer = start(folder, monkeypatch, source)
+    trainer.initialize()
+    assert {"GELU"} == {type(module).__name__ for module in trainer.network.modules()} & {"GELU", "LeakyReLU"}
+    assert trainer.plans_manager.plans["configurations"]["2d"][BUILT_BY] == "Gelu"
 
 
 def test_by_default_it_trains_for_50_epochs(folder, model, monkeypatch):

@@ -97,6 +97,12 @@ def test_it_keeps_its_settings_in_every_shell(begun, monkeypatch):
     assert "Changed from here on: save_every=3 (before: 1)" in log
     assert json.loads((fold / "settings.json").read_text())["save_every"] == 3
 
+    # Another start would be no start at all.
+    if "start_from" in settings:
+        monkeypatch.setenv("nnunet_sauron", "start_from=/elsewhere")
+        with pytest.raises(ValueError, match=r"begun with start_from=.*start.pth \(now /elsewhere\)"):
+            small_trainer(folder, small).load_checkpoint(str(fold / "checkpoint_final.pth"))
+
     # Another length is refused with both.
     monkeypatch.setenv("nnunet_sauron", "num_epochs=9,initial_lr=0.5")
     with pytest.raises(ValueError, match=r"initial_lr=0.002 \(now 0.5\), num_epochs=2 \(now 9\)"):

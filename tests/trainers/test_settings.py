@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, make_dataclass
+from dataclasses import asdict, dataclass, make_dataclass
 from typing import Optional
 
 import pytest
 
 from nnunet_sauron.methods.sauron import SauronSettings
+from nnunet_sauron.methods.shrink import ShrinkSettings
+from nnunet_sauron.methods.targets import TargetSettings
+from nnunet_sauron.trainers import settings
 from nnunet_sauron.trainers.settings import Given, TrainingSettings, write_settings
 
 
@@ -160,6 +163,19 @@ def test_a_value_with_a_comma_is_told_of_files(monkeypatch):
         given(monkeypatch, "normalisation=a, b")
 
 
+def test_a_setting_that_is_given_twice_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="num_epochs stands in nnunet_sauron twice"):
+        given(monkeypatch, "num_epochs=5,lambda_=1,num_epochs=50")
+
+
+def test_windows_knows_one_spelling_of_a_variable(monkeypatch):
+    monkeypatch.setenv("NNUNET_SAURON", "num_epochs=5")
+    with pytest.raises(ValueError, match="NNUNET_SAURON is not read"):
+        given(monkeypatch, None)
+    monkeypatch.setattr(settings.sys, "platform", "win32")
+    given(monkeypatch, None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PathSettings:
     start_from: str | None = None
@@ -174,6 +190,9 @@ def test_paths_hold_wherever_a_training_is_continued(monkeypatch, tmp_path):
     assert given.continued({"start_from": "a/b.pth"}, []) == given.settings()
     monkeypatch.setenv("nnunet_sauron", "teacher=c")
     assert Given(Trainer, PathSettings).settings() == (PathSettings(teacher=str(tmp_path / "c")),)
+    monkeypatch.delenv("nnunet_sauron")
+    of_class = type("T", (Trainer,), {"start_from": "a/b.pth"})
+    assert Given(of_class, PathSettings).settings() == (PathSettings(start_from=str(tmp_path / "a/b.pth")),)
 
 
 class TestClassAttributes:
@@ -239,3 +258,15 @@ class TestContinued:
             ValueError, match=r"lambda_=0.5 \(now 0.1\), num_epochs=5 \(now 8\).*begin anew without --c"
         ):
             found.continued(BEFORE, ["save_every"])
+
+    @pytest.mark.parametrize(
+        ("text", "method"),
+        [("num_epochs=None,save_every=None", SauronSettings), ("target_macs=None", ShrinkSettings),
+         ("widths_from=/w.pth,min_channels=3", TargetSettings)],
+    )  # fmt: skip
+    def test_the_variable_that_a_training_was_begun_with_is_no_change(self, monkeypatch, text, method):
+        monkeypatch.setenv("nnunet_sauron", text)
+        found = Given(Trainer, TrainingSettings, method)
+        _, begun = found.settings()
+        training, now = found.continued({**BEFORE, **asdict(begun)}, ["save_every"])
+        assert now == begun and found.changed == {} and (training.num_epochs, training.save_every) == (5, 1)

@@ -11,8 +11,9 @@ import torch
 
 from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.trainers import L1Trainer, SauronTrainer, SFPTrainer, ShrinkTrainer
+from nnunet_sauron.trainers.resizing import MIRRORING
 
-from .small import OnRandomPatches, RandomPatches, dataset_json, plans, set_folders, small_trainer
+from .small import Gelu, OnRandomPatches, RandomPatches, dataset_json, plans, set_folders, small_trainer
 
 WIDTHS = (12, 16, 20)
 
@@ -187,3 +188,39 @@ def test_another_architecture_is_refused_before_a_log_is_written(folder, trained
     with pytest.raises(ValueError, match="another architecture than these plans"):
         small_trainer(folder, type("Other", (Small,), {}), widths=(12, 16, 20, 24))
     assert not list((folder / "results").rglob("Other*"))
+
+
+def test_a_start_with_a_network_that_its_plans_do_not_describe_is_refused_by_name(folder, trained, monkeypatch):
+    monkeypatch.setattr("nnunet_sauron.trainers.networks.find_trainer", {"Gelu": Gelu}.get)
+    path = trained / "fold_0" / "checkpoint_final.pth"
+    torch.save({**torch.load(path, weights_only=False), "trainer_name": "Gelu"}, path)
+    monkeypatch.setenv("nnunet_sauron", f"start_from={trained},teacher=None")
+    with pytest.raises(ValueError, match="has a network of its trainer Gelu.*nnUNetv2_sauron compress"):
+        small_trainer(folder, type("Other", (Small,), {}), widths=WIDTHS)
+    assert not list((folder / "results").rglob("Other*"))
+
+
+def test_a_start_whose_trainer_is_not_found_is_said_to_be_assumed(folder, trained, monkeypatch):
+    path = trained / "fold_0" / "checkpoint_final.pth"
+    torch.save({**torch.load(path, weights_only=False), "trainer_name": "OfSomebodyElse"}, path)
+    monkeypatch.setenv("nnunet_sauron", f"start_from={trained},teacher=None")
+    trainer = small_trainer(folder, type("T", (Small,), {}), widths=WIDTHS)
+    trainer.on_train_start()
+    assert f"Started from {path} (Assumed, not known" in log_of(trainer)
+
+
+@pytest.mark.parametrize("axes", [None, (1,)])
+def test_it_mirrors_as_the_model_that_it_starts_from(folder, trained, monkeypatch, axes):
+    path = trained / "fold_0" / "checkpoint_final.pth"
+    torch.save({**torch.load(path, weights_only=False), MIRRORING: axes}, path)
+    monkeypatch.setenv("nnunet_sauron", f"start_from={trained}")
+    mirror = "configure_rotation_dummyDA_mirroring_and_inital_patch_size"
+    trainer = small_trainer(folder, type("T", (Small,), {"num_epochs": 3}), widths=WIDTHS)
+    trainer.initialize()
+    assert getattr(trainer, mirror)()[-1] == axes == trainer.inference_allowed_mirroring_axes
+    trainer.run_training()
+    monkeypatch.delenv("nnunet_sauron")
+    again = small_trainer(folder, type("T", (Small,), {}), widths=WIDTHS)
+    assert getattr(again, mirror)()[-1] == (0, 1)  # from scratch, nnU-Net's own
+    again.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    assert getattr(again, mirror)()[-1] == axes

@@ -10,9 +10,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from ..methods.shrink import Shrink
 from ..model.architecture import network_of_plans
 from ..model.checkpoints import CHECKPOINT, read_checkpoint
+from ..model.networks import builder_of
 from ..pruning import widths_of
 from .kept_settings import has_begun
-from .networks import builder_of
 from .pruning import PruningTrainer
 from .resizing import MIRRORING, mirroring_of
 from .teacher import DistillingLoss, Teacher

@@ -82,7 +82,7 @@ def trained(tmp_path_factory) -> Callable[..., Trained]:
     """`trained(trainer_class, architecture, dim)`: each is trained when it is first asked for."""
 
     @cache
-    def once(trainer_class: type, architecture: str = "plain", dim: int = 2) -> Trained:
+    def once(trainer_class: type, architecture: str, dim: int) -> Trained:
         root = tmp_path_factory.mktemp(trainer_class.__name__)
         with pytest.MonkeyPatch.context() as patch:
             set_folders(patch, root)
@@ -196,7 +196,7 @@ class TestEveryTrainer:
             torch.testing.assert_close(output_of(network, dim), plain_output(run.trainer, weights, dim))
 
     def test_a_resumed_run_goes_on_as_if_nothing_had_happened(self, trained, folder, trainer_class):
-        whole = trained(trainer_class)
+        whole = trained(trainer_class, *NETWORKS[0])
         resumed = make(folder, trainer_class)
         resumed.load_checkpoint(str(whole.checkpoint))
         torch.manual_seed(1)
@@ -211,23 +211,24 @@ class TestEveryTrainer:
 
 @pytest.mark.parametrize("trainer_class", [*TO_A_PART, *TO_A_TARGET], ids=lambda c: c.__name__)
 def test_a_target_is_met_and_hardly_overshot(trained, trainer_class):
-    trainer = trained(trainer_class).trainer
+    trainer = trained(trainer_class, *NETWORKS[0]).trainer
     told, widths = trainer.history()[-1]["target"], channel_layout(trainer.network).widths
-    dense = nnUNetTrainer.build_network_architecture(*architecture_of(trainer))
-    counted = [count_macs(network, [SIDE] * 2, 1) for network in (trainer.network, dense)]
-    assert told["reached"] and told["left"] == pytest.approx(counted[0] / counted[1])
-    assert told["left"] <= told["asked"] == MACS
-    cost = CostModel(dense, [SIDE] * 2, 1)
+    network = nnUNetTrainer.build_network_architecture(*architecture_of(trainer))
+    cost, dense = CostModel(network, [SIDE] * 2, 1), count_macs(network, [SIDE] * 2, 1)
+    resize(network, widths)
+    left = count_macs(network, [SIDE] * 2, 1) / dense
+    assert left <= MACS + 1e-9
+    assert told["reached"] and (told["asked"], told["left"]) == (pytest.approx(MACS), pytest.approx(left))
     if issubclass(trainer_class.Method, Stepwise):  # the last channel that went was needed
-        assert any(cost.macs({**widths, name: width + 1}) > MACS * counted[1] for name, width in widths.items())
+        assert max(cost.macs({**widths, name: width + 1}) for name, width in widths.items()) > MACS * dense
     elif issubclass(trainer_class.Method, Layerwise):
-        assert cost.macs({name: width + 1 for name, width in widths.items()}) > MACS * counted[1]
+        assert cost.macs({name: width + 1 for name, width in widths.items()}) > MACS * dense
 
 
 @pytest.mark.parametrize("trainer_class", OF_EACH_BASE, ids=lambda c: c.__name__)
 class TestTargets:
     def test_widths_are_taken_from_another_model(self, trained, folder, trainer_class):
-        other = trained(SmallTrainer).trainer
+        other = trained(SmallTrainer, *NETWORKS[0]).trainer
         checkpoint = str(Path(other.output_folder) / "checkpoint_final.pth")
         trainer = make(folder, trainer_class, widths_from=checkpoint, num_epochs=3)
         trainer.run_training()

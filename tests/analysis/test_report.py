@@ -11,7 +11,9 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -430,6 +432,42 @@ def test_the_page_is_one_file_that_fetches_nothing(found):
     assert len(ids) == len(set(ids))
     assert {address[1:] for address in fetched if address.startswith("#")} <= set(ids)
     assert text.count("<figure>") == len(list(pictures(found))) == 4
+
+
+class OpenTags(HTMLParser):
+    """Which tags are open, and which closed another one than the last."""
+
+    VOID = ("meta", "link", "br", "hr", "img", "input", "col", "!doctype")
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.crossed = [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        names = [name for name, _ in attributes]
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if len(names) > len(set(names)):
+            self.crossed.append((tag, names))
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        if self.open.pop() != tag:
+            self.crossed.append((tag, self.getpos()))
+
+
+def test_a_parser_reads_the_page_without_a_complaint(found):
+    text = page(replace(found, models=[found.models[0], with_history(found.models[1])]))
+    tags = OpenTags(text)
+    assert (tags.open, tags.crossed) == ([], [])
+    drawings = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(drawings) == text.count("<figure>")
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
 
 
 def test_names_from_outside_are_escaped(folders):

@@ -47,7 +47,7 @@ def other_labels(nnunet) -> NnUNet:
 def five_folds(nnunet) -> NnUNet:
     """All five folds of the tiny dataset's 2d configuration, trained with cuts, probabilities kept (`--npz`)."""
     for fold in range(5):
-        nnunet.train(TINY, "2d", fold, "--npz", setting=FIVE_FOLDS)
+        nnunet.train(TINY, "2d", fold, "--npz", setting=FIVE_FOLDS, anew=fold == 0)
     return nnunet
 
 

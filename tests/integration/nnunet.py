@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ import torch
 
 import nnunet_sauron
 from nnunet_sauron.plugin import trainer_folder
+
+from .fork_server import ForkServer
 
 # CertainCutsTrainer, and the package's own trainers through their shim.
 TRAINERS = os.pathsep.join((str(Path(__file__).parent / "ext_trainers"), str(trainer_folder())))
@@ -71,30 +74,35 @@ class NnUNet:
             **variables,
         }
 
-    def run(self, program: str, *arguments: object, fails: bool = False, **variables: str) -> str:
+    def run(self, program: str, *arguments: object, fails: bool = False, anew: bool = False, **variables: str) -> str:
         """Run a command to its end.
 
         Args:
-            program: Its name, such as `nnUNetv2_train`.
+            program: Its name, such as `nnUNetv2_train`; or Python's path, before a script or `-c`.
             arguments: What follows it.
             fails: Whether it is to end with an error.
+            anew: Whether to start what is installed, as a user does, with seconds of imports. One test of each command
+                does, and what changes where Python looks for modules; the others use a fork, in less than a second.
             variables: Environment variables on top.
 
         Returns:
             What it printed, standard output and error together.
         """
-        beside_python = shutil.which(program, path=str(Path(sys.executable).parent))
-        command = [beside_python or program, *map(str, arguments)]
-        done = subprocess.run(
-            command,
-            env=self.environment(**variables),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
+        command = [program, *map(str, arguments)]
+        if anew:
+            done = subprocess.run(
+                [shutil.which(program, path=str(Path(sys.executable).parent)) or program, *command[1:]],
+                env=self.environment(**variables),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=SECONDS,
+                check=False,
+            )
+        else:
+            assert "PYTHONPATH" not in variables, "A fork cannot look elsewhere for what it has imported: anew=True"
+            done = fork_server().run(command, self.environment(**variables), SECONDS)
         last_lines = "\n".join(done.stdout.splitlines()[-40:])
         assert (done.returncode != 0) == fails, f"{' '.join(command)} ended with {done.returncode}:\n{last_lines}"
         return done.stdout
@@ -109,11 +117,12 @@ class NnUNet:
         plans: str = "nnUNetPlans",
         setting: str | None = None,
         fails: bool = False,
+        anew: bool = False,
     ) -> str:
         """`nnUNetv2_train`; by default a training of three epochs that loses channels before the second and third."""
         return self.run(
             "nnUNetv2_train", dataset, configuration, fold, "-tr", trainer, "-p", plans, "-device", "cpu", *flags,
-            fails=fails, nnUNet_n_proc_DA="0", nnunet_sauron=settings() if setting is None else setting,
+            fails=fails, anew=anew, nnUNet_n_proc_DA="0", nnunet_sauron=settings() if setting is None else setting,
         )  # fmt: skip
 
     def predict(
@@ -124,6 +133,7 @@ class NnUNet:
         *flags: object,
         trainer: str = "CertainCutsTrainer",
         plans: str = "nnUNetPlans",
+        anew: bool = False,
     ) -> dict[str, Path]:
         """`nnUNetv2_predict` of the test cases: the segmentation files by case.
 
@@ -133,6 +143,7 @@ class NnUNet:
         self.run(
             "nnUNetv2_predict", "-d", dataset, "-c", configuration, "-tr", trainer, "-p", plans,
             "-i", images, "-o", output, "-device", "cpu", "-npp", 0, "-nps", 0, *flags,
+            anew=anew,
         )  # fmt: skip
         return segmentations(output)
 
@@ -152,6 +163,13 @@ class NnUNet:
         edit(plans["configurations"])
         plans["plans_name"] = new_name or name
         (folder / f"{plans['plans_name']}.json").write_text(json.dumps(plans, indent=2))
+
+
+@cache
+def fork_server() -> ForkServer:
+    """One for all tests of this process, started when the first needs it; its folders are those of each command."""
+    nowhere = Path(os.devnull)
+    return ForkServer(NnUNet(nowhere, nowhere, nowhere).environment())
 
 
 def segmentations(folder: Path) -> dict[str, Path]:

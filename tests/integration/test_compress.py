@@ -14,23 +14,22 @@ from .nnunet import NnUNet, network_weights, segmentations, voxels
 
 pytestmark = pytest.mark.slow
 
-COMMAND = "import sys; from nnunet_sauron.cli import main; sys.exit(main())"
 SHORT = "num_iterations_per_epoch=2,num_val_iterations_per_epoch=1,num_epochs="
 
 
-def compress(nnunet: NnUNet, model, output, *words, images=None) -> dict:
+def compress(nnunet: NnUNet, model, output, *words, images=None, **options) -> dict:
     images = images or nnunet.dataset_folder(nnunet.raw, TINY) / "imagesTs"
     printed = nnunet.run(
-        sys.executable, "-c", COMMAND, "compress", "-m", model, "-i", images, "-o", output, "--json", *words
+        "nnUNetv2_sauron", "compress", "-m", model, "-i", images, "-o", output, "--json", *words, **options
     )
     return json.loads(printed[printed.index("{") :])
 
 
-def predict(nnunet: NnUNet, model, output, *flags, **variables: str) -> dict:
+def predict(nnunet: NnUNet, model, output, *flags, **options) -> dict:
     images = nnunet.dataset_folder(nnunet.raw, TINY) / "imagesTs"
     nnunet.run(
         "nnUNetv2_predict_from_modelfolder", "-m", model, "-i", images, "-o", output, "-device", "cpu",
-        "-npp", 1, "-nps", 1, *flags, **variables,
+        "-npp", 1, "-nps", 1, *flags, **options,
     )  # fmt: skip
     return segmentations(output)
 
@@ -56,12 +55,13 @@ def test_a_model_recovers_from_images_alone_and_predicts(five_folds, tmp_path):
 def test_with_uniform_stages_it_predicts_where_this_package_is_not_installed(five_folds, tmp_path):
     """Folds pruned to widths of their own become one plain nnU-Net model, for nnU-Net's own command."""
     small = tmp_path / "small"
-    described = compress(five_folds, five_folds.model_folder(TINY, "2d"), small, "--macs", "0.5", "--uniform-stages")
+    model, words = five_folds.model_folder(TINY, "2d"), ("--macs", "0.5", "--uniform-stages")
+    described = compress(five_folds, model, small, *words, anew=True)
     assert len({tuple(fold["after"].values()) for fold in described["folds"].values()}) == 1
     hidden = tmp_path / "hidden" / "nnunet_sauron"
     hidden.mkdir(parents=True)
     (hidden / "__init__.py").write_text("raise ImportError('nnunet_sauron is not here')")
-    without = {"PYTHONPATH": str(hidden.parent), "nnUNet_extTrainer": ""}
+    without = {"PYTHONPATH": str(hidden.parent), "nnUNet_extTrainer": "", "anew": True}
     command = (sys.executable, "-c", "import sys; sys.path.remove(''); import nnunet_sauron")
     assert "is not here" in five_folds.run(*command, fails=True, **without)
     alone = predict(five_folds, small, tmp_path / "alone", **without)

@@ -18,7 +18,7 @@ CASES = ["tinyTs_000", "tinyTs_001"]
 def ensemble(five_folds, tmp_path_factory) -> Path:
     """The test cases predicted by all five folds, with probabilities."""
     output = tmp_path_factory.mktemp("ensemble")
-    five_folds.predict(TINY, "2d", output, "--save_probabilities", "-npp", 1, "-nps", 1)
+    five_folds.predict(TINY, "2d", output, "--save_probabilities", "-npp", 1, "-nps", 1, anew=True)
     return output
 
 

@@ -1,11 +1,13 @@
-"""The main job on real data: from the Decathlon's folder to evaluated predictions by nnU-Net's commands alone."""
+"""The main job on real data: from the Decathlon's folder to evaluated predictions by nnU-Net's commands alone.
+
+`pytest -m matrix`; in every plain test run, `test_main_job.py` does it in seconds on images that are easy to learn.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import torch
 
 from .nnunet import NnUNet, channels_by_epoch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 
 SOURCE = Path(__file__).parents[3] / "shared/data/Task04_Hippocampus"
 DATASET = 4
@@ -119,7 +121,7 @@ def test_feature_maps_and_their_clusters_are_shown(trained, tmp_path):
 
 def sauron(nnunet: NnUNet, *words: object) -> str:
     """Our own command."""
-    return nnunet.run(sys.executable, "-c", "import sys; from nnunet_sauron.cli import main; sys.exit(main())", *words)
+    return nnunet.run("nnUNetv2_sauron", *words)
 
 
 def channels_of(checkpoint: Path) -> dict[str, int]:

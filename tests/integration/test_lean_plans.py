@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from .nnunet import NnUNet, channels_by_epoch, network_weights, pruning_history,
 
 pytestmark = pytest.mark.slow
 
-SAURON = (sys.executable, "-c", "import sys; from nnunet_sauron.cli import main; sys.exit(main())")
 # StockTrainer is nnU-Net's own trainer but for its length; nnU-Net's own shortest takes 250 steps.
 SHORT = "num_epochs=1,num_iterations_per_epoch=2,num_val_iterations_per_epoch=1"
 
@@ -42,7 +40,7 @@ def shapes(nnunet: NnUNet, configuration: str, trainer: str, plans: str) -> dict
 
 def test_flat_plans_are_trained_and_predicted_by_stock_nnunet(own, tmp_path):
     before, lean = data_folders(own), {"trainer": "StockTrainer", "plans": "nnUNetLUnet16Plans"}
-    output = own.run(*SAURON, "plan", "-d", TINY, "--flat", 16, "-c", "2d", "--same-memory")
+    output = own.run("nnUNetv2_sauron", "plan", "-d", TINY, "--flat", 16, "-c", "2d", "--same-memory", anew=True)
     assert "8-12-16" in output and "16-16-16" in output
     own.train(TINY, "2d", 0, **lean, setting=SHORT)
     assert data_folders(own) == before
@@ -71,7 +69,7 @@ def test_widths_of_a_pruned_checkpoint_are_trained_anew_by_stock_nnunet(
 ):
     own.train(TINY, configuration, 0, plans=source)
     checkpoint = own.model_folder(TINY, configuration, plans=source) / "fold_0/checkpoint_final.pth"
-    own.run(*SAURON, "plan", "-d", TINY, "-p", source, "--widths-from", checkpoint)
+    own.run("nnUNetv2_sauron", "plan", "-d", TINY, "-p", source, "--widths-from", checkpoint)
     assert network in plans(own, pruned)["configurations"][configuration]["architecture"]["network_class_name"]
 
     own.train(TINY, configuration, 0, trainer=trainer, plans=pruned, setting=SHORT)
@@ -92,11 +90,12 @@ def test_planners_are_found_by_name_once_installed_and_plan_for_the_same_data(ow
     ignored = shutil.ignore_patterns("__pycache__", *(shim.file for shim in SHIMS))
     shutil.copytree(find_nnunet(), copy, ignore=ignored)
     search = os.pathsep.join((str(copy.parent), own.environment()["PYTHONPATH"]))
+    there = {"PYTHONPATH": search, "anew": True}
 
-    own.run(*SAURON, "install", PYTHONPATH=search)
-    own.run("nnUNetv2_plan_experiment", "-d", TINY, "-pl", "LUnet8Planner", PYTHONPATH=search)
-    own.run("nnUNetv2_plan_experiment", "-d", TINY, "-pl", "ResEncLUnetPlanner", PYTHONPATH=search)
-    own.run(*SAURON, "uninstall", PYTHONPATH=search)
+    own.run("nnUNetv2_sauron", "install", **there)
+    own.run("nnUNetv2_plan_experiment", "-d", TINY, "-pl", "LUnet8Planner", **there)
+    own.run("nnUNetv2_plan_experiment", "-d", TINY, "-pl", "ResEncLUnetPlanner", **there)
+    own.run("nnUNetv2_sauron", "uninstall", **there)
     assert not list(copy.rglob("*sauron*"))
 
     for name, width in (("nnUNetLUnet8Plans", 8), ("nnUNetResEncLUnet32Plans", 32)):

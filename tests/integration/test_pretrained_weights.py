@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 from .conftest import TINY
@@ -25,8 +23,7 @@ def test_a_pruned_checkpoint_is_refused_until_it_is_densified(five_folds, tmp_pa
     assert "The shape of the parameters of key" in refused
 
     dense = tmp_path / "dense.pth"
-    command = "import sys; from nnunet_sauron.cli import main; sys.exit(main())"
-    own.run(sys.executable, "-c", command, "densify", pruned, "-o", dense)
+    own.run("nnUNetv2_sauron", "densify", pruned, "-o", dense)
     assert network_weights(dense)["encoder.stages.2.0.convs.1.conv.weight"].shape[:2] == (16, 16)
     own.train(TINY, "2d", 0, "-pretrained_weights", dense)
     channels = channels_by_epoch(own.model_folder(TINY, "2d") / "fold_0/checkpoint_final.pth")

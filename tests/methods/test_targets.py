@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from nnunet_sauron.methods.base import steps
-from nnunet_sauron.methods.stepwise import StepwiseSettings, take_lowest
+from nnunet_sauron.methods.base import Progress, steps
+from nnunet_sauron.methods.layerwise import Layerwise
+from nnunet_sauron.methods.stepwise import Stepwise, StepwiseSettings, take_lowest
 from nnunet_sauron.methods.targets import TargetSettings, even_widths, make_target
 from nnunet_sauron.pruning import CostModel, channel_layout, count_macs, count_parameters, resize
 
@@ -115,3 +118,71 @@ def test_multiples_go_by_the_mean_of_what_leads_to_the_next_one():
     # From 6 to 4 channels: two go, and the mean of a's two lowest is 0.5, b's too; a goes first by name.
     assert lowest(ranks, round_to=4, target_channels=0.9) == {"a": 2, "b": 0}
     assert lowest(ranks, round_to=4, target_channels=0.7) == {"a": 2, "b": 2}
+
+
+EPOCHS = 10
+
+
+class Drawn(Stepwise):
+    """Ranks that are drawn."""
+
+    def rank(self, widths, epoch):
+        return {name: random.Random(f"{name} {epoch}").choices(range(100), k=width) for name, width in widths.items()}
+
+
+class FirstToLast(Layerwise):
+    def order(self, unit):
+        return range(100)
+
+
+def widths_at_the_end(method_class, network, given=None, **settings) -> dict[str, int]:
+    """Those after all epochs' cuts, as a trainer makes them."""
+    layout = channel_layout(network)
+    settings = method_class.Settings(**settings)
+    method = method_class(settings, EPOCHS)
+    method.prepare(layout, CostModel(network, [SIDE] * 2, 2), given)
+    widths = {name: [width] for name, width in layout.widths.items()}
+    for epoch in range(EPOCHS):
+        last_chance = not settings.may_cut_after(epoch + 1, EPOCHS)
+        losses = [1.0] * (epoch + 1)
+        keep = method.keep(Progress(losses, losses, widths, last_chance=last_chance, learning_rate_left=0.5))
+        assert settings.may_cut_after(epoch, EPOCHS) or not keep
+        for name, series in widths.items():
+            series.append(len(keep.get(name, range(series[-1]))))
+    return {name: series[-1] for name, series in widths.items()}
+
+
+@pytest.mark.parametrize("method_class", [Drawn, FirstToLast])
+class TestWidthsAtTheEnd:
+    """What every method that takes a target inherits from one of two bases."""
+
+    def test_a_rate_leaves_this_part_of_every_layer(self, network, method_class):
+        dense = channel_layout(network).widths
+        widths = widths_at_the_end(method_class, network, rate=0.5)
+        assert widths == {name: width // 2 for name, width in dense.items()}
+
+    @pytest.mark.parametrize("name", ["target_channels", "target_parameters", "target_macs"])
+    @pytest.mark.parametrize("part", [0.3, 0.6])
+    def test_a_part_is_met_and_no_channel_more_goes(self, network, method_class, name, part):
+        widths, dense = widths_at_the_end(method_class, network, **{name: part}), channel_layout(network).widths
+        cost = CostModel(network, [SIDE] * 2, 2)
+        measures = {"target_parameters": cost.parameters, "target_macs": cost.macs}
+        measure = measures.get(name, lambda widths: sum(widths.values()))
+        assert measure(widths) <= part * measure(dense)
+        if method_class is Drawn:  # the last one that went was needed
+            wider = max(measure({**widths, name: width + 1}) for name, width in widths.items())
+        else:
+            wider = measure({name: width + 1 for name, width in widths.items()})
+        assert wider > part * measure(dense)
+
+    def test_given_widths_are_met_whatever_the_other_limits(self, network, method_class):
+        given = {name: 1 + i % width for i, (name, width) in enumerate(channel_layout(network).widths.items())}
+        widths = widths_at_the_end(
+            method_class, network, given, widths_from="a.pth", min_channels=4, max_fraction_per_epoch=0.1
+        )
+        assert widths == given
+
+    def test_widths_stay_at_multiples(self, network, method_class):
+        widths = widths_at_the_end(method_class, network, round_to=8, target_channels=0.7)
+        assert all(width % 8 == 0 for width in widths.values())
+        assert sum(widths.values()) <= 0.7 * sum(channel_layout(network).widths.values())

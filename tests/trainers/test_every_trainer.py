@@ -1,16 +1,27 @@
-"""What every pruning trainer promises, each in process on nnU-Net's own training loop with random patches."""
+"""What every pruning trainer promises, each in process on nnU-Net's own training loop with random patches.
+
+A trainer is trained once per network, and once more from the middle on; all that is promised is read off these runs.
+How targets become widths is arithmetic, in `tests/methods/test_targets.py`.
+"""
 
 from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_sauron import trainers
-from nnunet_sauron.pruning import CostModel, channel_layout
+from nnunet_sauron.methods.layerwise import Layerwise
+from nnunet_sauron.methods.stepwise import Stepwise
+from nnunet_sauron.pruning import CostModel, channel_layout, count_macs, resize, widths_of
 from nnunet_sauron.trainers import PruningTrainer
 
 from .small import BATCH, SIDE, OnRandomPatches, RandomPatches, SmallTrainer, set_folders, small_trainer
@@ -23,6 +34,9 @@ TO_A_TARGET = [
 TO_A_PART = [trainers.SauronTrainer, trainers.ShrinkTrainer]
 EVERY = [SmallTrainer, *TO_A_PART, *TO_A_TARGET]
 NETWORKS = [("plain", 2), ("resenc", 2), ("plain", 3), ("resenc", 3)]
+OF_EACH_BASE = [trainers.L1Trainer, trainers.SFPTrainer]
+INTERRUPTED_AFTER = 2
+MACS = 0.4
 
 
 @pytest.fixture
@@ -37,135 +51,188 @@ def make(
 ) -> PruningTrainer:
     bases = (trainer_class,) if issubclass(trainer_class, OnRandomPatches) else (OnRandomPatches, trainer_class)
     if trainer_class in TO_A_PART:  # of so narrow a network hardly a tenth can be left
-        settings = {"target_macs": 0.4, **settings}
+        settings = {"target_macs": MACS, **settings}
     # Under its own name, which nnU-Net writes into the checkpoint.
     small = type(trainer_class.__name__, bases, settings)
     return small_trainer(folder, small, widths=widths, architecture=architecture, dim=dim, norm=norm)
 
 
-def uninterrupted(folder, trainer_class, after: int, **options) -> tuple[PruningTrainer, Path]:
-    """A whole training, and its checkpoint after an epoch: from there on with new random numbers and patches, as a
-    resumed run has them."""
-    trainer = make(folder, trainer_class, save_every=1, **options)
-    end, copied = trainer.on_epoch_end, folder / "interrupted.pth"
+@dataclass
+class Trained:
+    """A whole training. From `INTERRUPTED_AFTER` on it had new random numbers and patches, as a resumed run has them.
+
+    Attributes:
+        trainer: As the training left it: to be looked at only.
+        keys: Of the dense network's state dict.
+        interrupted, final: The network's weights in the checkpoints of that epoch and of the end.
+        checkpoint: The file of the former.
+        unmoved: Parameters that two more steps left as they were.
+    """
+
+    trainer: PruningTrainer
+    keys: list[str]
+    interrupted: dict[str, torch.Tensor]
+    final: dict[str, torch.Tensor]
+    checkpoint: Path
+    unmoved: set[str]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Callable[..., Trained]:
+    """`trained(trainer_class, architecture, dim)`: each is trained when it is first asked for."""
+
+    @cache
+    def once(trainer_class: type, architecture: str, dim: int) -> Trained:
+        root = tmp_path_factory.mktemp(trainer_class.__name__)
+        with pytest.MonkeyPatch.context() as patch:
+            set_folders(patch, root)
+            patch.setenv("nnUNet_compile", "f")
+            return train(root, trainer_class, architecture, dim)
+
+    return once
+
+
+def train(root: Path, trainer_class: type, architecture: str, dim: int) -> Trained:
+    target = {} if trainer_class is SmallTrainer else {"target_macs": MACS}
+    trainer = make(root, trainer_class, architecture, dim, save_every=1, **target)
+    trainer.initialize()
+    keys = list(trainer.network.state_dict())
+    results = Path(trainer.output_folder)
+    end, interrupted = trainer.on_epoch_end, root / "interrupted.pth"
 
     def end_epoch():
         end()
-        if trainer.current_epoch == after + 1:
-            shutil.copy(Path(trainer.output_folder) / "checkpoint_latest.pth", copied)
+        if trainer.current_epoch == INTERRUPTED_AFTER + 1:
+            shutil.copy(results / "checkpoint_latest.pth", interrupted)
             trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
             torch.manual_seed(1)
 
     trainer.on_epoch_end = end_epoch
     trainer.run_training()
-    return trainer, copied
+    weights = [
+        torch.load(path, weights_only=False)["network_weights"]
+        for path in (interrupted, results / "checkpoint_final.pth")
+    ]
+    return Trained(trainer, keys, *weights, interrupted, unmoved_by_two_steps(trainer))
+
+
+def unmoved_by_two_steps(trainer: PruningTrainer) -> set[str]:
+    state = copy.deepcopy(trainer.network.state_dict())
+    before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+    rate = trainer.optimizer.param_groups[0]["lr"]
+    trainer.network.train()
+    trainer.optimizer.param_groups[0]["lr"] = 0.01
+    for _ in range(2):
+        trainer.train_step(next(RandomPatches(trainer, 7)))
+    trainer.optimizer.param_groups[0]["lr"] = rate
+    unmoved = {name for name, p in trainer.network.named_parameters() if torch.equal(p, before[name])}
+    trainer.network.load_state_dict(state)
+    return unmoved
+
+
+def architecture_of(trainer: PruningTrainer) -> tuple:
+    """What nnU-Net hands to `build_network_architecture`."""
+    heads = trainer.label_manager.num_segmentation_heads
+    return trainer.plans_manager, trainer.configuration_manager, trainer.num_input_channels, heads, True
+
+
+def output_of(network: torch.nn.Module, dim: int) -> torch.Tensor:
+    network.eval()
+    with torch.no_grad():
+        return network(torch.randn((BATCH, 1, *[SIDE] * dim), generator=torch.Generator().manual_seed(3)))[0]
+
+
+def plain_output(trainer: PruningTrainer, weights: dict[str, torch.Tensor], dim: int) -> torch.Tensor:
+    """What these weights give in a network that is nnU-Net's own, without a hook of ours."""
+    network = nnUNetTrainer.build_network_architecture(*architecture_of(trainer))
+    resize(network, widths_of(network, weights))
+    network.load_state_dict(weights)
+    return output_of(network, dim)
 
 
 @pytest.mark.parametrize("trainer_class", EVERY, ids=lambda c: c.__name__)
 class TestEveryTrainer:
     @pytest.mark.parametrize(("architecture", "dim"), NETWORKS, ids=lambda v: str(v))
-    def test_it_prunes_trains_and_its_checkpoint_is_plain_nnunets(self, folder, trainer_class, architecture, dim):
-        trainer = make(folder, trainer_class, architecture, dim, num_epochs=5, num_iterations_per_epoch=2)
-        trainer.initialize()
-        keys = list(trainer.network.state_dict())
-        trainer.run_training()
+    def test_it_prunes_and_keeps_what_hangs_on_the_channels(self, trained, trainer_class, architecture, dim):
+        run = trained(trainer_class, architecture, dim)
+        trainer, history = run.trainer, run.trainer.history()
         widths = channel_layout(trainer.network).widths
         assert sum(widths.values()) < sum(trainer.dense_widths.values())
-        assert trainer.history()[-1]["widths"] == widths
-        assert not any(record["keep"] for record in trainer.history()[-1:])
-        assert list(trainer.network.state_dict()) == keys
+        assert history[-1]["widths"] == widths
+        assert not history[-1]["keep"]
+        for before, after in pairwise(history):
+            left = {name: len(before["keep"].get(name, range(width))) for name, width in before["widths"].items()}
+            assert after["widths"] == left
         for parameter, state in trainer.optimizer.state.items():
             assert state["momentum_buffer"].shape == parameter.shape
 
-        checkpoint = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)
-        fresh = type(trainer).build_network_architecture(*self.architecture(trainer))
-        fresh.load_state_dict(checkpoint["network_weights"])
-        x = torch.randn((BATCH, 1, *[SIDE] * dim))
-        trainer.network.eval()
-        fresh.eval()
-        with torch.no_grad():
-            torch.testing.assert_close(fresh(x)[0], trainer.network(x)[0])
+    @pytest.mark.parametrize(("architecture", "dim"), NETWORKS, ids=lambda v: str(v))
+    def test_its_checkpoint_is_plain_nnunets(self, trained, trainer_class, architecture, dim):
+        run = trained(trainer_class, architecture, dim)
+        assert list(run.trainer.network.state_dict()) == list(run.final) == run.keys
+        plain = plain_output(run.trainer, run.final, dim)
+        torch.testing.assert_close(output_of(run.trainer.network, dim), plain)
+        assert plain.std() > 1e-3
 
-    def architecture(self, trainer) -> tuple:
-        heads = trainer.label_manager.num_segmentation_heads
-        return trainer.plans_manager, trainer.configuration_manager, trainer.num_input_channels, heads, True
-
-    def test_every_tensor_learns_after_the_last_cut(self, folder, trainer_class):
-        trainer = make(folder, trainer_class)
-        trainer.run_training()
-        before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
-        trainer.network.train()
-        trainer.optimizer.param_groups[0]["lr"] = 0.01
-        for _ in range(2):
-            trainer.train_step(next(RandomPatches(trainer, 7)))
+    @pytest.mark.parametrize(("architecture", "dim"), NETWORKS, ids=lambda v: str(v))
+    def test_every_tensor_learns_after_the_last_cut(self, trained, trainer_class, architecture, dim):
+        run = trained(trainer_class, architecture, dim)
         # A convolution's bias before an instance norm has no effect, and moves by its weight decay alone.
         # nnU-Net gives the output of the lowest resolution no weight in the loss.
-        learns = {n: p for n, p in trainer.network.named_parameters() if p.ndim > 1 and "seg_layers.0" not in n}
-        still = [name for name, parameter in learns.items() if torch.equal(parameter, before[name])]
-        assert not still
+        learns = {n for n, p in run.trainer.network.named_parameters() if p.ndim > 1 and "seg_layers.0" not in n}
+        assert not learns & run.unmoved
 
-    def test_a_resumed_run_goes_on_as_if_nothing_had_happened(self, folder, trainer_class):
-        whole, checkpoint = uninterrupted(folder, trainer_class, after=2)
+    @pytest.mark.parametrize(("architecture", "dim"), NETWORKS, ids=lambda v: str(v))
+    def test_networks_of_different_widths_load_into_one_and_predict_as_before(
+        self, trained, trainer_class, architecture, dim
+    ):
+        """As nnU-Net loads one fold after another for an ensemble."""
+        run = trained(trainer_class, architecture, dim)
+        shapes = [{name: tuple(weight.shape) for name, weight in w.items()} for w in (run.interrupted, run.final)]
+        assert shapes[0] != shapes[1]
+        network = type(run.trainer).build_network_architecture(*architecture_of(run.trainer))
+        for weights in (run.interrupted, run.final, run.interrupted):
+            network.load_state_dict(weights)
+            torch.testing.assert_close(output_of(network, dim), plain_output(run.trainer, weights, dim))
+
+    def test_a_resumed_run_goes_on_as_if_nothing_had_happened(self, trained, folder, trainer_class):
+        whole = trained(trainer_class, *NETWORKS[0])
         resumed = make(folder, trainer_class)
-        resumed.load_checkpoint(str(checkpoint))
+        resumed.load_checkpoint(str(whole.checkpoint))
         torch.manual_seed(1)
         resumed.run_training()
-        for a, b in zip(whole.history(), resumed.history(), strict=True):
+        for a, b in zip(whole.trainer.history(), resumed.history(), strict=True):
             assert {k: v for k, v in a.items() if k not in ("state", "settings")} == {
                 k: v for k, v in b.items() if k not in ("state", "settings")
             }
-        for (name, a), b in zip(whole.network.named_parameters(), resumed.network.parameters(), strict=True):
-            assert torch.equal(a, b), name
-
-    def test_folds_of_different_widths_load_into_one_network(self, folder, trainer_class):
-        weights = []
-        for epochs in (3, 6):
-            trainer = make(folder, trainer_class, num_epochs=epochs)
-            trainer.run_training()
-            weights.append(copy.deepcopy(trainer.network.state_dict()))
-        network = type(trainer).build_network_architecture(*self.architecture(trainer))
-        for state in [*weights, weights[0]]:
-            network.load_state_dict(state)
-            assert {k: v.shape for k, v in network.state_dict().items()} == {k: v.shape for k, v in state.items()}
+        for name, parameter in resumed.network.named_parameters():
+            assert torch.equal(whole.final[name], parameter), name
 
 
-@pytest.mark.parametrize("trainer_class", TO_A_TARGET, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("trainer_class", [*TO_A_PART, *TO_A_TARGET], ids=lambda c: c.__name__)
+def test_a_target_is_met_and_hardly_overshot(trained, trainer_class):
+    trainer = trained(trainer_class, *NETWORKS[0]).trainer
+    told, widths = trainer.history()[-1]["target"], channel_layout(trainer.network).widths
+    network = nnUNetTrainer.build_network_architecture(*architecture_of(trainer))
+    cost, dense = CostModel(network, [SIDE] * 2, 1), count_macs(network, [SIDE] * 2, 1)
+    resize(network, widths)
+    left = count_macs(network, [SIDE] * 2, 1) / dense
+    assert left <= MACS + 1e-9
+    assert told["reached"] and (told["asked"], told["left"]) == (pytest.approx(MACS), pytest.approx(left))
+    if issubclass(trainer_class.Method, Stepwise):  # the last channel that went was needed
+        assert max(cost.macs({**widths, name: width + 1}) for name, width in widths.items()) > MACS * dense
+    elif issubclass(trainer_class.Method, Layerwise):
+        assert cost.macs({name: width + 1 for name, width in widths.items()}) > MACS * dense
+
+
+@pytest.mark.parametrize("trainer_class", OF_EACH_BASE, ids=lambda c: c.__name__)
 class TestTargets:
-    @pytest.mark.parametrize(
-        "target", [{"rate": 0.5}, {"target_channels": 0.6}, {"target_parameters": 0.5}, {"target_macs": 0.6}],
-        ids=lambda t: next(iter(t)),
-    )  # fmt: skip
-    def test_it_is_met_and_hardly_overshot(self, folder, trainer_class, target):
-        trainer = make(folder, trainer_class, widths=(12, 16, 20), transposed_convolutions=True, **target)
-        trainer.run_training()
-        dense, last = trainer.dense_widths, trainer.history()[-1]
-        cost = CostModel(trainer.network, [SIDE] * 2, 1)
-        if "rate" in target:
-            assert last["widths"] == {name: round(width / 2) for name, width in dense.items()}
-            return
-        measures = {
-            "target_channels": (sum(last["widths"].values()), sum(dense.values())),
-            "target_parameters": (last["parameters"], trainer.dense_cost[0]),
-            "target_macs": (last["macs"], trainer.dense_cost[1]),
-        }
-        assert cost.macs(last["widths"]) == last["macs"]
-        ((name, wanted),) = target.items()
-        left = measures[name][0] / measures[name][1]
-        assert wanted - 0.08 < left <= wanted
-
-    def test_widths_are_taken_from_another_model(self, folder, trainer_class):
-        other = make(folder, SmallTrainer, num_epochs=4)
-        other.run_training()
+    def test_widths_are_taken_from_another_model(self, trained, folder, trainer_class):
+        other = trained(SmallTrainer, *NETWORKS[0]).trainer
         checkpoint = str(Path(other.output_folder) / "checkpoint_final.pth")
-        trainer = make(folder, trainer_class, widths_from=checkpoint, num_epochs=4)
+        trainer = make(folder, trainer_class, widths_from=checkpoint, num_epochs=3)
         trainer.run_training()
         assert channel_layout(trainer.network).widths == channel_layout(other.network).widths
-
-    def test_widths_stay_at_multiples(self, folder, trainer_class):
-        trainer = make(folder, trainer_class, widths=(16, 24, 32), round_to=8, target_channels=0.7, num_epochs=4)
-        trainer.run_training()
-        assert all(width % 8 == 0 for width in trainer.history()[-1]["widths"].values())
-        assert trainer.history()[-1]["widths"] != trainer.dense_widths
 
     @pytest.mark.parametrize(
         ("settings", "words"),
@@ -186,10 +253,10 @@ class TestTargets:
 
     def test_widths_of_another_topology_are_refused(self, folder, trainer_class):
         other = make(folder, SmallTrainer, widths=(4, 6), num_epochs=1)
-        other.run_training()
-        checkpoint = str(Path(other.output_folder) / "checkpoint_final.pth")
+        other.initialize()
+        other.save_checkpoint(str(folder / "other.pth"))
         with pytest.raises(ValueError, match="another topology"):
-            make(folder, trainer_class, widths_from=checkpoint)
+            make(folder, trainer_class, widths_from=str(folder / "other.pth"))
 
 
 def test_csgd_moves_the_filters_of_a_cluster_alike(folder):

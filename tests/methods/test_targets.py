@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from nnunet_sauron.methods.base import Progress, steps
+from nnunet_sauron.methods.base import TrainingState, steps
 from nnunet_sauron.methods.layerwise import Layerwise
 from nnunet_sauron.methods.stepwise import Stepwise, StepwiseSettings, take_lowest
 from nnunet_sauron.methods.targets import TargetSettings, even_widths, make_target
@@ -145,7 +145,7 @@ def widths_at_the_end(method_class, network, given=None, **settings) -> dict[str
     for epoch in range(EPOCHS):
         last_chance = not settings.may_cut_after(epoch + 1, EPOCHS)
         losses = [1.0] * (epoch + 1)
-        keep = method.keep(Progress(losses, losses, widths, last_chance=last_chance, learning_rate_left=0.5))
+        keep = method.keep(TrainingState(losses, losses, widths, last_chance=last_chance, learning_rate_left=0.5))
         assert settings.may_cut_after(epoch, EPOCHS) or not keep
         for name, series in widths.items():
             series.append(len(keep.get(name, range(series[-1]))))

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nnunet_sauron.files import new_folder, write_atomically, write_text_atomically
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+class TestFile:
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OSError])
+    def test_one_that_cannot_be_written_leaves_the_old_one(self, tmp_path, error):
+        (tmp_path / "plans.json").write_text("old")
+
+        def half(beside: str) -> None:
+            Path(beside).write_text("ne")
+            raise error("in the middle")
+
+        with pytest.raises(error):
+            write_atomically(tmp_path / "plans.json", half)
+        assert names(tmp_path) == ["plans.json"] and (tmp_path / "plans.json").read_text() == "old"
+
+    def test_a_full_disk_is_told_with_what_to_do(self, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match=r"Could not write .*a\.txt: No space left.*then give the same command again"):
+            write_text_atomically(tmp_path / "a.txt", "text")
+        assert names(tmp_path) == []
+
+    def test_a_name_with_bytes_that_are_no_text_is_escaped(self, tmp_path):
+        write_text_atomically(tmp_path / "a.txt", "Größe of \udcff")
+        assert (tmp_path / "a.txt").read_text("utf-8") == "Größe of \\udcff"
+
+
+class TestFolder:
+    def test_it_is_there_when_it_is_whole(self, tmp_path):
+        with new_folder(tmp_path / "model") as beside:
+            (beside / "plans.json").touch()
+            assert not (tmp_path / "model").exists()
+        assert names(tmp_path) == ["model", "model/plans.json"]
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+    def test_an_error_leaves_neither(self, tmp_path, error):
+        def interrupted() -> None:
+            with new_folder(tmp_path / "model") as beside:
+                (beside / "plans.json").touch()
+                raise error
+
+        with pytest.raises(error):
+            interrupted()
+        assert names(tmp_path) == []
+
+    def test_one_that_holds_something_stays_as_it_is(self, tmp_path):
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model/thesis.tex").touch()
+        with pytest.raises(OSError), new_folder(tmp_path / "model") as beside:
+            (beside / "plans.json").touch()
+        assert names(tmp_path) == ["model", "model/thesis.tex"]
+
+    def test_one_that_may_be_replaced_is_there_until_the_new_one_is_whole(self, tmp_path):
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data/old").touch()
+        with new_folder(tmp_path / "data", replace=True) as beside:
+            (beside / "new").touch()
+            assert (tmp_path / "data/old").exists()
+        assert names(tmp_path) == ["data", "data/new"]
+
+    def test_what_a_killed_run_left_beside_is_removed(self, tmp_path):
+        (tmp_path / ".model.tmp").mkdir()
+        (tmp_path / ".model.tmp/half").touch()
+        with new_folder(tmp_path / "model"):
+            pass
+        assert names(tmp_path) == ["model"]

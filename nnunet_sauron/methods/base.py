@@ -57,6 +57,12 @@ class PruningSettings:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
 
+    def without_effect(self) -> list[str]:
+        """A sentence for each setting that is not at its default and yet changes nothing beside the others."""
+        if self.merge_batches is None or self.merge:
+            return []
+        return [f"merge_batches={self.merge_batches} has no effect without merge=True"]
+
     def may_cut_after(self, epoch: int, num_epochs: int) -> bool:
         """Whether the epoch (counted from 0) lies in the cutting phase. The last one never does."""
         done = epoch + 1

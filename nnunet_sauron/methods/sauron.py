@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -179,6 +179,21 @@ class SauronSettings(PruningSettings):
             _require(not self.published, "target_macs", "None with published=True, which has no target",
                      self.target_macs)  # fmt: skip
         self.threshold(num_epochs=1)
+
+    def without_effect(self) -> list[str]:
+        because = {}
+        if self.target_macs is not None:
+            because["tau_max"] = f"beside target_macs={self.target_macs}, which decides how far thresholds rise"
+        if self.published:
+            because |= dict.fromkeys(("cuts", "patches"), "with published=True")
+        else:
+            because |= dict.fromkeys(("kappa", "rho", "mu"), "without published=True")
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return super().without_effect() + [
+            f"{name}={values[name][0]} has no effect {why}"
+            for name, why in because.items()
+            if values[name][0] != values[name][1]
+        ]
 
     def threshold(self, num_epochs: int) -> Threshold:
         """A layer's threshold at the start of a training of so many epochs."""

@@ -23,7 +23,7 @@ from ..pruning.ranking import Ranking
 from ..pruning.timing import time_networks
 from ..pruning.tolerance import LATENCY_STEPS, STEPS, tolerance_for, weighted, widths_at
 from .base import PruningMethod, PruningSettings, TrainingState, spread_steps
-from .targets import DEFAULT_MACS, least_widths
+from .targets import DEFAULT_MACS, least_widths, rounded_up
 
 TARGETS = ("target_macs", "target_parameters", "target_latency")
 REPEATS = 9  # forward passes of each network, for a latency
@@ -90,9 +90,10 @@ class Schedule:
         self.measure = cost.parameters if name == "target_parameters" else cost.macs
         self._whole = self.measure(layout.widths)
         if name != "target_latency" and self.left(self.least) > self.target:
+            least = rounded_up(self.left(self.least))
             raise ValueError(
                 f"{name}={self.target:g} cannot be met: with min_channels={settings.min_channels} and "
-                f"round_to={settings.round_to}, {self.left(self.least):.4g} is the least. Choose a larger target."
+                f"round_to={settings.round_to}, {least} is the least. Choose a larger target."
             )
 
     def at_least(self, widths: Mapping[str, int]) -> dict[str, int]:

@@ -138,14 +138,17 @@ def make_target(
     limits += f" and {len(fixed)} layers that this method leaves alone"
     if fraction is None:
         return Target(name, least, measure, start, end, asked, f"{limits} allow no less than {end / start:.4g}")
-    # Rounded up, so that the number named can be met.
-    lowest = math.ceil(1e4 * end / start) / 1e4
-    raise ValueError(f"{name}={fraction} cannot be met: with {limits}, {lowest:.4f} is the least.")
+    raise ValueError(f"{name}={fraction} cannot be met: with {limits}, {rounded_up(end / start)} is the least.")
 
 
 def least_widths(settings: PruningSettings, dense: Mapping[str, int], fixed: Iterable[str]) -> dict[str, int]:
     """The narrowest that `min_channels` and `round_to` allow; the dense width for units that must not be cut."""
     return {name: w if name in fixed else _allowed(settings, settings.min_channels, w) for name, w in dense.items()}
+
+
+def rounded_up(part: float) -> str:
+    """The least part that can be met, as a number that can be given as a target."""
+    return f"{math.ceil(1e4 * part) / 1e4:.4f}"
 
 
 def count_channels(widths: Mapping[str, int]) -> int:

@@ -162,6 +162,8 @@ class PruningTrainer(ResizingTrainer):
         self.method.attach(self.bare_network, channel_layout(self.bare_network))
         self.optimizer.register_step_pre_hook(lambda *_: self.method.before_update())
         tell_settings(self, self._settings(), self._given)
+        for sentence in self.pruning_settings.without_effect():
+            self.print_to_log_file(f"WARNING: {sentence}.")
         if self.history():
             self.method.load_state(self.history()[-1]["state"])
         self._snapshots.start()

@@ -1,6 +1,6 @@
 """Settings of a training: the method's defaults, a trainer subclass's class attributes, the environment variable.
 
-nnunet_sauron="lambda_=0.3,tau_max=0.2,num_epochs=50" nnUNetv2_train 4 2d 0 -tr SauronTrainer
+nnunet_sauron="lambda_=0.3,target_macs=0.2,num_epochs=50" nnUNetv2_train 4 2d 0 -tr SauronTrainer
 nnunet_sauron="@settings.json" nnUNetv2_train 4 2d 0 -tr SauronTrainer
 
 A file is what a training writes into its fold's folder: one JSON object, values by name. Its path may hold commas and

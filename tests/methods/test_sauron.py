@@ -206,3 +206,16 @@ def test_delta_opt_every_second_step_weighs_twice():
             hook.remove()
     assert [term is None for term in terms[2]] == [False, True, False, True]
     torch.testing.assert_close(terms[2][0], 2 * terms[1][0])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({}, []), ({"published": True, "rho": 3, "tau_max": 0.2}, []), ({"target_macs": None, "tau_max": 0.2}, []),
+     ({"tau_max": 0.2, "mu": 0.1}, ["tau_max=0.2 has no effect beside target_macs=0.1, which decides how far",
+                                    "mu=0.1 has no effect without published=True"]),
+     ({"published": True, "cuts": 5, "merge_batches": 9}, ["merge_batches=9 has no effect without merge=True",
+                                                           "cuts=5 has no effect with published=True"])],
+)  # fmt: skip
+def test_what_changes_nothing_is_said(given, said):
+    found = SauronSettings.from_given(**given).without_effect()
+    assert len(found) == len(said) and all(f.startswith(s) for f, s in zip(found, said, strict=True))

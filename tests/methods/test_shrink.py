@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -33,6 +34,14 @@ def prepared(network, num_epochs: int = 20, **settings) -> Shrink:
     method.prepare(channel_layout(network), CostModel(network, (SIDE, SIDE), 2), None)
     method.attach(network, channel_layout(network))
     return method
+
+
+@pytest.mark.parametrize("widths", [(6, 8, 10), (5, 7, 9), (7, 11, 13)])
+def test_the_least_that_an_error_names_can_be_met(widths):
+    network = build(widths=widths)
+    with pytest.raises(ValueError, match=r"(0\.\d+) is the least") as error:
+        prepared(network, target_macs=0.001)
+    prepared(network, target_macs=float(re.search(r"(0\.\d+) is the least", str(error.value))[1]))
 
 
 @pytest.mark.parametrize("target", [{"target_macs": 0.4}, {"target_parameters": 0.4}], ids=lambda t: next(iter(t)))

@@ -110,6 +110,10 @@ def test_sauron_without_a_target_makes_its_last_cut(folder):
     assert "target" not in trainer.history()[-1]
 
 
+def test_a_setting_without_effect_is_said(folder):
+    assert "WARNING: kappa=3 has no effect without published=True." in log_of(trained(folder, SauronTrainer, kappa=3))
+
+
 def test_as_published_nothing_is_held_or_capped_and_cuts_go_on_to_the_end(folder):
     class FromScratch(trainers.SauronTrainer.Method):
         def redundant(self, progress):  # all but a channel, whatever the thresholds

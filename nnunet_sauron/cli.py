@@ -419,7 +419,7 @@ def _feature_maps(options: argparse.Namespace) -> int:
     model = TrainedModel.read(options.model, options.folds, options.checkpoint)
     for line in model.remarks:
         print(line, file=sys.stderr)
-    folds = options.folds or [next(iter(model.checkpoints))]
+    folds = list(model.checkpoints) if options.folds else [next(iter(model.checkpoints))]
     if options.list:
         for layer in layer_names(model, folds[0]):
             size = " x ".join(str(length) for length in layer.voxels)
@@ -444,7 +444,9 @@ def _clusterability(options: argparse.Namespace) -> int:
     from .analysis.clusterability import clusterability
     from .analysis.clusterability_plot import draw, print_table
     from .json_output import print_json
+    from .output_folder import check_writable
 
+    check_writable(options.output)
     found = clusterability(
         options.models,
         options.folds,

@@ -24,6 +24,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
+from ..output_folder import check_writable
 from .feature_maps import FeatureMaps
 from .feature_maps_grid import Grid
 from .feature_maps_windows import Bar, silent
@@ -46,9 +47,10 @@ TITLE, TEXT = {"size": 13, "weight": "bold"}, {"size": 10}
 
 
 def check_output(folder: Path) -> None:
-    """Raise FileExistsError if there is a file of that name, or a folder with something in it."""
+    """Raise OSError if there is a file of that name, a folder with something in it, or one that cannot be written."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not empty; give another -o, or remove it first.")
+    check_writable(folder)
 
 
 def write(maps: FeatureMaps, folder: Path, nifti: bool = False, bar: Bar = silent) -> list[Path]:
@@ -61,14 +63,15 @@ def write(maps: FeatureMaps, folder: Path, nifti: bool = False, bar: Bar = silen
         FileExistsError: The folder exists and is not empty.
     """
     check_output(folder)
-    beside = folder.with_name(f".{folder.name}.tmp")
+    place = folder.resolve()  # a link to a folder stays one
+    beside = place.with_name(f".{place.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
         files = draw(maps, beside) + (write_nifti(maps, beside, bar) if nifti else [])
-        if folder.is_dir():
-            folder.rmdir()
-        os.replace(beside, folder)
+        if place.is_dir():
+            place.rmdir()
+        os.replace(beside, place)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return [folder / path.name for path in files]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..json_output import print_json
+from ..output_folder import check_writable
 from ..terminal import plain_console
 from ..trainers.checkpoints import write_atomically
 from .progress import Progress
@@ -32,9 +33,9 @@ def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, 
         FileNotFoundError, ValueError: As `make_report`; nothing is written then.
         OSError: The folder cannot be written, which is found out before anything is measured.
     """
-    _check_writable(output)
+    check_writable(output)
     made = make_report(folders, progress=Progress(), **options)
-    output.mkdir(parents=True, exist_ok=True)
+    output.resolve().mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     print_report(made, plain_console(file=text, width=120))
     written = [*write_data(made, output), output / "report.txt", output / "report.html"]
@@ -48,18 +49,3 @@ def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, 
         for path in written:
             console.print(f"Wrote {path}", soft_wrap=True)
     return made
-
-
-def _check_writable(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"{output} is a file; give the name of a folder with -o.")
-    existed = output.exists()
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / ".nnunet_sauron"
-        probe.touch()
-        probe.unlink()
-        if not existed:
-            output.rmdir()
-    except OSError as error:
-        raise OSError(f"{output} cannot be written ({error}); choose another folder with -o.") from error

@@ -68,6 +68,7 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     Raises:
         OSError: It could not be written, or holds something.
     """
+    target = target.resolve()  # a link to a folder stays one
     beside = target.with_name(f".{target.name}{TEMPORARY}")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -78,6 +79,23 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         os.replace(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def check_writable(output: Path) -> None:
+    """Raise OSError unless files can be written into a folder, which need not be there yet."""
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file; give the name of a folder with -o.")
+    output = output.resolve()  # a link may lead to what is not there yet
+    existed = output.exists()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / ".nnunet_sauron"
+        probe.touch()
+        probe.unlink()
+        if not existed:
+            output.rmdir()
+    except OSError as error:
+        raise OSError(f"{output} cannot be written ({error}); choose another folder with -o.") from error
 
 
 def read_json_object(path: Path, remedy: str) -> dict:

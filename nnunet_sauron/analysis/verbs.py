@@ -146,9 +146,11 @@ def _feature_maps(options: argparse.Namespace) -> int:
 
 def _clusterability(options: argparse.Namespace) -> int:
     from ..console.json_output import print_json
+    from ..files import check_writable
     from .clusterability.measure import clusterability
     from .clusterability.plots import draw, print_table
 
+    check_writable(options.output)
     found = clusterability(
         options.models,
         options.folds,

@@ -77,7 +77,7 @@ def compress(
     if recover is not None and dry_run:
         raise ValueError("--dry-run writes no model, so there is none to --recover; give one of the two.")
     lessons = None if recover is None else RecoverySettings(recover, STEPS if recover_steps is None else recover_steps)
-    if output.exists():
+    if os.path.lexists(output):  # also a link that leads nowhere
         raise FileExistsError(f"{output} exists; give the name of a folder that does not.")
     if max_images < 1:
         raise ValueError(f"--max-images must be at least 1; got {max_images}.")
@@ -141,6 +141,10 @@ def compress(
                 before, found = scores, recovery.run(found)
                 scores = segmenter.agreement([one.weights for one in found.values()])
             against = {"old": old, "new": segmenter.against_labels("new")}
+    agreements = [trial.agreement for trial in trials] if dry_run else [scores]
+    if held_out and all(math.isnan(mean_score(one, "dice").value) for one in agreements):
+        remarks.append("Neither model finds any class in the images held out, so how they agree is not known.")
+        progress.say(f"WARNING: {remarks[-1]}")
     if dry_run:
         picture = output.with_name(f"{output.name}_trade_off.png")
         print_trials(trials, old, json_output=json_output, remarks=remarks)
@@ -168,7 +172,8 @@ def compress(
             left = one.seconds[1] / one.seconds[0]
             remarks.append(f"Fold {fold}: measured again, {left:.0%} of the time is left; this machine is busy.")
             progress.say(f"WARNING: {remarks[-1]}")
-    predict = predict_command(output, found, STOCK if plans else TRAINER)
+    needed = [STOCK] if plans else [TRAINER, *([model.builder.trainer_name] if model.builder.differs else [])]
+    predict = predict_command(output, found, needed)
     print_compressed(
         found, scores, against, output,
         json_output=json_output, predict=predict, network=notes["network"], remarks=remarks, before_recovery=before,

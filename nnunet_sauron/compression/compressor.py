@@ -330,7 +330,7 @@ def provenance(
         "made_by": f"nnunet-sauron {__version__}",
         "source": str(model.folder.resolve()),
         "source_checkpoint": model.checkpoint_name,
-        "source_trainer": next(iter(model.checkpoints.values())).get("trainer_name"),
+        "source_trainer": model.trainer_names[0],
         "network": described_network(model),
         "goal": {name: value for name, value in asdict(goal).items() if value is not None},
         "round_to": round_to,

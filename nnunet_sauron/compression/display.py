@@ -81,7 +81,8 @@ def print_compressed(
             table.add_row(name, *(_number(values[name]) for values in columns.values()))
         console.print(table)
         console.print(
-            f"agreement: new against old segmentations; measured on {len(agreement)} held-out images, without mirroring"
+            f"agreement: new against old segmentations; measured on {len(agreement)} held-out "
+            f"{'image' if len(agreement) == 1 else 'images'}, without mirroring"
         )
     else:
         console.print("No image was held out: a single one was given. Give more to have segmentations compared.")

@@ -22,6 +22,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .. import __version__
 from ..files import AGAIN, write_atomically
 from ..methods.distillation import distillation_loss
 from ..model.cases import Case
@@ -126,6 +127,7 @@ class Recovery:
         files = [Path(file) for case in (*fitted_on, *held_out) for file in case.files]
         files += [model.folder / f"fold_{fold}" / model.checkpoint_name for fold in model.checkpoints]
         self._made_with = {
+            "version": __version__,
             **asdict(settings),
             "batch_size": self.batch_size,
             "held_out": [case.name for case in held_out],
@@ -219,8 +221,9 @@ class Recovery:
             return begun
         except ValueError as error:
             raise ValueError(f"{error} To begin anew, give another -o.") from error
-        differ = [key for key, value in self._made_with.items() if state["made_with"].get(key) != value]
-        if differ or set(state["made_with"]) != set(self._made_with):
+        made_with = state.get("made_with", {}) if isinstance(state, dict) else {}
+        differ = [key for key, value in self._made_with.items() if made_with.get(key) != value]
+        if differ or set(made_with) != set(self._made_with):
             named = ", ".join(differ) or "settings"
             self.progress.say(f"{self.folder} is of a recovery with other {named}: beginning anew")
             return begun

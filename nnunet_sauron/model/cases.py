@@ -29,7 +29,8 @@ def find_cases(folder: Path, model: TrainedModel) -> list[Case]:
 
     Raises:
         FileNotFoundError: The folder is missing or holds no image of the model's file ending.
-        ValueError: A case has another number of channels than the model takes, or the first one cannot be read.
+        ValueError: A case lacks a channel or has another number of them than the model takes, or the first one cannot
+            be read.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give one of images such as imagesTs.")
@@ -43,6 +44,8 @@ def find_cases(folder: Path, model: TrainedModel) -> list[Case]:
             f"{folder} holds no image in nnU-Net's naming, such as CASE_0000{ending} (the model reads {ending})."
         )
     cases = [Case(name, tuple(files)) for name, files in found.items()]
+    for case in cases:
+        _check_numbers(case, model)
     # A file may hold several channels (RGB), so one case of each number of files is read.
     for case in {len(case.files): case for case in reversed(cases)}.values():
         read_case(model, case)
@@ -54,7 +57,7 @@ def case_of(image: Path, model: TrainedModel) -> Case:
 
     Raises:
         FileNotFoundError: The file is missing.
-        ValueError: It is not named CASE_0000 and the model's file ending.
+        ValueError: It is not named CASE_0000 and the model's file ending, or a channel is missing beside it.
     """
     ending = model.dataset_json["file_ending"]
     name = _name(image, ending)
@@ -66,7 +69,9 @@ def case_of(image: Path, model: TrainedModel) -> Case:
         )
     if not image.is_file():
         raise FileNotFoundError(f"There is no image {image}.")
-    return Case(name, tuple(str(path) for path in sorted(image.parent.iterdir()) if _name(path, ending) == name))
+    case = Case(name, tuple(str(path) for path in sorted(image.parent.iterdir()) if _name(path, ending) == name))
+    _check_numbers(case, model)
+    return case
 
 
 def check_cases(
@@ -161,3 +166,15 @@ def _name(path: Path, ending: str) -> str | None:
     """The case's name if the file is in nnU-Net's naming, and not hidden (such as ._CASE_0000.nii.gz of macOS)."""
     named = re.fullmatch(rf"([^.].*)_\d{{4}}{re.escape(ending)}", path.name, re.DOTALL)
     return named[1] if named else None
+
+
+def _check_numbers(case: Case, model: TrainedModel) -> None:
+    """Raise ValueError where a channel is missing: nnU-Net takes files in their order, so others would stand for it."""
+    ending = model.dataset_json["file_ending"]
+    numbers = [int(file.removesuffix(ending)[-4:]) for file in case.files]
+    if numbers != list(range(len(numbers))):
+        raise ValueError(
+            f"Case {case.name} has the channels {', '.join(f'{number:04d}' for number in numbers)} "
+            f"({', '.join(case.files)}); expected were 0000, 0001, ... without a gap, for {len(model.channel_names)} "
+            f"channels ({', '.join(model.channel_names)}). Rename the files, or put those that are missing beside them."
+        )

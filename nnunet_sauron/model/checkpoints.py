@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def read_checkpoint(path: str | Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
     checkpoint = load(path)
-    if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), Mapping):
         raise DamagedFileError(f"{path} is no checkpoint of nnU-Net: it has no 'network_weights'.")
     return checkpoint
 
@@ -121,9 +122,11 @@ def trained_with(checkpoint: dict, path: str | Path) -> tuple[PlansManager, str,
     Raises:
         ValueError: It does not hold them; `path` names it.
     """
-    if "init_args" not in checkpoint:
-        raise ValueError(f"{path} does not hold the plans it was trained with (no 'init_args').")
-    arguments = checkpoint["init_args"]
+    arguments = checkpoint.get("init_args", {})
+    missing = [name for name in ("plans", "configuration", "dataset_json") if name not in arguments]
+    if missing:
+        where = f"'init_args' without {', '.join(missing)}" if "init_args" in checkpoint else "no 'init_args'"
+        raise ValueError(f"{path} does not hold the plans it was trained with ({where}).")
     return PlansManager(arguments["plans"]), arguments["configuration"], arguments["dataset_json"]
 
 
@@ -139,12 +142,18 @@ def densify_checkpoint(source: Path, target: Path) -> None:
 
     Raises:
         ValueError: `source` cannot be read, has no plans, or is of another architecture than its plans say.
-        FileExistsError: `target` exists.
+        FileExistsError, FileNotFoundError: `target` exists, or its folder does not.
     """
-    checkpoint = read_checkpoint(source)
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another name or remove it first.")
-    network, _ = network_of_plans(*trained_with(checkpoint, source), device="cpu")
+    if not target.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{target.absolute().parent} is no folder; make it first, or give another -o.")
+    checkpoint = read_checkpoint(source)
+    described = trained_with(checkpoint, source)
+    try:
+        network, _ = network_of_plans(*described, device="cpu")
+    except Exception as error:  # whatever the class that its plans name raises
+        raise ValueError(f"{source}: its plans' network cannot be built: {type(error).__name__}: {error}") from error
     accept_pruned_weights(network)
     widths = channel_layout(network).widths
     try:

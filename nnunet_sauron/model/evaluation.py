@@ -141,7 +141,7 @@ def evaluate_folder(
     image's spacing; see `score_class`.
     """
     predictions, references = Path(predictions), Path(references)
-    if tolerance_mm < 0:
+    if not 0 <= tolerance_mm < math.inf:
         raise ValueError(f"The surface Dice's tolerance is a distance in mm, 0 or more; got {tolerance_mm:g}.")
     for what, folder in (("predictions", predictions), ("references", references)):
         if not folder.is_dir():

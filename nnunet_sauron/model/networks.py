@@ -115,7 +115,7 @@ class NetworkBuilder:
             path: Where it was read from, for the error.
 
         Raises:
-            ValueError: Its weights are of another architecture.
+            ValueError: Its weights are of another architecture, or not finite.
         """
         network = self.build()
         try:
@@ -126,6 +126,12 @@ class NetworkBuilder:
                 f"{path} is of another architecture than {builder}, so its network is not known.{self._not_found} "
                 f"{str(error)[:300]}"
             ) from error
+        broken = [name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()]
+        if broken:
+            raise ValueError(
+                f"{path} has weights that are nan or infinite ({len(broken)} tensors, the first is {broken[0]}): its "
+                f"training failed, and so would any prediction. Take another checkpoint, or train again."
+            )
         return network.eval()
 
 
@@ -155,7 +161,7 @@ def find_trainer(name: str) -> type[nnUNetTrainer]:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net tells of every folder that it looks into
             return recursive_find_trainer_class_by_name(name)
-    except Exception as error:  # whatever a module of somebody else's does when it is imported
+    except (Exception, SystemExit) as error:  # whatever a module of somebody else's does when it is imported
         said = "" if isinstance(error, RuntimeError) else f" ({type(error).__name__}: {error})"
         raise LookupError(
             f"nnU-Net does not find its trainer {name}{said}: name the folder of its file in nnUNet_extTrainer."
@@ -238,7 +244,7 @@ def _description(network: nn.Module) -> list:
             for key, value in vars(module).items()
             if isinstance(value, _PLAIN_VALUES) and key not in ("training", "deep_supervision")
         }
-        replaced = sorted(key for key, value in vars(module).items() if inspect.isroutine(value))
+        replaced = sorted(key for key, value in vars(module).items() if callable(value) and not isinstance(value, type))
         hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
         found.append((name, type(module), numbers, replaced, hooks))
     return [found, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}]

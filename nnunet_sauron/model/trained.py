@@ -22,7 +22,7 @@ from .checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint, trained_with
 from .compiling import compiling_on_cuda_only
 from .evaluation import Segmentations
 from .labels import class_values, foreground_values
-from .networks import NetworkBuilder
+from .networks import BUILT_BY, NetworkBuilder
 
 ALL = "all"  # nnU-Net's name for the fold that trains on everything
 __all__ = ["CHECKPOINT", "COMPRESSION", "TrainedModel"]
@@ -110,6 +110,7 @@ class TrainedModel:
             with contextlib.redirect_stdout(said):
                 self.manager.get_configuration(self.configuration)
                 _ = self.segmentations, self.input_channels, self.channel_names
+                _ = self.plans["dataset_name"], self.plans["plans_name"]
         except Exception as error:  # nnU-Net's own: AssertionError, KeyError, TypeError, ...
             raise ValueError(
                 f"plans.json and dataset.json of {self.folder} are not those of a model of configuration "
@@ -155,6 +156,12 @@ class TrainedModel:
         return tuple(str(name) for name in names.values())
 
     @property
+    def trainer_names(self) -> list[str]:
+        """The trainers that predicting needs: its own, and the one whose network it is where its plans name another."""
+        built_by = self.plans["configurations"][self.configuration].get(BUILT_BY)
+        return [next(iter(self.checkpoints.values()))["trainer_name"], *([built_by] if built_by else [])]
+
+    @property
     def mirror_axes(self) -> tuple[int, ...] | None:
         """Axes of a patch that may be mirrored, as in its training; None for none."""
         return next(iter(self.checkpoints.values())).get("inference_allowed_mirroring_axes")
@@ -178,8 +185,7 @@ class TrainedModel:
             ValueError: That fails; the message names the trainer.
         """
         # As nnU-Net predicts: the first fold's trainer is that of all.
-        trainer_name = next(iter(self.checkpoints.values())).get("trainer_name", "nnUNetTrainer")
-        return NetworkBuilder(trainer_name, self.manager, self.configuration, self.dataset_json)
+        return NetworkBuilder(self.trainer_names[0], self.manager, self.configuration, self.dataset_json)
 
     def network(self, fold: str) -> nn.Module:
         """A fold's network at its own widths, in evaluation mode, on the CPU.
@@ -210,7 +216,10 @@ class TrainedModel:
 
 
 def _read(path: Path) -> dict:
-    return {key: value for key, value in read_checkpoint(path).items() if key not in NOT_TAKEN_ALONG}
+    checkpoint = read_checkpoint(path)
+    if "trainer_name" not in checkpoint:
+        raise ValueError(f"{path} does not name its trainer (no 'trainer_name'), without which nnU-Net reads no model.")
+    return {key: value for key, value in checkpoint.items() if key not in NOT_TAKEN_ALONG}
 
 
 def _chosen_folds(
@@ -220,7 +229,12 @@ def _chosen_folds(
 
     Raises:
         FileNotFoundError: One of them does not have that checkpoint, or none has.
+        ValueError: The checkpoint's name is a path.
     """
+    if Path(checkpoint_name).name != checkpoint_name:  # it would lead out of the fold
+        raise ValueError(
+            f"-chk {checkpoint_name} is no file name; give that of a file in fold_*, such as {CHECKPOINT}."
+        )
     folds = sorted(
         (
             name

@@ -15,16 +15,16 @@ SETTINGS = "nnunet_sauron"
 DEFAULT_CHECKPOINT = "checkpoint_final.pth"  # of nnU-Net's and our -chk
 
 
-def command(*words: object, trainer: str | None = None, settings: str | None = None) -> str:
+def command(*words: object, trainers: Iterable[str] = (), settings: str | None = None) -> str:
     """A line for a POSIX shell.
 
     Args:
         words: The program and its arguments; words such as FOLD, for the user to replace, stay as they are.
-        trainer: Name of the trainer that the program must find: `nnUNet_extTrainer` is set for it where nnU-Net does
-            not have it in its own folder.
+        trainers: Names of trainers that the program must find: `nnUNet_extTrainer` is set where nnU-Net does not have
+            one of them in its own folder.
         settings: Value of the environment variable `nnunet_sauron`.
     """
-    environment = {SETTINGS: settings, EXTERNAL: trainer and _folders_with(trainer)}
+    environment = {SETTINGS: settings, EXTERNAL: _folders_with(trainers)}
     before = [f"{name}={shlex.quote(value)}" for name, value in environment.items() if value]
     return " ".join([*before, shlex.join(str(word) for word in words)])
 
@@ -40,27 +40,29 @@ def train_command(
 ) -> str:
     """nnU-Net's command that trains, continues or validates a fold; `flags` such as --c."""
     words = "nnUNetv2_train", dataset, configuration, fold, "-tr", trainer, "-p", plans, *flags
-    return command(*words, trainer=trainer, settings=settings)
+    return command(*words, trainers=[trainer], settings=settings)
 
 
 def continue_command(model_folder: Path, fold: object) -> str:
     """nnU-Net's command that ends a training which left a folder `DATASET/TRAINER__PLANS__CONFIGURATION/fold_X`."""
-    trainer, plans, configuration = told_by_name(model_folder)
-    return train_command(model_folder.parent.name, configuration, fold, trainer, plans, "--c")
+    dataset, trainer, plans, configuration = told_by_name(model_folder)
+    return train_command(dataset, configuration, fold, trainer, plans, "--c")
 
 
-def told_by_name(model_folder: Path) -> tuple[str, str, str]:
-    """Trainer, plans and configuration, from nnU-Net's name of the folder; in capitals where it is called otherwise."""
+def told_by_name(model_folder: Path) -> tuple[str, str, str, str]:
+    """Dataset, trainer, plans and configuration, from nnU-Net's names of folders; in capitals where they are others."""
     parts = model_folder.name.split("__")
-    return tuple(parts) if len(parts) == 3 else ("TRAINER", "PLANS", "CONFIGURATION")
+    if len(parts) != 3:
+        return "DATASET", "TRAINER", "PLANS", "CONFIGURATION"
+    return model_folder.parent.name, *parts
 
 
 def predict_command(
-    model_folder: Path, folds: Iterable[object], trainer: str, checkpoint_name: str = DEFAULT_CHECKPOINT
+    model_folder: Path, folds: Iterable[object], trainers: Iterable[str], checkpoint_name: str = DEFAULT_CHECKPOINT
 ) -> str:
-    """nnU-Net's command that predicts images IN with a model's folds."""
+    """nnU-Net's command that predicts images IN with a model's folds; it must find all of the trainers."""
     words = "nnUNetv2_predict_from_modelfolder", "-m", model_folder, "-f", *folds, "-i", "IN", "-o", "OUT"
-    return command(*words, *checkpoint_flag(checkpoint_name), trainer=trainer)
+    return command(*words, *checkpoint_flag(checkpoint_name), trainers=trainers)
 
 
 def checkpoint_flag(checkpoint_name: str) -> tuple[str, ...]:
@@ -68,18 +70,20 @@ def checkpoint_flag(checkpoint_name: str) -> tuple[str, ...]:
     return () if checkpoint_name == DEFAULT_CHECKPOINT else ("-chk", checkpoint_name)
 
 
-def _folders_with(trainer: str) -> str | None:
-    """What `nnUNet_extTrainer` must be for a trainer; None where nnU-Net has it, or nobody knows it."""
-    nnunet, given = find_nnunet(), os.environ.get(EXTERNAL, "")
+def _folders_with(trainers: Iterable[str]) -> str | None:
+    """What `nnUNet_extTrainer` must be for these trainers; None where nnU-Net has them, or nobody knows them."""
+    nnunet, given, needed = find_nnunet(), os.environ.get(EXTERNAL, ""), False
     folders = [str(Path(folder).absolute()) for folder in given.split(os.pathsep) if folder.strip()]
-    if trainer in trainer_names():
-        if nnunet is not None and shim_state(nnunet) in ("current", "outdated"):
-            return None
-        if not any((Path(folder) / TRAINERS.file).is_file() for folder in folders):
-            folders.insert(0, str(trainer_folder()))
-    elif nnunet is not None and _defined_in(nnunet / "training" / "nnUNetTrainer", trainer):
-        return None
-    return os.pathsep.join(folders) or None
+    for trainer in trainers:
+        if trainer in trainer_names():
+            if nnunet is not None and shim_state(nnunet) in ("current", "outdated"):
+                continue
+            if not any((Path(folder) / TRAINERS.file).is_file() for folder in folders):
+                folders.insert(0, str(trainer_folder()))
+        elif nnunet is not None and _defined_in(nnunet / "training" / "nnUNetTrainer", trainer):
+            continue
+        needed = True
+    return os.pathsep.join(folders) or None if needed else None
 
 
 def _defined_in(folder: Path, trainer: str) -> bool:

@@ -260,6 +260,24 @@ def test_maps_of_a_training_that_went_to_pieces_are_undefined(tmp_path):
     assert frame[(frame.epoch == 2) & (frame.layer == "first")].dip.notna().all()
 
 
+def test_a_training_that_ended_in_pieces_is_drawn(tmp_path):
+    found = clusterability([write_training(tmp_path, {0: 1.0, 1: 1.0, 2: math.nan})])
+    assert "clusterability_tsne.png" in [path.name for path in draw(found, tmp_path / "pictures")]
+    assert np.isnan(embedding(found.models[0], "first", 2)).all()
+
+
+def test_pictures_are_whole_or_not_there(tmp_path, monkeypatch):
+    def cut_short(figure, target, **options):
+        Path(target).write_bytes(PNG)
+        raise OSError("disk full")
+
+    found = clusterability([write_training(tmp_path, RISING)])
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", cut_short)
+    with pytest.raises(OSError, match=r"clusterability_measures.png: disk full"):
+        draw(found, tmp_path / "pictures")
+    assert not list((tmp_path / "pictures").iterdir())
+
+
 def test_json_holds_everything_and_no_nan(tmp_path):
     folders = [write_training(tmp_path / "a", RISING), write_training(tmp_path / "b", RISING, trainer="StockTrainer")]
     found = json.loads(json.dumps(clusterability(folders).to_dict(), allow_nan=False))

@@ -499,6 +499,14 @@ class TestOutput:
                 refuse()
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
 
+    @pytest.mark.parametrize("there", [True, False])
+    def test_a_link_stays_a_link(self, tmp_path, maps, there):
+        if there:
+            (tmp_path / "place").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "place")
+        write(maps, tmp_path / "link")
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "place/feature_maps_1.png").is_file()
+
     def test_what_fails_leaves_nothing(self, tmp_path, maps, monkeypatch):
         def fails(*_):
             raise OSError("disk full")

@@ -50,6 +50,10 @@ class TestFolds:
     def test_one_asked_for_twice_is_read_once(self, tmp_path):
         assert list(TrainedModel.read(write_model(tmp_path / "model"), ["0", "0"]).checkpoints) == ["0"]
 
+    def test_one_asked_for_twice_is_shown_once(self, root, tmp_path):
+        assert main([*words_of("feature_maps", root, "unfinished", tmp_path / "out"), "-f", "0", "0"]) == 0
+        assert (tmp_path / "out/feature_maps_1.png").is_file()
+
 
 def words_of(verb: str, root, model: str, output) -> list[str]:
     folder, image = str(root / model), str(root / "images/case_0_0000.nii.gz")

@@ -405,11 +405,13 @@ def test_nothing_to_report_is_an_error(tmp_path, capsys):
         ({"predictions": [Path("p"), Path("q")]}, "no --labels"),
         ({"baseline": Path("other")}, "--baseline other is none of the models"),
         ({"tolerance_mm": -1}, "-1 mm"),
+        ({"tolerance_mm": math.nan}, "nan mm"),
+        ({"timing_seconds": math.inf}, "inf s"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_before_any_work(once, options, message):
     with pytest.raises(ValueError, match=message):
-        made(once, **options)
+        make_report([once / STOCK, once / SAURON], **options)
 
 
 def test_names_are_as_short_as_they_can_be():
@@ -565,3 +567,54 @@ def test_a_target_of_an_older_training_is_judged_by_its_numbers(folders, found):
     going_on = {**MISSED, "reached": None, "why": "cuts go on until epoch 7"}
     report = with_targets(folders, found, [None, going_on])
     assert report.problems[0].endswith("not reached yet, 0.7 left: cuts go on until epoch 7.")
+
+
+@pytest.mark.parametrize("missing", ["predictions", "labels"])
+def test_a_folder_of_segmentations_that_is_not_there_is_refused_before_any_work(once, tmp_path, missing):
+    folders = {"predictions": [tmp_path], "labels": tmp_path}
+    folders[missing] = [tmp_path / "none"] if missing == "predictions" else tmp_path / "none"
+    with pytest.raises(FileNotFoundError, match=rf"--{missing} .*none is no folder"):
+        make_report([once / STOCK], **folders)
+
+
+def test_fold_all_keeps_its_cost_beside_a_folder_of_predictions(once, tmp_path):
+    folder = write_model(tmp_path / "model", folds=("all",))
+    found = make_report([folder], predictions=[once / "references"], labels=once / "references", timing_seconds=0)
+    numbers = mean_numbers(found.models[0])
+    assert numbers["dice"] == 1 and numbers["macs"] == found.models[0].folds["all"].cost.macs
+
+
+def test_predictions_that_are_none_are_named_and_in_the_exit_code(once, tmp_path, capsys):
+    (tmp_path / "predictions").mkdir()
+    words = ["--predictions", str(tmp_path / "predictions"), "--labels", str(once / "references"), "--json"]
+    assert main(["report", str(once / STOCK), "-o", str(tmp_path / "out"), "--timing", "0", *words]) == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert any(f"{tmp_path / 'predictions'} holds no segmentations (*.nii.gz)" in problem for problem in problems)
+
+
+def test_references_without_a_prediction_are_counted_though_others_have_none_either(once, tmp_path):
+    shutil.copytree(once / "references", tmp_path / "references")
+    shutil.copytree(once / "references", tmp_path / "predictions")
+    first, second, *_ = sorted(path.name for path in (tmp_path / "references").iterdir())
+    (tmp_path / "references" / first).unlink()
+    (tmp_path / "predictions" / second).unlink()
+    found = make_report([once / STOCK], predictions=[tmp_path / "predictions"], labels=tmp_path / "references",
+                        timing_seconds=0)  # fmt: skip
+    said = " ".join(found.problems)
+    assert f"Case {first} has no reference" in said and "1 references in" in said
+
+
+@pytest.mark.parametrize("verb", ["report", "feature_maps", "clusterability"])
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path, capsys, monkeypatch, verb):
+    monkeypatch.setenv("nnunet_sauron_debug", "0")
+    monkeypatch.setattr("nnunet_sauron.analysis.models.TrainedModel.read", lambda *_, **__: pytest.fail("read"))
+    (tmp_path / "file").touch()
+    model = {"report": ["m"], "feature_maps": ["-m", "m", "-i", "i"], "clusterability": ["-m", "m"]}[verb]
+    assert main([verb, *model, "-o", str(tmp_path / "file" / "out")]) == 2
+    assert f"{tmp_path / 'file' / 'out'} cannot be written" in capsys.readouterr().err
+
+
+def test_a_link_to_what_is_not_there_yet_is_written_through(once, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "later")
+    report([once / STOCK], tmp_path / "link", timing_seconds=0)
+    assert (tmp_path / "later" / "report.html").is_file() and (tmp_path / "link").is_symlink()

@@ -234,6 +234,23 @@ def test_a_single_image_is_fitted_on_and_nothing_is_compared(folders, capsys):
     assert "No image was held out" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_that_nothing_was_there_to_be_compared_is_said(folders, capsys, dry_run):
+    write_model(folders / "model")
+
+    def only_background(weights) -> None:
+        for name in weights:
+            if "seg_layers" in name and name.endswith("bias"):
+                weights[name] = torch.tensor([1e3, 0, 0])
+
+    replace_weights(folders, only_background)
+    assert compress(folders, "--tolerance", "0.01", "--json", *(["--dry-run"] if dry_run else [])) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    (remark,) = found[0]["remarks"] if dry_run else found["remarks"]
+    assert remark.startswith("Neither model finds any class") and f"WARNING: {remark}" in captured.err
+
+
 def replace_images(root, count: int) -> None:
     """One slice each, as large as the patch."""
     shutil.rmtree(root / "images")
@@ -294,6 +311,13 @@ class TestErrors:
 
     def test_an_output_that_exists(self, model, capsys):
         self.refused(model, capsys, "--macs", "0.5", said="images exists", output="images")
+
+    def test_an_output_that_is_a_link_to_nowhere(self, model, capsys):
+        (model / "link").symlink_to(model / "nowhere")
+        try:
+            self.refused(model, capsys, "--macs", "0.5", said="link exists", output="link")
+        finally:
+            (model / "link").unlink()
 
     def test_a_folder_that_is_no_model(self, model, capsys):
         self.refused(model, capsys, "--macs", "0.5", said="has no plans.json", model="images")

@@ -20,6 +20,8 @@ from nnunet_sauron.trainers.teacher import Teacher, is_supervised
 from .small_model import write_images, write_model
 
 TRAINERS = '''
+import functools
+
 from torch import nn
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -132,6 +134,12 @@ class OwnForward(Mutating):
         network.forward = lambda x: forward(x * 2)
 
 
+class PartialForward(Mutating):
+    @staticmethod
+    def change(network):
+        network.forward = functools.partial(lambda forward, x: forward(x * 2), network.forward)
+
+
 class Net(nn.Module):
     def __init__(self, channels, classes):
         super().__init__()
@@ -237,6 +245,13 @@ class TestCompressedWithItsOwnNetwork:
         assert main(["benchmark", "-m", f"{root}/small"]) == 2
         assert "does not find its trainer Gelu" in capsys.readouterr().err
 
+    def test_the_command_to_predict_names_the_folder_of_its_trainer(self, root, capsys, monkeypatch):
+        write(root, "Gelu")
+        monkeypatch.setattr("nnunet_sauron.plugin.commands.shim_state", lambda folder: "current")
+        assert compress(root, "--tolerance", "1e-12") == 0
+        predict = f"nnUNet_extTrainer={os.environ['nnUNet_extTrainer']} nnUNetv2_predict_from_modelfolder -m {root}"
+        assert predict in capsys.readouterr().out
+
     def test_uniform_stages_would_be_nnunets_own_network(self, root, capsys):
         write(root, "Gelu")
         assert compress(root, "--macs", "0.6", "--uniform-stages") == 2
@@ -270,6 +285,7 @@ def test_a_trainer_that_changes_no_layer_works_in_silence(root, trainer, capsys)
         ("NormFirst", "InstanceNorm2d stands before the convolution"),
         ("Extra", "Module 'gate' of class Conv2d is none of this kind of network"),
         ("OwnForward", "has a forward of its own"),
+        ("PartialForward", "has a forward of its own"),
         ("Foreign", "Net cannot be pruned"),
         ("Failing", "The trainer Failing cannot build its network, for nnU-Net's prediction either: KeyError"),
     ],
@@ -282,6 +298,12 @@ def test_a_network_that_cannot_be_followed_is_refused_by_name(root, trainer, sai
 
 
 class TestATrainerThatIsNotFound:
+    def test_a_module_that_ends_the_process_does_not_end_ours(self, root, capsys):
+        write(root, "Elsewhere", found=False)
+        (root / "trainers/a_script.py").write_text("raise SystemExit('usage: a_script.py FOLDER')")
+        assert main(["benchmark", "-m", f"{root}/model", "--repeats", "1"]) == 0
+        assert "Elsewhere (SystemExit: usage: a_script.py FOLDER)" in capsys.readouterr().err
+
     def test_what_is_assumed_is_said_in_the_table_in_json_and_in_the_folder(self, root, capsys):
         write(root, "Elsewhere", found=False)
         assert compress(root, "--tolerance", "1e-12") == 0

@@ -162,7 +162,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(folders, monkeypatch, capsy
     assert {path.name for path in folders.iterdir()} == {"images", "model", "small", "whole"}
 
 
-@pytest.mark.parametrize("changed", ["epochs", "goal", "files"])
+@pytest.mark.parametrize("changed", ["epochs", "goal", "files", "version"])
 def test_what_was_interrupted_with_other_settings_is_begun_anew(folders, monkeypatch, capsys, changed):
     write_model(folders / "model")
     with monkeypatch.context() as patched:
@@ -171,6 +171,8 @@ def test_what_was_interrupted_with_other_settings_is_begun_anew(folders, monkeyp
     if changed == "files":
         path = folders / "images/case_0_0000.nii.gz"
         path.write_bytes((folders / "images/case_1_0000.nii.gz").read_bytes())
+    if changed == "version":
+        monkeypatch.setattr(recovery, "__version__", "0.0.1")
     words = [*RECOVER[:-1], "--recover", "2" if changed == "epochs" else "3"]
     if changed == "goal":
         words[1] = "0.4"

@@ -115,3 +115,16 @@ def test_preprocessed_is_what_nnunets_own_prediction_works_on(tmp_path, monkeypa
     with pytest.raises(ZeroDivisionError):
         model.predictor(torch.device("cpu")).predict_from_files_sequential([list(case.files)], None)
     assert torch.equal(image, seen[0])
+
+
+@pytest.mark.parametrize(("numbers", "channels"), [([1], 1), ([0, 2], 2), ([1, 2], 2)])
+def test_another_channel_does_not_stand_for_one_that_is_missing(tmp_path, numbers, channels):
+    model = TrainedModel.read(write_model(tmp_path / "model", channels=("T1", "T2")[:channels]))
+    folder = write_images(tmp_path / "images", 2, channels=channels)
+    for number, wanted in reversed(list(enumerate(numbers))):
+        (folder / f"case_1_{number:04d}.nii.gz").rename(folder / f"case_1_{wanted:04d}.nii.gz")
+    said = rf"Case case_1 has the channels {', '.join(f'{number:04d}' for number in numbers)} .*expected were 0000"
+    with pytest.raises(ValueError, match=said):
+        find_cases(folder, model)
+    with pytest.raises(ValueError, match=said):
+        case_of(folder / f"case_1_{numbers[-1]:04d}.nii.gz", model)

@@ -205,3 +205,65 @@ def test_an_error_of_somebody_else_is_no_traceback(tmp_path, monkeypatch, capsys
         assert main(["benchmark", "-m", str(folder)]) == 2
         captured = capsys.readouterr().err
         assert said in captured and "Traceback" not in captured
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("trainer_name", "does not name its trainer"),
+        ("init_args", "no 'init_args'"),
+        ("plans", "'init_args' without plans"),
+        ("configuration", "'init_args' without configuration"),
+    ],
+)
+def test_what_a_checkpoint_does_not_tell_is_said_and_the_other_models_are_reported(tmp_path, capsys, key, said):
+    good, other = write_model(tmp_path / "good"), write_model(tmp_path / "other")
+    path = other / "fold_0" / "checkpoint_final.pth"
+    checkpoint = load(path)
+    del (checkpoint if key in checkpoint else checkpoint["init_args"])[key]
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match=rf"{path} .*{said}"):
+        TrainedModel.read(other)
+    assert main(["report", str(good), str(other), "-o", str(tmp_path / "out"), "--timing", "0", "--json"]) == 1
+    (problem,) = [one for one in json.loads(capsys.readouterr().out)["problems"] if said in one]
+    assert str(path) in problem
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    folder = write_model(tmp_path / "model")
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    checkpoint = load(path)
+    checkpoint["network_weights"]["decoder.stages.0.convs.0.conv.bias"][1] = value
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match=rf"{path} has weights that are nan or infinite .*decoder.stages.0.convs.0"):
+        TrainedModel.read(folder).network("0")
+
+
+@pytest.mark.parametrize("name", ["../fold_1/checkpoint_final.pth", "/checkpoint_final.pth", "."])
+def test_a_checkpoints_name_is_no_path(tmp_path, name):
+    with pytest.raises(ValueError, match=r"-chk .* is no file name"):
+        TrainedModel.read(write_model(tmp_path / "model", folds=(0, 1)), ["0"], name)
+
+
+@pytest.mark.parametrize("weights", [[1], None])
+def test_weights_that_are_no_dictionary_are_no_checkpoint(tmp_path, weights):
+    torch.save({"network_weights": weights}, tmp_path / "a.pth")
+    with pytest.raises(DamagedFileError, match=r"a.pth is no checkpoint of nnU-Net"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_densify_names_plans_whose_network_cannot_be_built(tmp_path, capsys):
+    path = write_model(tmp_path / "model") / "fold_0" / "checkpoint_final.pth"
+    for plans in ({}, {"configurations": {"2d": {"architecture": {}}}}):
+        checkpoint = load(path)
+        checkpoint["init_args"]["plans"] = plans
+        torch.save(checkpoint, tmp_path / "other.pth")
+        assert main(["densify", str(tmp_path / "other.pth"), "-o", str(tmp_path / "new.pth")]) == 2
+        assert f"{tmp_path / 'other.pth'}: its plans' network cannot be built" in capsys.readouterr().err
+
+
+def test_densify_names_a_place_that_is_not_there(tmp_path, capsys):
+    path = write_model(tmp_path / "model") / "fold_0" / "checkpoint_final.pth"
+    assert main(["densify", str(path), "-o", str(tmp_path / "none" / "new.pth")]) == 2
+    assert f"{tmp_path / 'none'} is no folder; make it first" in capsys.readouterr().err

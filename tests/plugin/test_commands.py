@@ -38,21 +38,21 @@ def test_training_commands_name_what_they_train(nnunet):
     assert continue_command(Path("/r/D004/nnUNetTrainer__Plans__2d"), "all") == (
         "nnUNetv2_train D004 2d all -tr nnUNetTrainer -p Plans --c"
     )
-    assert "-tr TRAINER -p PLANS" in continue_command(Path("/r/small"), 0)
+    assert continue_command(Path("/r/small"), 0) == "nnUNetv2_train DATASET CONFIGURATION 0 -tr TRAINER -p PLANS --c"
 
 
 def test_a_checkpoint_is_named_where_it_is_not_the_default(nnunet):
-    assert predict_command(Path("m"), ["0", "1"], "nnUNetTrainer") == (
+    assert predict_command(Path("m"), ["0", "1"], ["nnUNetTrainer"]) == (
         "nnUNetv2_predict_from_modelfolder -m m -f 0 1 -i IN -o OUT"
     )
-    assert predict_command(Path("m"), ["0"], "nnUNetTrainer", "checkpoint_best.pth").endswith(
+    assert predict_command(Path("m"), ["0"], ["nnUNetTrainer"], "checkpoint_best.pth").endswith(
         "-chk checkpoint_best.pth"
     )
 
 
-def external(trainer: str) -> str | None:
-    """What a command sets for a trainer."""
-    first, *_ = shlex.split(command("program", trainer=trainer))
+def external(*trainers: str) -> str | None:
+    """What a command sets for trainers."""
+    first, *_ = shlex.split(command("program", trainers=trainers))
     return None if first == "program" else first.removeprefix("nnUNet_extTrainer=")
 
 
@@ -65,6 +65,9 @@ def test_our_trainers_need_the_variable_until_they_are_installed(nnunet, monkeyp
     assert external("SauronTrainer") == ours
     (nnunet / TRAINERS.place / TRAINERS.file).write_bytes(TRAINERS.source.read_bytes())
     assert external("SauronTrainer") is None
+    # A compressed network of somebody else's trainer: ours is installed, theirs is not.
+    monkeypatch.setenv("nnUNet_extTrainer", "/theirs")
+    assert external("CompressedTrainer", "TheirTrainer") == external("TheirTrainer") == "/theirs"
 
 
 def test_a_trainer_from_outside_needs_the_variable_as_it_was_given(nnunet, monkeypatch, tmp_path):

@@ -191,7 +191,7 @@ def test_another_architecture_is_refused_before_a_log_is_written(folder, trained
 
 
 def test_a_start_with_a_network_that_its_plans_do_not_describe_is_refused_by_name(folder, trained, monkeypatch):
-    monkeypatch.setattr("nnunet_sauron.trainers.networks.find_trainer", {"Gelu": Gelu}.get)
+    monkeypatch.setattr("nnunet_sauron.model.networks.find_trainer", {"Gelu": Gelu}.get)
     path = trained / "fold_0" / "checkpoint_final.pth"
     torch.save({**torch.load(path, weights_only=False), "trainer_name": "Gelu"}, path)
     monkeypatch.setenv("nnunet_sauron", f"start_from={trained},teacher=None")

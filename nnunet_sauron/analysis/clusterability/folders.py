@@ -116,8 +116,8 @@ def _middle_patch(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def _how_to_get_snapshots(fold_folder: Path) -> str:
-    trainer, plans, configuration = told_by_name(fold_folder.parent)
-    dataset, fold = fold_folder.parent.parent.name, fold_folder.name.removeprefix("fold_")
+    dataset, trainer, plans, configuration = told_by_name(fold_folder.parent)
+    fold = fold_folder.name.removeprefix("fold_")
     keeps_them = "StockTrainer" if trainer == "nnUNetTrainer" else trainer  # nnU-Net's own does not
     again = train_command(dataset, configuration, fold, keeps_them, plans, settings="snapshot_every=10")
     return (
@@ -128,7 +128,7 @@ def _how_to_get_snapshots(fold_folder: Path) -> str:
 
 
 def _model(fold_folder: Path, found: Mapping[int, Path | dict], name: str | None, problems: list[str]) -> TrainedFold:
-    trainer, lambda_ = told_by_name(fold_folder.parent)[0], math.nan
+    trainer, lambda_ = told_by_name(fold_folder.parent)[1], math.nan
     names = CHECKPOINTS if name is None else (name,)
     checkpoint = next((fold_folder / name for name in names if (fold_folder / name).is_file()), None)
     try:

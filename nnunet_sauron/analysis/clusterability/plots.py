@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
 from ...console.terminal import PlainTable, plain_console
+from ...files import AGAIN, write_atomically
 from ..plot_text import as_is
 from .folders import TrainedFold
 from .measure import FEWEST_MAPS, MEASURES, SIGNIFICANT, Clusterability, points
@@ -61,15 +63,20 @@ def draw(result: Clusterability, folder: Path, layer: str | None = None) -> list
     figures = {"clusterability_measures.png": _measures(result), "clusterability_trends.png": _trends(result)}
     if chosen:
         figures["clusterability_tsne.png"] = _tsne(result.models, chosen)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.resolve().mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=200)
+        write_atomically(folder / name, partial(figure.savefig, format="png", dpi=200), AGAIN)
     return [folder / name for name in figures]
 
 
 def embedding(model: TrainedFold, layer: str, epoch: int) -> np.ndarray:
-    """t-SNE of a layer's maps in one snapshot, (channels, 2); axes and distances between groups have no meaning."""
+    """t-SNE of a layer's maps in one snapshot, (channels, 2); axes and distances between groups have no meaning.
+
+    nan where the maps are not finite, as in a training that went to pieces.
+    """
     where = points(model.maps(epoch)[layer])
+    if not np.isfinite(where).all():
+        return np.full((len(where), 2), math.nan)
     if np.ptp(where, axis=0).max() == 0:
         return np.zeros((len(where), 2))  # all in one place, where t-SNE would divide by 0
     perplexity = min(30, (len(where) - 1) / 3)
@@ -179,7 +186,8 @@ def _tsne(models: Sequence[TrainedFold], layer: str) -> Figure:
         for axes, epoch in zip(row, dict.fromkeys(_ends(model)), strict=False):
             where = embedding(model, layer, epoch)
             axes.scatter(*where.T, s=14, color=COLOURS[k % len(COLOURS)], alpha=0.7, linewidths=0)
-            axes.set_title(f"{f'after {epoch} epochs' if epoch else 'untrained'}: {len(where)} maps", fontsize=10)
+            what = f"{len(where)} maps" + (", not finite" if np.isnan(where).any() else "")
+            axes.set_title(f"{f'after {epoch} epochs' if epoch else 'untrained'}: {what}", fontsize=10)
             axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(as_is(model.name), fontsize=10)
         if len(model.snapshots) == 1:

@@ -73,4 +73,4 @@ def _read(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> tuple[T
     model = TrainedModel.read(folder, folds, checkpoint)
     for line in model.remarks:
         print(line, file=sys.stderr)
-    return model, folds or [next(iter(model.checkpoints))]
+    return model, list(model.checkpoints) if folds else [next(iter(model.checkpoints))]

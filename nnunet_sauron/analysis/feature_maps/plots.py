@@ -22,7 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
-from ...files import new_folder
+from ...files import check_writable, new_folder
 from ..plot_text import as_is, font_families
 from .grid import Grid
 from .maps import FeatureMaps
@@ -45,9 +45,10 @@ TITLE, TEXT = {"size": 13, "weight": "bold"}, {"size": 10}
 
 
 def check_output(folder: Path) -> None:
-    """Raise FileExistsError if there is a file of that name, or a folder with something in it."""
+    """Raise OSError if there is a file of that name, a folder with something in it, or one that cannot be written."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not empty; give another -o, or remove it first.")
+    check_writable(folder)
 
 
 def write(maps: FeatureMaps, folder: Path, nifti: bool = False, bar: Bar = silent) -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ...console.json_output import print_json
 from ...console.progress import Progress
 from ...console.terminal import plain_console
-from ...files import write_text_atomically
+from ...files import check_writable, write_text_atomically
 from .compare import Report, make_report
 from .data import as_json, write_data
 from .page import write_html
@@ -32,9 +32,9 @@ def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, 
         FileNotFoundError, ValueError: As `make_report`; nothing is written then.
         OSError: The folder cannot be written, which is found out before anything is measured.
     """
-    _check_writable(output)
+    check_writable(output)
     made = make_report(folders, progress=Progress(), **options)
-    output.mkdir(parents=True, exist_ok=True)
+    output.resolve().mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     print_report(made, plain_console(file=text, width=120))
     written = [*write_data(made, output), output / "report.txt", output / "report.html"]
@@ -48,18 +48,3 @@ def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, 
         for path in written:
             console.print(f"Wrote {path}", soft_wrap=True)
     return made
-
-
-def _check_writable(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"{output} is a file; give the name of a folder with -o.")
-    existed = output.exists()
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / ".nnunet_sauron"
-        probe.touch()
-        probe.unlink()
-        if not existed:
-            output.rmdir()
-    except OSError as error:
-        raise OSError(f"{output} cannot be written ({error}); choose another folder with -o.") from error

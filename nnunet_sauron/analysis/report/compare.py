@@ -20,7 +20,7 @@ from ...pruning import channel_layout
 from ...pruning.timing import Timing, time_networks
 from ..cost import NetworkCost, network_cost
 from .paired import PairedDifference, paired_difference
-from .scores import has_segmentations, score_model
+from .scores import score_model, was_validated
 
 SECONDS_OF_TIMING = 60.0  # for all networks of a report together
 SCATTER = 0.3  # of a median: a wider middle half tells of other work on the machine
@@ -156,7 +156,7 @@ def make_report(
         progress: Shows what is being done; None: nothing is shown.
 
     Raises:
-        FileNotFoundError: No model can be read.
+        FileNotFoundError: No model can be read, or there is no such folder of segmentations.
         ValueError: The arguments do not fit each other.
     """
     if predictions and (len(predictions) != len(folders) or labels is None):
@@ -166,7 +166,10 @@ def make_report(
         )
     if baseline is not None and baseline.resolve() not in [folder.resolve() for folder in folders]:
         raise ValueError(f"--baseline {baseline} is none of the models; give one of them.")
-    if tolerance_mm < 0 or timing_seconds < 0:
+    for flag, folder in (*(("--predictions", one) for one in predictions if one), ("--labels", labels)):
+        if folder is not None and not folder.is_dir():
+            raise FileNotFoundError(f"{flag} {folder} is no folder; give one of segmentations.")
+    if not (0 <= tolerance_mm < math.inf and 0 <= timing_seconds < math.inf):
         raise ValueError(f"Tolerance ({tolerance_mm:g} mm) and timing ({timing_seconds:g} s) must be 0 or more.")
 
     progress = progress or Progress(quiet=True)
@@ -188,7 +191,7 @@ def make_report(
         networks.update({(name, fold): network for fold, network in of_folds.items()})
         scores = score_model(name, trained, of_folder, labels, tolerance_mm, problems, progress)
         models.append(replace(model, scores=scores))
-        if not scores and has_segmentations(trained, of_folder):
+        if not scores and (of_folder or was_validated(trained)):
             left_out.append(of_folder or trained.folder)
     if not models:
         raise FileNotFoundError(" ".join(problems))
@@ -271,7 +274,7 @@ def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[Mod
     model = ModelReport(
         name=name,
         folder=trained.folder,
-        trainer=next(iter(trained.checkpoints.values()))["trainer_name"],
+        trainer=trained.trainer_names[0],
         dataset=trained.plans["dataset_name"],
         classes=trained.classes,
         configuration=trained.configuration,

@@ -19,6 +19,7 @@ from ...model.evaluation import ClassScore
 from ...model.trained import ALL
 from ...pruning.timing import machine
 from .compare import ModelReport, Report
+from .scores import PREDICTIONS
 
 METRICS = ("dice", "hd95", "surface_dice", "absolute_volume_error", "volume_error")
 COUNTS = ("cases", "empty_prediction", "empty_reference", "both_empty")
@@ -65,9 +66,9 @@ def mean_numbers(model: ModelReport) -> dict[str, float]:
 
     Fold "all" is left out beside others: it was validated on what it was trained with.
     """
-    folds = [fold_numbers(model, fold) for fold in model.parts]
-    if len(folds) > 1 and ALL in model.folds:
-        folds.pop(model.parts.index(ALL))
+    beside_all = [part for part in model.parts if part != ALL]
+    numbered = any(part != PREDICTIONS for part in beside_all)
+    folds = [fold_numbers(model, part) for part in (beside_all if numbered else model.parts)]
     means = {}
     for key in dict.fromkeys(key for numbers in folds for key in numbers):
         values = [numbers[key] for numbers in folds if not math.isnan(numbers.get(key, math.nan))]

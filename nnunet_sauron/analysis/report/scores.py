@@ -46,15 +46,17 @@ def score_model(
                 _check_validation(trained, fold, folder)
             references = labels or _references(trained, folder, problems)
             cases = [path.name for path in kind.files(folder)]
+            if not cases:  # of predictions
+                raise FileNotFoundError(f"{folder} holds no segmentations (*{kind.ending}); give another folder.")
             with progress.bar(f"scoring {what}", len(cases)) as step:
                 scores[fold] = evaluate_folder(
                     folder, references, kind, tolerance_mm=tolerance_mm, cases=cases,
                     on_error=lambda text, what=what: problems.append(f"{what}, a case is left out: {text}"),
                     after_case=step, on_note=lambda text: text in problems or problems.append(text),
                 )  # fmt: skip
-            without = len(kind.files(references)) - len(cases)
-            if predictions and without > 0:
-                problems.append(f"{without} references in {references} have no segmentation in {folder}.")
+            without = {path.name for path in kind.files(references)}.difference(cases)
+            if predictions and without:
+                problems.append(f"{len(without)} references in {references} have no segmentation in {folder}.")
         except Exception as error:  # whatever is in those folders, the other models are scored
             why = error if isinstance(error, (ValueError, OSError, RuntimeError)) else repr(error)
             problems.append(f"{what} has no quality in the report: {why}")
@@ -68,10 +70,9 @@ def score_model(
     return {fold: found for fold, found in scores.items() if found}
 
 
-def has_segmentations(trained: TrainedModel, predictions: Path | None) -> bool:
-    """Whether there is anything that `score_model` could have scored."""
-    validations = [trained.folder / f"fold_{fold}" / "validation" for fold in trained.checkpoints]
-    folders = [predictions] if predictions else validations
+def was_validated(trained: TrainedModel) -> bool:
+    """Whether its folds have segmentations of their own."""
+    folders = [trained.folder / f"fold_{fold}" / "validation" for fold in trained.checkpoints]
     return any(folder.is_dir() and trained.segmentations.files(folder) for folder in folders)
 
 
@@ -79,7 +80,7 @@ def _check_validation(trained: TrainedModel, fold: str, folder: Path) -> None:
     there = trained.segmentations.files(folder)
     if not there:
         # compress validates nothing, and a training that was stopped before its end has not yet.
-        of_fold = trained.folder, [fold], trained.checkpoints[fold]["trainer_name"], trained.checkpoint_name
+        of_fold = trained.folder, [fold], trained.trainer_names, trained.checkpoint_name
         predict = f"{predict_command(*of_fold)} and then give --predictions OUT --labels LABELS."
         if COMPRESSION in trained.checkpoints[fold]:
             raise FileNotFoundError(f"{folder} holds no segmentations. Make some: {predict}")

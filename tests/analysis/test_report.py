@@ -607,7 +607,7 @@ def test_references_without_a_prediction_are_counted_though_others_have_none_eit
 @pytest.mark.parametrize("verb", ["report", "feature_maps", "clusterability"])
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path, capsys, monkeypatch, verb):
     monkeypatch.setenv("nnunet_sauron_debug", "0")
-    monkeypatch.setattr("nnunet_sauron.analysis.models.TrainedModel.read", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr("nnunet_sauron.model.trained.TrainedModel.read", lambda *_, **__: pytest.fail("read"))
     (tmp_path / "file").touch()
     model = {"report": ["m"], "feature_maps": ["-m", "m", "-i", "i"], "clusterability": ["-m", "m"]}[verb]
     assert main([verb, *model, "-o", str(tmp_path / "file" / "out")]) == 2

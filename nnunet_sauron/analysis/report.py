@@ -17,10 +17,10 @@ from ..pruning.timing import Timing, time_networks
 from ..trainers.pruning import SERIES
 from .cost import NetworkCost, network_cost
 from .evaluation import TOLERANCE_MM, CaseScore
-from .models import CHECKPOINT, COMPRESSION, TrainedModel
+from .models import ALL, CHECKPOINT, COMPRESSION, TrainedModel
 from .paired import PairedDifference, paired_difference
 from .progress import Progress
-from .report_scores import score_model, was_validated
+from .report_scores import PREDICTIONS, score_model, was_validated
 
 SECONDS_OF_TIMING = 60.0  # for all networks of a report together
 SCATTER = 0.3  # of a median: a wider middle half tells of other work on the machine
@@ -98,9 +98,16 @@ class ModelReport:
         return list(dict.fromkeys([*self.folds, *self.scores]))
 
     @property
+    def compared_parts(self) -> list[str]:
+        """Those that means and differences are over: fold "all", which is validated on what it was trained with, only
+        where there is no other fold."""
+        others = [part for part in self.parts if part != ALL]
+        return others if any(part != PREDICTIONS for part in others) else self.parts
+
+    @property
     def cases(self) -> dict[str, CaseScore]:
-        """All scored cases by name."""
-        return {score.case: score for scores in self.scores.values() for score in scores}
+        """The scored cases of `compared_parts` by name."""
+        return {score.case: score for part in self.compared_parts for score in self.scores.get(part, [])}
 
 
 @dataclass(frozen=True)

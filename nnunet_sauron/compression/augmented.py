@@ -26,18 +26,20 @@ def store_images(model: TrainedModel, cases: Sequence[Case], folder: Path) -> It
     Args:
         model: The model.
         cases: The cases; one that is there already is left.
-        folder: Gets NAME.npy, (channels, *voxels), and NAME_seg.npy, (1, *voxels), -1 where nnU-Net masks.
+        folder: Gets NAME.image.npy, (channels, *voxels), and NAME.outside.npy, (1, *voxels), -1 where nnU-Net masks.
+            Both have an ending of their own, lest a case's file be another one's, as those of X_seg and X could be.
 
     Yields:
         The name of each case, once it is there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for case in cases:
-        if not (folder / f"{case.name}.npy").is_file():
+        stored = folder / f"{case.name}.image.npy"
+        if not stored.is_file():
             image, outside, _ = preprocess(model, *read_case(model, case))
-            np.save(folder / f"{case.name}_seg.npy", outside)
+            np.save(folder / f"{case.name}.outside.npy", outside)
             # Last, and whole: a run that was interrupted goes on from the cases that are there.
-            write_atomically(folder / f"{case.name}.npy", partial(_save, image.numpy()), AGAIN)
+            write_atomically(stored, partial(_save, image.numpy()), AGAIN)
         yield case.name
 
 
@@ -101,7 +103,7 @@ class _Stored:
 
     def load_case(self, name: str) -> tuple:
         # Mapped anew each time, and copied where transforms write into it: the file stays as it is.
-        image, outside = (np.load(self.folder / f"{name}{part}.npy", mmap_mode="c") for part in ("", "_seg"))
+        image, outside = (np.load(self.folder / f"{name}.{part}.npy", mmap_mode="c") for part in ("image", "outside"))
         return image, outside, None, {"class_locations": None}
 
 

@@ -577,6 +577,17 @@ def test_a_folder_of_segmentations_that_is_not_there_is_refused_before_any_work(
         make_report([once / STOCK], **folders)
 
 
+def test_fold_all_has_no_say_in_differences_beside_others(folders):
+    """It was trained on the very cases that it is validated on."""
+    alone = made(folders).model(SAURON).differences["dice"]
+    shutil.copytree(folders / SAURON / "fold_0", folders / SAURON / "fold_all")
+    for path in (folders / SAURON / "fold_all" / "validation").glob("*.nii.gz"):
+        shutil.copy(folders / STOCK / "fold_0" / "validation" / path.name, path)  # better than fold 0
+    found = made(folders).model(SAURON)
+    assert found.scores["all"][0].mean("dice") > found.scores["0"][0].mean("dice")
+    assert found.differences["dice"] == alone and alone.mean < 0
+
+
 def test_fold_all_keeps_its_cost_beside_a_folder_of_predictions(once, tmp_path):
     folder = write_model(tmp_path / "model", folds=("all",))
     found = make_report([folder], predictions=[once / "references"], labels=once / "references", timing_seconds=0)

@@ -259,6 +259,13 @@ class TestPatches:
             source[step]
         assert all(np.array_equal(np.load(folders / "stored" / name), image) for name, image in before.items())
 
+    @pytest.mark.parametrize("name", ["case_0_seg", "case_0.tmp", "case_0.outside", "case_0.image"])
+    def test_no_cases_file_is_another_ones(self, folders, name):
+        (folders / "images/case_1_0000.nii.gz").rename(folders / f"images/{name}_0000.nii.gz")
+        source = self.source(folders)
+        images = [source._loader._data.load_case(case)[0] for case in ("case_0", name)]
+        assert images[0].shape == images[1].shape and not np.array_equal(*images)
+
     @pytest.mark.parametrize("axes", [None, (1,), (0, 1)])
     def test_only_the_models_axes_are_mirrored(self, folders, axes):
         transforms = self.source(folders, mirror_axes=axes)._loader.transforms.transforms

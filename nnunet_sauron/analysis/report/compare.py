@@ -14,13 +14,13 @@ from torch import nn
 from ...console.progress import Progress
 from ...model.evaluation import TOLERANCE_MM, CaseScore
 from ...model.history import SERIES
-from ...model.trained import CHECKPOINT, COMPRESSION, TrainedModel
+from ...model.trained import ALL, CHECKPOINT, COMPRESSION, TrainedModel
 from ...plugin.commands import checkpoint_flag, command, train_command
 from ...pruning import channel_layout
 from ...pruning.timing import Timing, time_networks
 from ..cost import NetworkCost, network_cost
 from .paired import PairedDifference, paired_difference
-from .scores import score_model, was_validated
+from .scores import PREDICTIONS, score_model, was_validated
 
 SECONDS_OF_TIMING = 60.0  # for all networks of a report together
 SCATTER = 0.3  # of a median: a wider middle half tells of other work on the machine
@@ -98,9 +98,16 @@ class ModelReport:
         return list(dict.fromkeys([*self.folds, *self.scores]))
 
     @property
+    def compared_parts(self) -> list[str]:
+        """Those that means and differences are over: fold "all", which is validated on what it was trained with, only
+        where there is no other fold."""
+        others = [part for part in self.parts if part != ALL]
+        return others if any(part != PREDICTIONS for part in others) else self.parts
+
+    @property
     def cases(self) -> dict[str, CaseScore]:
-        """All scored cases by name."""
-        return {score.case: score for scores in self.scores.values() for score in scores}
+        """The scored cases of `compared_parts` by name."""
+        return {score.case: score for part in self.compared_parts for score in self.scores.get(part, [])}
 
 
 @dataclass(frozen=True)

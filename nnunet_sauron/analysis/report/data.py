@@ -16,10 +16,8 @@ from ... import __version__
 from ...console.json_data import json_data
 from ...files import write_text_atomically
 from ...model.evaluation import ClassScore
-from ...model.trained import ALL
 from ...pruning.timing import machine
 from .compare import ModelReport, Report
-from .scores import PREDICTIONS
 
 METRICS = ("dice", "hd95", "surface_dice", "absolute_volume_error", "volume_error")
 COUNTS = ("cases", "empty_prediction", "empty_reference", "both_empty")
@@ -62,13 +60,8 @@ def fold_numbers(model: ModelReport, fold: str) -> dict[str, float]:
 
 
 def mean_numbers(model: ModelReport) -> dict[str, float]:
-    """The mean over folds of each number that is known of any; counts of cases are added up.
-
-    Fold "all" is left out beside others: it was validated on what it was trained with.
-    """
-    beside_all = [part for part in model.parts if part != ALL]
-    numbered = any(part != PREDICTIONS for part in beside_all)
-    folds = [fold_numbers(model, part) for part in (beside_all if numbered else model.parts)]
+    """The mean over `compared_parts` of each number that is known of any; counts of cases are added up."""
+    folds = [fold_numbers(model, part) for part in model.compared_parts]
     means = {}
     for key in dict.fromkeys(key for numbers in folds for key in numbers):
         values = [numbers[key] for numbers in folds if not math.isnan(numbers.get(key, math.nan))]

@@ -12,12 +12,12 @@ version = next(
 setup(
     name="nnunet-sauron",
     version=version,
-    description="Channel pruning, lean architectures and on-device deployment for nnU-Net v2",
+    description="Channel pruning, compression and lean architectures for nnU-Net v2",
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["nnunet_sauron", "nnunet_sauron.*"]),
-    package_data={"nnunet_sauron.plugin": ["shims/*.py", "planner_shim/*.py"]},
+    package_data={"nnunet_sauron": ["py.typed"], "nnunet_sauron.plugin": ["shims/*.py", "planner_shim/*.py"]},
     python_requires=">=3.10",
     install_requires=[
         # What this package extends, and what brings NumPy, pandas and matplotlib. The oldest version that passes the
@@ -41,6 +41,8 @@ setup(
             # Tests in two processes, half the time: pytest's own project, MIT.
             "pytest-xdist>=3.7",
             "ruff>=0.9",
+            # A test builds the wheel.
+            "setuptools>=70.1",
             "diptest>=0.8",
             # The independent judge of which channels belong together, and nothing but a judge: MIT.
             "torch-pruning>=1.6",
@@ -48,8 +50,17 @@ setup(
     },
     entry_points={"console_scripts": ["nnUNetv2_sauron = nnunet_sauron.cli:main"]},
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Healthcare Industry",
+        "Intended Audience :: Science/Research",
         "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Image Processing",
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
     ],

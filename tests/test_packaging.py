@@ -1,0 +1,53 @@
+"""What is built from this tree holds what it should, and installs without a network."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BUILD = "from setuptools import build_meta; import sys; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of the tree: a build leaves folders behind, and what an earlier one left would be built again."""
+    copy = tmp_path_factory.mktemp("source") / "tree"
+    left_out = shutil.ignore_patterns(".git", "build", "*.egg-info", "__pycache__", ".*_cache", ".venv", "venv")
+    shutil.copytree(ROOT, copy, ignore=left_out)
+    return copy
+
+
+def built(source: Path, what: str, folder: Path) -> Path:
+    command = [sys.executable, "-c", BUILD, what, str(folder)]
+    told = subprocess.run(command, cwd=source, check=True, capture_output=True, text=True).stdout
+    return folder / told.splitlines()[-1]
+
+
+def test_a_wheel_holds_every_file_of_the_package_and_installs_offline(source, tmp_path):
+    wheel = built(source, "build_wheel", tmp_path)
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("nnunet_sauron/")}
+    there = {str(path.relative_to(source)) for path in (source / "nnunet_sauron").rglob("*") if path.is_file()}
+    assert held == there and "nnunet_sauron/py.typed" in held
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", tmp_path / "site"]
+    subprocess.run([*install, wheel], check=True)
+    code = "import nnunet_sauron.plugin as p; print(p.trainer_folder())"
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site")},
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert Path(told.strip()).is_relative_to(tmp_path / "site")
+    assert (Path(told.strip()) / "nnunet_sauron_trainers.py").is_file()
+
+
+def test_a_source_distribution_holds_tests_and_docs(source, tmp_path):
+    with tarfile.open(built(source, "build_sdist", tmp_path)) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    for name in ("docs/design.md", "tests/test_packaging.py", "LICENSE", "README.md", "benchmarks/study/run.py"):
+        assert name in held

@@ -12,7 +12,7 @@ from ..methods.shrink import Shrink
 from ..pruning import widths_of
 from .checkpoints import CHECKPOINT, read_checkpoint
 from .kept_settings import has_begun
-from .networks import builder_of
+from .networks import builder_of, builds_what_plans_say
 from .pruning import PruningTrainer
 from .resizing import MIRRORING, mirroring_of
 from .teacher import DistillingLoss, Teacher
@@ -85,7 +85,7 @@ class ShrinkTrainer(PruningTrainer):
 
     def _check_builder(self) -> None:
         builder = builder_of(self._start, self._start_name)
-        if builder and builder.differs:
+        if builder and builder.differs and builds_what_plans_say(type(self)):  # a subclass may build that network
             raise ValueError(
                 f"start_from={self._start_name} has a network of its trainer {builder.trainer_name}, which is another "
                 f"one than its plans describe (an activation, a norm's eps, ...), and {type(self).__name__} builds "

@@ -71,7 +71,7 @@ class NetworkBuilder:
                 f"all weights fit; an activation or a norm's eps they cannot tell."
             )
             return
-        if not _builds_what_plans_say(trainer):
+        if not builds_what_plans_say(trainer):
             self._trainer = trainer
             built = _description(self.build())
             try:
@@ -230,7 +230,7 @@ def take_builder(trainer: nnUNetTrainer, checkpoint: dict, builder: NetworkBuild
         trainer.configuration_manager.configuration[BUILT_BY] = name
 
 
-def _builds_what_plans_say(trainer: type[nnUNetTrainer]) -> bool:
+def builds_what_plans_say(trainer: type[nnUNetTrainer]) -> bool:
     """Whether it leaves the building to nnU-Net, as most do, which change losses, schedules or augmentation."""
     return inspect.unwrap(trainer.build_network_architecture) is nnUNetTrainer.build_network_architecture
 

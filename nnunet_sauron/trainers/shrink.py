@@ -10,7 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from ..methods.shrink import Shrink
 from ..model.architecture import network_of_plans
 from ..model.checkpoints import CHECKPOINT, read_checkpoint
-from ..model.networks import builder_of
+from ..model.networks import builder_of, builds_what_plans_say
 from ..pruning import widths_of
 from .kept_settings import has_begun
 from .pruning import PruningTrainer
@@ -85,7 +85,7 @@ class ShrinkTrainer(PruningTrainer):
 
     def _check_builder(self) -> None:
         builder = builder_of(self._start, self._start_name)
-        if builder and builder.differs:
+        if builder and builder.differs and builds_what_plans_say(type(self)):  # a subclass may build that network
             raise ValueError(
                 f"start_from={self._start_name} has a network of its trainer {builder.trainer_name}, which is another "
                 f"one than its plans describe (an activation, a norm's eps, ...), and {type(self).__name__} builds "

@@ -198,6 +198,8 @@ def test_a_start_with_a_network_that_its_plans_do_not_describe_is_refused_by_nam
     with pytest.raises(ValueError, match="has a network of its trainer Gelu.*nnUNetv2_sauron compress"):
         small_trainer(folder, type("Other", (Small,), {}), widths=WIDTHS)
     assert not list((folder / "results").rglob("Other*"))
+    own = {"build_network_architecture": staticmethod(Gelu.build_network_architecture)}
+    small_trainer(folder, type("OfTheSameNetwork", (Small,), own), widths=WIDTHS)
 
 
 def test_a_start_whose_trainer_is_not_found_is_said_to_be_assumed(folder, trained, monkeypatch):

@@ -26,6 +26,7 @@ from nnunet_sauron.analysis.report_html import page, write_html
 from nnunet_sauron.analysis.report_plots import pareto_front, pictures
 from nnunet_sauron.analysis.report_table import COST, fold_rows, print_report, rows, target_rows
 from nnunet_sauron.cli import main
+from nnunet_sauron.output_folder import check_writable
 from nnunet_sauron.pruning.timing import Timing
 
 from ..compression.small_model import write_model
@@ -585,6 +586,11 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path, cap
     model = {"report": ["m"], "feature_maps": ["-m", "m", "-i", "i"], "clusterability": ["-m", "m"]}[verb]
     assert main([verb, *model, "-o", str(tmp_path / "file" / "out")]) == 2
     assert f"{tmp_path / 'file' / 'out'} cannot be written" in capsys.readouterr().err
+
+
+def test_checking_a_place_makes_nothing(tmp_path):
+    check_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_link_to_what_is_not_there_yet_is_written_through(once, tmp_path):

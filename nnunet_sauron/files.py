@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,18 +83,15 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def check_writable(output: Path) -> None:
-    """Raise OSError unless files can be written into a folder, which need not be there yet."""
+    """Raise OSError unless files can be written into a folder, which need not be there yet and is not made."""
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"{output} is a file; give the name of a folder with -o.")
-    output = output.resolve()  # a link may lead to what is not there yet
-    existed = output.exists()
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / ".nnunet_sauron"
-        probe.touch()
-        probe.unlink()
-        if not existed:
-            output.rmdir()
+        place = output.resolve()  # a link may lead to what is not there yet
+        nearest = next(folder for folder in (place, *place.parents) if folder.exists())
+        # Tried rather than asked: permission bits say nothing of a file system mounted read-only.
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
     except OSError as error:
         raise OSError(f"{output} cannot be written ({error}); choose another folder with -o.") from error
 

@@ -12,7 +12,7 @@ import torch
 
 from ..console.progress import Progress
 from .evaluation import check_same_voxels, read_labels
-from .reading import not_finite, read_image
+from .reading import missing_spacing, not_finite, read_image
 from .trained import TrainedModel
 
 
@@ -82,7 +82,8 @@ def check_cases(
     Args:
         model: The model.
         cases: The cases.
-        progress: Shows a bar, and names images with values that are not finite where nnU-Net reads these as 0.
+        progress: Shows a bar, and names images with values that are not finite where nnU-Net reads these as 0, and
+            those whose spacing nothing tells.
         labels: Reference segmentations by the case's name.
 
     Raises:
@@ -96,6 +97,8 @@ def check_cases(
                 for file in case.files:
                     if zeros := not_finite(model.segmentations.reader, file):
                         progress.say(f"{file} has {zeros} values that are nan or infinite: nnU-Net reads them as 0")
+                if missing := missing_spacing(model.segmentations.reader, case.files[0]):
+                    progress.say(f"{missing} is not there: nnU-Net takes the voxels of {case.name} for 1 mm long")
                 if case.name in labels:
                     reference, spacing = read_labels(labels[case.name], model.segmentations)
                     of_image = (case.files[0], image.shape[1:], tuple(map(float, properties["spacing"])))

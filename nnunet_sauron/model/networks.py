@@ -244,7 +244,7 @@ def _description(network: nn.Module) -> list:
             for key, value in vars(module).items()
             if isinstance(value, _PLAIN_VALUES) and key not in ("training", "deep_supervision")
         }
-        replaced = sorted(key for key, value in vars(module).items() if callable(value) and not isinstance(value, type))
+        replaced = sorted(key for key, value in vars(module).items() if inspect.isroutine(value))
         hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
         found.append((name, type(module), numbers, replaced, hooks))
     return [found, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}]

@@ -69,6 +69,14 @@ def not_finite(reader: BaseReaderWriter, file: str | Path) -> int:
     return 0
 
 
+def missing_spacing(reader: BaseReaderWriter, file: str | Path) -> Path | None:
+    """The JSON file that would tell an image's spacing and is not there, so that nnU-Net takes voxels for 1 mm long."""
+    if not isinstance(reader, Tiff3DIO):
+        return None
+    expected = Path(file).with_name(f"{Path(file).stem[: -len('_0000')]}.json")
+    return None if expected.is_file() else expected
+
+
 def _read(
     reader: BaseReaderWriter, files: list[Path], read: Callable[[list[str]], tuple[np.ndarray, dict]], what: str
 ) -> tuple[np.ndarray, dict]:

@@ -97,8 +97,7 @@ class TrainedModel:
                 left_out.append(f"Fold {fold} is left out: its {checkpoint_name} cannot be read.")
         if not checkpoints:
             raise ValueError(f"No fold of {folder} can be read.")
-        first, checkpoint = next(iter(checkpoints.items()))
-        _, configuration, _ = trained_with(checkpoint, folder / f"fold_{first}" / checkpoint_name)
+        configuration = next(iter(checkpoints.values()))["init_args"]["configuration"]
         model = cls(folder, plans, dataset_json, configuration, checkpoints, checkpoint_name, tuple(left_out))
         model._check()
         return model
@@ -217,6 +216,7 @@ class TrainedModel:
 
 def _read(path: Path) -> dict:
     checkpoint = read_checkpoint(path)
+    trained_with(checkpoint, path)  # which it must tell
     if "trainer_name" not in checkpoint:
         raise ValueError(f"{path} does not name its trainer (no 'trainer_name'), without which nnU-Net reads no model.")
     return {key: value for key, value in checkpoint.items() if key not in NOT_TAKEN_ALONG}

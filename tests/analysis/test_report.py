@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from nnunet_sauron.output_folder import check_writable
 from rich.console import Console
 
 from nnunet_sauron.analysis.report.command import report
@@ -623,6 +624,11 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path, cap
     model = {"report": ["m"], "feature_maps": ["-m", "m", "-i", "i"], "clusterability": ["-m", "m"]}[verb]
     assert main([verb, *model, "-o", str(tmp_path / "file" / "out")]) == 2
     assert f"{tmp_path / 'file' / 'out'} cannot be written" in capsys.readouterr().err
+
+
+def test_checking_a_place_makes_nothing(tmp_path):
+    check_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_link_to_what_is_not_there_yet_is_written_through(once, tmp_path):

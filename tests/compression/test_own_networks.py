@@ -20,8 +20,6 @@ from nnunet_sauron.trainers.teacher import Teacher, is_supervised
 from .small_model import write_images, write_model
 
 TRAINERS = '''
-import functools
-
 from torch import nn
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -134,12 +132,6 @@ class OwnForward(Mutating):
         network.forward = lambda x: forward(x * 2)
 
 
-class PartialForward(Mutating):
-    @staticmethod
-    def change(network):
-        network.forward = functools.partial(lambda forward, x: forward(x * 2), network.forward)
-
-
 class Net(nn.Module):
     def __init__(self, channels, classes):
         super().__init__()
@@ -240,7 +232,7 @@ class TestCompressedWithItsOwnNetwork:
         write(root, "Gelu")
         assert compress(root, "--tolerance", "1e-12") == 0
         monkeypatch.setenv("nnUNet_extTrainer", str(trainer_folder()))
-        with pytest.raises(RuntimeError, match=r"with the network of Gelu.*nnUNet_extTrainer"):
+        with pytest.raises(RuntimeError, match=r"network of the trainer Gelu.*nnUNet_extTrainer"):
             logits_of_nnunet(root / "small")
         assert main(["benchmark", "-m", f"{root}/small"]) == 2
         assert "does not find its trainer Gelu" in capsys.readouterr().err
@@ -285,7 +277,6 @@ def test_a_trainer_that_changes_no_layer_works_in_silence(root, trainer, capsys)
         ("NormFirst", "InstanceNorm2d stands before the convolution"),
         ("Extra", "Module 'gate' of class Conv2d is none of this kind of network"),
         ("OwnForward", "has a forward of its own"),
-        ("PartialForward", "has a forward of its own"),
         ("Foreign", "Net cannot be pruned"),
         ("Failing", "The trainer Failing cannot build its network, for nnU-Net's prediction either: KeyError"),
     ],

@@ -195,6 +195,17 @@ def test_nan_that_nnunet_reads_as_0_is_said(tmp_path, capsys):
     assert f"{path} has 2 values that are nan or infinite: nnU-Net reads them as 0" in capsys.readouterr().err
 
 
+def test_a_spacing_that_nnunet_assumes_is_said(tmp_path, capsys):
+    model = TrainedModel.read(write_model(tmp_path / "model", 3, reader="Tiff3DIO", ending=".tif"))
+    cases = [Case(name, (str(write(Tiff3DIO, tmp_path / f"{name}_0000.tif", voxels(Tiff3DIO))),)) for name in "ab"]
+    (tmp_path / "a.json").write_text('{"spacing": [2, 0.5, 0.5]}')
+    (tmp_path / "b.json").unlink(missing_ok=True)
+    check_cases(model, cases, Progress())
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'b.json'} is not there: nnU-Net takes the voxels of b for 1 mm long" in said
+    assert "a.json" not in said
+
+
 @pytest.mark.parametrize("spacing", ["[1, 1]", "[0, 1, 1]", '["a", 1, 1]', "[1, 1", "{}"])
 def test_the_spacing_beside_a_tiff_is_checked(tmp_path, spacing):
     path = write(Tiff3DIO, tmp_path / "c_0000.tif", voxels(Tiff3DIO))

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from nnunet_sauron.output_folder import check_writable
 from rich.console import Console
 
 from nnunet_sauron.analysis.report.command import report
@@ -29,6 +28,7 @@ from nnunet_sauron.analysis.report.page import page, write_html
 from nnunet_sauron.analysis.report.plots import pareto_front, pictures
 from nnunet_sauron.analysis.report.table import COST, fold_rows, print_report, rows, target_rows
 from nnunet_sauron.cli import main
+from nnunet_sauron.files import check_writable
 from nnunet_sauron.pruning.timing import Timing
 
 from ..compression.small_model import write_model

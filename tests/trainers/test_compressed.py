@@ -97,8 +97,8 @@ def test_a_network_that_is_not_its_plans_stays_what_it_is(folder, model, monkeyp
 
 def test_a_model_trained_with_a_network_of_its_own_is_started_from_as_it_is(folder, source, monkeypatch):
     """No `compress` in between, which would have named the trainer in the plans."""
-    for module in ("compressed", "networks"):
-        monkeypatch.setattr(f"nnunet_sauron.trainers.{module}.find_trainer", {"Gelu": Gelu}.get)
+    for module in ("trainers.compressed", "model.networks"):
+        monkeypatch.setattr(f"nnunet_sauron.{module}.find_trainer", {"Gelu": Gelu}.get)
     path = source / "fold_0" / "checkpoint_final.pth"
     torch.save({**torch.load(path, weights_only=False), "trainer_name": "Gelu"}, path)
     trainer = start(folder, monkeypatch, source)

@@ -36,6 +36,8 @@ setup(
     extras_require={
         # The dip test, which only `nnUNetv2_sauron clusterability` needs: GPL, so it is for the user to choose.
         "clusterability": ["diptest>=0.8"],
+        # benchmarks/study reads its grid from YAML: MIT.
+        "study": ["PyYAML>=6"],
         "test": [
             "pytest>=8",
             # Tests in two processes, half the time: pytest's own project, MIT.

@@ -99,11 +99,11 @@ class Study:
         again = any((fold_folder / name).is_file() for name in (FINAL, "checkpoint_latest.pth", "checkpoint_best.pth"))
         words = [self.dataset, CONFIGURATION, str(fold), "-tr", run.trainer, "-p", run.plans, "-device", "cpu"]
         (self.folder / "study" / run.name).mkdir(parents=True, exist_ok=True)
-        given = self.folder / "study" / run.name / "given.json"
+        given = self.folder / "study" / run.name / f"settings_{fold}.json"
         given.write_text(json.dumps(settings, indent=1))
         variables = {"nnUNet_results": str(self.folder / "study" / run.name), "nnUNet_n_proc_DA": "0"}
         if not again:
-            variables["nnunet_sauron"] = ",".join(f"{name}={value}" for name, value in settings.items())
+            variables["nnunet_sauron"] = f"@{given}"
         self._pinned(run, fold, "train", *words, *(["--c"] if again else []), **variables)
         self.result(run, fold).parent.mkdir(parents=True, exist_ok=True)
         self._write(run, fold, time.time() - started, interrupted=again)
@@ -175,8 +175,6 @@ class Study:
 
 def measured(model: Path, fold: int, references: Path) -> dict:
     """Dice and HD95 of a fold's validation cases, and the network's cost."""
-    import torch
-
     from nnunet_sauron.model.evaluation import evaluate_folder, mean_score
     from nnunet_sauron.model.trained import TrainedModel
     from nnunet_sauron.pruning import channel_layout, count_macs, count_parameters
@@ -186,8 +184,7 @@ def measured(model: Path, fold: int, references: Path) -> dict:
     validation = model / f"fold_{fold}" / "validation"
     cases = [path.name for path in kind.files(validation)]
     scores = evaluate_folder(validation, references, kind, cases=cases)
-    checkpoint = torch.load(model / f"fold_{fold}" / FINAL, map_location="cpu", weights_only=False)
-    log = checkpoint["logging"]
+    log = trained.checkpoints[str(fold)]["logging"]
     times = zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=True)
     return {
         "cases": len(scores),

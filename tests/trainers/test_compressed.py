@@ -12,18 +12,11 @@ from nnunet_sauron.model.networks import BUILT_BY
 from nnunet_sauron.pruning import channel_layout, remove_channels
 from nnunet_sauron.trainers import CompressedTrainer
 
-from .small import Gelu, OnRandomPatches, RandomPatches, dataset_json, plans, set_folders, small_trainer
+from .small import Gelu, OnRandomPatches, RandomPatches, dataset_json, plans, small_trainer
 
 
 class SmallCompressedTrainer(OnRandomPatches, CompressedTrainer):
     num_epochs = 3
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    set_folders(monkeypatch, tmp_path)
-    monkeypatch.setenv("nnUNet_compile", "f")
-    return tmp_path
 
 
 @pytest.fixture

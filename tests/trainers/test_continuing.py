@@ -109,14 +109,6 @@ def test_it_keeps_its_settings_in_every_shell(begun, monkeypatch):
         small_trainer(folder, small).load_checkpoint(str(fold / "checkpoint_final.pth"))
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    set_folders(monkeypatch, tmp_path)
-    monkeypatch.setenv("nnUNet_compile", "f")
-    monkeypatch.delenv("nnunet_sauron", raising=False)
-    return tmp_path
-
-
 @pytest.mark.parametrize("name", ["SFPTrainer", "STAMPTrainer"])
 def test_widths_from_a_file_that_is_gone_are_known_to_the_checkpoint(folder, monkeypatch, name):
     other = small_trainer(folder, type("Other", (OnRandomPatches, trainers.L1Trainer), {"num_epochs": 2, "rate": 0.5}))

@@ -39,13 +39,6 @@ INTERRUPTED_AFTER = 2
 MACS = 0.4
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    set_folders(monkeypatch, tmp_path)
-    monkeypatch.setenv("nnUNet_compile", "f")
-    return tmp_path
-
-
 def make(
     folder, trainer_class, architecture="plain", dim=2, widths=(6, 8, 10), norm="instance", **settings
 ) -> PruningTrainer:

@@ -13,17 +13,10 @@ from nnunet_sauron import trainers
 from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.trainers import L1Trainer, SauronTrainer, SFPTrainer, ShrinkTrainer
 
-from .small import OnRandomPatches, set_folders, small_trainer
+from .small import OnRandomPatches, small_trainer
 
 WIDTHS = (12, 16, 20)
 OF_A_TARGET = [name for name in trainers.__all__ if name not in ("PruningTrainer", "StockTrainer", "CompressedTrainer")]
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    set_folders(monkeypatch, tmp_path)
-    monkeypatch.setenv("nnUNet_compile", "f")
-    return tmp_path
 
 
 class Worse(OnRandomPatches):

@@ -16,14 +16,7 @@ from nnunet_sauron.methods.sauron import Sauron, Threshold, mean_distances
 from nnunet_sauron.pruning import channel_layout, merge_channels, merging, position_weights, remove_channels
 
 from ..contracts.pruned_network import make_multiples
-from .small import RandomPatches, SmallTrainer, set_folders, small_trainer
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    set_folders(monkeypatch, tmp_path)
-    monkeypatch.setenv("nnUNet_compile", "f")
-    return tmp_path
+from .small import RandomPatches, SmallTrainer, small_trainer
 
 
 def trained(folder, trainer_class=SmallTrainer, widths=(6, 8, 10), **changes):

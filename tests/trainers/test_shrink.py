@@ -13,7 +13,7 @@ from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.trainers import L1Trainer, SauronTrainer, SFPTrainer, ShrinkTrainer
 from nnunet_sauron.trainers.resizing import MIRRORING
 
-from .small import Gelu, OnRandomPatches, RandomPatches, dataset_json, plans, set_folders, small_trainer
+from .small import Gelu, OnRandomPatches, RandomPatches, dataset_json, plans, small_trainer
 
 WIDTHS = (12, 16, 20)
 
@@ -21,13 +21,6 @@ WIDTHS = (12, 16, 20)
 class Small(OnRandomPatches, ShrinkTrainer):
     num_epochs = 5
     target_macs = 0.4
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    set_folders(monkeypatch, tmp_path)
-    monkeypatch.setenv("nnUNet_compile", "f")
-    return tmp_path
 
 
 @pytest.fixture

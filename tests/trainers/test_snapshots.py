@@ -14,15 +14,7 @@ from nnunet_sauron.model.snapshots import snapshots
 from nnunet_sauron.pruning import channel_layout, remove_channels
 from nnunet_sauron.trainers import CompressedTrainer, SauronTrainer, StockTrainer
 
-from .small import BATCH, SIDE, OnRandomPatches, RandomPatches, SmallTrainer, set_folders, small_trainer
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    set_folders(monkeypatch, tmp_path)
-    monkeypatch.setenv("nnUNet_compile", "f")
-    monkeypatch.delenv("nnunet_sauron", raising=False)
-    return tmp_path
+from .small import BATCH, SIDE, OnRandomPatches, RandomPatches, SmallTrainer, small_trainer
 
 
 def make(folder, trainer_class=SmallTrainer, dim=2, architecture="plain", **changes):

@@ -36,8 +36,8 @@ setup(
     extras_require={
         # The dip test, which only `nnUNetv2_sauron clusterability` needs: GPL, so it is for the user to choose.
         "clusterability": ["diptest>=0.8"],
-        # benchmarks/study reads its grid from YAML: MIT.
-        "study": ["PyYAML>=6"],
+        # benchmarks/study reads its grid from YAML, and hands trainings to a cluster with `--cluster`: both MIT.
+        "study": ["PyYAML>=6", "submitit>=1.5"],
         "test": [
             "pytest>=8",
             # Tests in two processes, half the time: pytest's own project, MIT.
@@ -48,6 +48,9 @@ setup(
             "diptest>=0.8",
             # The independent judge of which channels belong together, and nothing but a judge: MIT.
             "torch-pruning>=1.6",
+            # The study's grids and its jobs.
+            "PyYAML>=6",
+            "submitit>=1.5",
         ],
     },
     entry_points={"console_scripts": ["nnUNetv2_sauron = nnunet_sauron.cli:main"]},

@@ -60,8 +60,8 @@ def read(folder: Path) -> dict[str, list[dict]]:
 def rows(found: dict[str, list[dict]]) -> list[dict]:
     """One row a run, largest network first; differences are to stock's same folds, in the mean.
 
-    `epochs` and `minutes` of training are means over folds: those of the model that the run starts from, if it does,
-    then its own.
+    `epochs` and `minutes` of training are means over folds: those of the model that the run starts from or learns from,
+    if there is one, then its own.
     """
     stock = {one["fold"]: one for one in found.get(BASELINE, [])}
     table = []
@@ -75,7 +75,8 @@ def rows(found: dict[str, list[dict]]) -> list[dict]:
         for key in ("macs", "parameters"):
             parts = [one[key] / stock[one["fold"]][key] for one in compared]
             row[key] = statistics.fmean(parts) if parts else None
-        stages = [stage for stage in (found.get(results[0]["start"]), results) if stage]
+        before = results[0]["start"] or results[0].get("teacher")
+        stages = [stage for stage in (found.get(before), results) if stage]
         times = [[one["epoch_seconds"] for one in stage] for stage in stages]
         row["epochs"] = [statistics.fmean(map(len, of_folds)) for of_folds in times]
         row["minutes"] = [statistics.fmean(map(sum, of_folds)) / 60 for of_folds in times]
@@ -94,7 +95,8 @@ def draw(table: list[dict], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("multiply-accumulates, % of stock nnU-Net's")
     axes.set_ylabel("Dice, validation cases; a line from the lowest fold to the highest")
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xticks([1, 2, 5, 10, 25, 50, 100], labels=["1", "2", "5", "10", "25", "50", "100"])
+    axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
     if table:
         _label(figure, axes, table)

@@ -14,10 +14,12 @@ import figures  # isort: skip
 import report  # isort: skip
 
 
-def write_results(folder, name: str, fold: int, dice: float, macs: int, epochs: int, start: str | None = None) -> None:
+def write_results(
+    folder, name: str, fold: int, dice: float, macs: int, epochs: int, start: str | None = None, **more
+) -> None:
     one = {
         "run": name, "fold": fold, "dice": dice, "hd95_mm": 2 - dice, "macs": macs, "parameters": macs // 2,
-        "epoch_seconds": [60.0] * epochs, "start": start,
+        "epoch_seconds": [60.0] * epochs, "start": start, **more,
     }  # fmt: skip
     folder.mkdir(exist_ok=True)
     (folder / f"{name}_fold{fold}.json").write_text(json.dumps(one))
@@ -30,6 +32,7 @@ def results(tmp_path):
         write_results(folder, "stock", fold, dice, 1000, 50)
     write_results(folder, "compressed-10", 1, 0.85, 100, 20, start="stock")
     write_results(folder, "lunet-16", 0, 0.80, 90, 50)
+    write_results(folder, "lunet-16-teacher", 0, 0.81, 80, 50, teacher="stock")
     return folder
 
 
@@ -39,13 +42,13 @@ def test_differences_are_to_stocks_same_folds(results):
     assert rows["compressed-10"]["hd95_mm_difference"] == pytest.approx(0.01)
     assert rows["compressed-10"]["macs"] == pytest.approx(0.1)
     assert rows["stock"]["dice"] == [0.84, 0.86] and rows["stock"]["dice_difference"] == 0
-    assert list(rows) == ["stock", "compressed-10", "lunet-16"]  # the largest first
+    assert list(rows) == ["stock", "compressed-10", "lunet-16", "lunet-16-teacher"]  # the largest first
 
 
 def test_what_starts_from_a_model_is_told_with_that_models_length(results):
     rows = {row["run"]: row for row in report.rows(report.read(results))}
     assert rows["compressed-10"]["epochs"] == [50, 20] and rows["compressed-10"]["minutes"] == [50, 20]
-    assert rows["lunet-16"]["minutes"] == [50]
+    assert rows["lunet-16"]["minutes"] == [50] and rows["lunet-16-teacher"]["minutes"] == [50, 50]
 
 
 def test_the_report_names_what_is_missing(results, capsys):

@@ -33,7 +33,10 @@ def main() -> None:
     parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="for the pictures")
     arguments = parser.parse_args()
     try:
-        logs = {_name(model): read_log(model, arguments.fold) for model in arguments.models}
+        logs: dict[str, dict[str, list]] = {}
+        for model in arguments.models:
+            name = _name(model)
+            logs[str(model) if name in logs else name] = read_log(model, arguments.fold)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     arguments.o.mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,10 @@ class Grid:
     """
 
     def __init__(self, path: Path, folder: Path, device: str = "cpu"):
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is no YAML: {error}") from error
         needed = {"name", "dataset", "configuration", "plans", "batch_size", "settings", "runs"}
         if not isinstance(content, dict) or not needed <= set(content) <= needed | set(PREDEFINED):
             have = ", ".join(content) if isinstance(content, dict) else "no keys"
@@ -99,9 +102,10 @@ class Grid:
 
     def _add(self, one: dict, settings: dict) -> None:
         known = {of.name for of in fields(Run)}
-        if unknown := sorted(set(one) - known):
-            named = ", ".join(sorted(known))
-            raise ValueError(f"{self.path}: the run {one.get('name')} has {', '.join(unknown)}; known are {named}.")
+        unknown, missing = sorted(set(one) - known), sorted({"name", "trainer"} - set(one))
+        if unknown or missing:
+            said = f"has {', '.join(unknown)}" if unknown else f"lacks {', '.join(missing)}"
+            raise ValueError(f"{self.path}: the run {one.get('name')} {said}; known are {', '.join(sorted(known))}.")
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in one.items()}
         run = Run(**{**given, "settings": {**settings, **one.get("settings", {})}})
         if run.name in self.runs:

@@ -56,6 +56,8 @@ def main() -> None:
         parser.error(str(error))
     if unknown := [name for name in arguments.only if name not in grid.runs]:
         parser.error(f"the grid has no {', '.join(unknown)}; it has {', '.join(grid.runs)}")
+    if arguments.workers < 1:
+        parser.error(f"--workers is at least 1; got {arguments.workers}")
     study = Study(grid, arguments.results)
     if arguments.report:
         import report
@@ -76,7 +78,10 @@ def main() -> None:
         parser.error(f"{arguments.o} is there already; --resume goes on in it")
     if shutil.which("nnUNetv2_train") is None:
         parser.error("nnunetv2 is not installed in this environment")
-    study.prepare(arguments.data)
+    try:
+        study.prepare(arguments.data)
+    except (OSError, RuntimeError) as error:
+        parser.error(str(error))
     with executor(arguments.cluster, arguments.workers, arguments.cluster_options, study.logs) as pool:
         failed = run_all(tasks, study.is_ready, lambda task: study.submit(pool, task), arguments.workers)
     if failed:
@@ -118,11 +123,19 @@ class Study:
         return "\n".join(lines)
 
     def prepare(self, data: Path) -> None:
-        """Raw data, preprocessing, and the plans of the grid."""
+        """Raw data, preprocessing, and the plans of the grid.
+
+        Raises:
+            FileNotFoundError: There are no data to convert.
+            RuntimeError: A command failed.
+        """
+        steps = self.grid.preparation(data)
+        if not data.is_dir() and any(str(data) in step.words and not step.made.exists() for step in steps):
+            raise FileNotFoundError(f"there is no folder {data}; name that of the data set's task with --data")
         for kind in ("raw", "preprocessed"):
             (self.grid.folder / kind).mkdir(parents=True, exist_ok=True)
         self.grid.write_raw()
-        for step in self.grid.preparation(data):
+        for step in steps:
             self._run(step, self.logs / "preparation.log")
         self.grid.write_plans()
 
@@ -207,6 +220,8 @@ def executor(cluster: str | None, workers: int, options: Sequence[str], logs: Pa
     except ImportError as error:
         raise SystemExit("--cluster needs submitit: pip install 'nnunet-sauron[study]'") from error
     jobs = submitit.AutoExecutor(folder=logs / "submitit", cluster=cluster)
+    if wrong := [option for option in options if "=" not in option]:
+        raise SystemExit(f"--cluster-options are NAME=VALUE, as in timeout_min=600; got {wrong[0]}")
     given = {name: yaml.safe_load(value) for name, _, value in (option.partition("=") for option in options)}
     jobs.update_parameters(**{"timeout_min": 24 * 60, "cpus_per_task": 2, **given})
     return Jobs(jobs)

@@ -105,6 +105,7 @@ STOCK = {"name": "stock", "trainer": "StockTrainer"}
         ([{"name": "a", "trainer": "T", "start": "stock"}, STOCK], "a begins with stock, which must stand before"),
         ([STOCK, {"name": "a", "trainer": "T", "teacher": "stock", "folds": [0, 1]}], "with its folds"),
         ([{**STOCK, "fold": 1}], "the run stock has fold; known are"),
+        ([{"name": "stock"}], "the run stock lacks trainer"),
     ],
 )
 def test_a_wrong_run_is_named(tmp_path, runs, message):
@@ -115,9 +116,10 @@ def test_a_wrong_run_is_named(tmp_path, runs, message):
 def test_what_is_no_grid_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no grid: it has .*plan_name"):
         small_grid(tmp_path, STOCK, plan_name="x")
-    (tmp_path / "empty.yaml").write_text("")
-    with pytest.raises(ValueError, match="no grid: it has no keys"):
-        Grid(tmp_path / "empty.yaml", tmp_path)
+    for text, message in (("", "no grid: it has no keys"), ("a: [1", "no YAML")):
+        (tmp_path / "other.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            Grid(tmp_path / "other.yaml", tmp_path)
 
 
 def test_the_phantom_is_made_and_nothing_converted(tmp_path):

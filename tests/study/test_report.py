@@ -104,11 +104,13 @@ def test_pictures_are_drawn_of_trainings_with_and_without_cuts(tmp_path, monkeyp
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", remember)
     pruned = write_model(tmp_path / "sauron-10" / "Dataset1_A" / "SauronTrainer__P__2d", [2, 400, 1], [8, 8, 4])
     stock = write_model(tmp_path / "Stock", [3, 3], [])
-    monkeypatch.setattr(sys, "argv", ["figures.py", str(pruned), str(stock), "-o", str(tmp_path / "out")])
+    other = write_model(tmp_path / "other" / "Stock", [1, 2], [])
+    models = map(str, (pruned, stock, other))
+    monkeypatch.setattr(sys, "argv", ["figures.py", *models, "-o", str(tmp_path / "out")])
     figures.main()
     times = dict(lines["epoch_time.png"])
     assert times["sauron-10 (first: 2.0 s)"] == [1, figures.BEYOND, 0.5]  # a pause does not flatten all other epochs
-    assert times["Stock (first: 3.0 s)"] == [1, 1]
+    assert times["Stock (first: 3.0 s)"] == [1, 1] and times[f"{other} (first: 1.0 s)"] == [1, 2]
     assert dict(lines["levels.png"])["encoder, level 1 (8)"] == [1, 1, 0.5]
 
 

@@ -145,13 +145,25 @@ def test_a_dry_run_prints_what_is_left(study, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [(["--only", "stok"], "the grid has no stok; it has stock, flat"), (["-o", "."], "--resume")]
+    ("words", "message"),
+    [
+        (["--only", "stok"], "the grid has no stok; it has stock, flat"),
+        (["-o", "."], "--resume"),
+        (["--workers", "0"], "at least 1; got 0"),
+        (["--data", "nowhere"], "there is no folder nowhere"),
+    ],
 )
-def test_a_wrong_word_is_refused(study, monkeypatch, capsys, words, message):
+def test_a_wrong_word_is_refused(study, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["run.py", str(study.grid.path), *words])
     with pytest.raises(SystemExit):
         runner.main()
     assert message in capsys.readouterr().err and study.commands == []
+
+
+def test_cluster_options_need_a_value(tmp_path):
+    with pytest.raises(SystemExit, match="NAME=VALUE, as in timeout_min=600; got slurm_partition"):
+        executor("local", 1, ["slurm_partition"], tmp_path)
 
 
 def test_nnunet_cannot_take_more_threads(monkeypatch):

@@ -115,7 +115,8 @@ class Study:
     def listed(self, tasks: Sequence[Task], data: Path) -> str:
         """The commands, one a line, with what is there already as a comment."""
         lines = [f"export {name}={value}" for name, value in self.grid.environment().items()]
-        titled = [("preparation", self.grid.preparation(data))]
+        plans = f"plans {self.grid.plans}: {self.grid.from_plans} with a batch of {self.grid.batch_size}"
+        titled = [(f"preparation, then {plans}", self.grid.preparation(data))]
         titled += [(f"{name}, fold {fold}", self.grid.steps(name, fold)) for name, fold in tasks]
         for title, steps in titled:
             lines.append(f"# {title}")

@@ -82,10 +82,10 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def check_writable(output: Path) -> None:
+def check_writable(output: Path, remedy: str = "choose another folder with -o") -> None:
     """Raise OSError unless files can be written into a folder, which need not be there yet and is not made."""
     if output.exists() and not output.is_dir():
-        raise FileExistsError(f"{output} is a file; give the name of a folder with -o.")
+        raise FileExistsError(f"{output} is a file; {remedy}.")
     try:
         place = output.resolve()  # a link may lead to what is not there yet
         nearest = next(folder for folder in (place, *place.parents) if folder.exists())
@@ -93,7 +93,7 @@ def check_writable(output: Path) -> None:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        raise OSError(f"{output} cannot be written ({error}); choose another folder with -o.") from error
+        raise OSError(f"{output} cannot be written ({error}); {remedy}.") from error
 
 
 def read_json_object(path: Path, remedy: str) -> dict:

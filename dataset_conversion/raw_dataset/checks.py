@@ -1,0 +1,195 @@
+"""Validation: everything about every case is read and compared before a byte is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+
+import nibabel
+import numpy as np
+import SimpleITK
+
+from ...console.progress import Progress
+from ...model.reading import check_file
+from .cases import Case, Dataset, Image, Mask, Problems
+
+# How far a voxel of the segmentation may lie from the same voxel of the image, in voxels. Real pairs differ by
+# rounding, thousandths of that; half a voxel would move every contour.
+TOLERANCE = 0.1
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def check_dataset(dataset: Dataset, problems: Problems, processes: int, progress: Progress) -> None:
+    """Read every file of a data set; what is wrong is added to `problems`."""
+    if not dataset.training:
+        problems.append("There is no training case, so nothing to convert; see --help for the expected layout.")
+    for name, count in Counter(case.name for case in dataset.cases).items():
+        if count > 1:
+            files = ", ".join(str(case.files[0]) for case in dataset.cases if case.name == name)
+            problems.add(name, f"there are {count} cases of this name: {files}")
+    check = partial(check_case, channels=len(dataset.channel_names), values=dataset.values, empty=dataset.empty_masks)
+    with progress.bar("checking", len(dataset.cases)) as step:
+        for case, found in in_parallel(check, dataset.cases, processes):
+            problems.extend(f"{case.name}: {what}" for what in found)
+            step(case.name)
+
+
+def in_parallel(work: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[tuple[Item, Result]]:
+    """Items with what `work` made of them, in their order; in this process if `processes` is 1."""
+    items = list(items)
+    if processes == 1 or len(items) < 2:
+        yield from ((item, work(item)) for item in items)
+        return
+    with ProcessPoolExecutor(min(processes, len(items)), get_context("spawn")) as pool:
+        try:
+            yield from zip(items, pool.map(work, items), strict=True)
+        except BaseException:  # an interruption too: what has not begun is not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def check_case(case: Case, channels: int, values: frozenset[int], empty: bool) -> list[str]:
+    """All that is wrong with one case.
+
+    Args:
+        case: The case.
+        channels: How many images it should have.
+        values: What its segmentation may hold.
+        empty: Whether this may be all background.
+    """
+    problems: list[str] = []
+    if len(case.images) != channels:
+        problems.append(f"it has {len(case.images)} channels, expected were {channels}")
+    if case.training and not case.masks:
+        problems.append("it has no segmentation; training cases need one")
+    opened = [_collect(problems, lambda image=image: _checked_image(image)) for image in case.images]
+    opened = [image for image in opened if image is not None]
+    for other in opened[1:]:
+        _collect(problems, lambda other=other: check_same_place(opened[0], other))
+    masks = [_collect(problems, lambda mask=mask: read_mask(mask)) for mask in case.masks]
+    for stored, labels in (mask for mask in masks if mask is not None):
+        if opened:
+            _collect(problems, lambda stored=stored: check_same_place(opened[0], stored))
+        if unknown := sorted(set(np.unique(labels).tolist()) - values):
+            wanted = _some(sorted(values))
+            problems.append(f"{stored.get_filename()} has the values {_some(unknown)}; the labels are {wanted}")
+    if masks and not empty and all(mask is not None and not mask[1].any() for mask in masks):
+        problems.append(
+            f"its segmentation is empty (all background): {', '.join(str(mask.file) for mask in case.masks)}"
+        )
+    return problems
+
+
+def read_mask(mask: Mask) -> tuple[nibabel.Nifti1Image, np.ndarray]:
+    """A mask's file, opened, and its values as they will be written: whole numbers (x, y, z), uint8 if they fit.
+
+    Raises:
+        ValueError: The file is damaged, has other than three axes, values that are no whole numbers, or ones that
+            `mask.values` does not name.
+    """
+    stored = _opened(mask.file)
+    found = _data(stored, mask.file)
+    if found.dtype.kind not in "biuf":
+        raise ValueError(f"{mask.file} has values of type {found.dtype}, expected were whole numbers")
+    if found.dtype.kind == "f" and not (whole := np.isfinite(found) & (found == np.rint(found))).all():
+        raise ValueError(
+            f"{mask.file} has {np.count_nonzero(~whole)} values that are no whole numbers, such as "
+            f"{found[~whole].flat[0]:g}; a segmentation has one whole number a voxel"
+        )
+    there = np.unique(found).astype(np.int64)
+    if mask.values is not None and (unknown := sorted(set(there.tolist()) - {0, *mask.values})):
+        raise ValueError(f"{mask.file} has the values {_some(unknown)}; expected were {_some([0, *mask.values])}")
+    written = np.array([0 if v == 0 else v if mask.values is None else mask.values[v] for v in there.tolist()])
+    kind = next(
+        kind for kind in (np.uint8, np.int16, np.int32, np.int64) if np.can_cast(np.min_scalar_type(written), kind)
+    )
+    return stored, written.astype(kind)[np.searchsorted(there, found)]
+
+
+def check_same_place(one: nibabel.Nifti1Image, other: nibabel.Nifti1Image) -> None:
+    """Raise ValueError unless two images have the same shape and every voxel the same place, within `TOLERANCE`."""
+    shape, other_shape = one.shape[:3], other.shape[:3]
+    names = [image.get_filename() for image in (one, other)]
+    if shape != other_shape:
+        raise ValueError(f"{names[1]} has the shape {other_shape}, {names[0]} {shape}; they must be the same")
+    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*(length - 1 for length in shape), 1]
+    away = np.linalg.norm(corners @ (one.affine - other.affine).T, axis=1).max()
+    if away > TOLERANCE * min(nibabel.affines.voxel_sizes(one.affine)):
+        spacings = [np.round(nibabel.affines.voxel_sizes(image.affine), 5).tolist() for image in (one, other)]
+        raise ValueError(
+            f"{names[1]} (spacing {spacings[1]} mm, origin {_origin(other)}) lies elsewhere than {names[0]} (spacing "
+            f"{spacings[0]} mm, origin {_origin(one)}): voxels are up to {away:.3g} mm apart"
+        )
+
+
+def _checked_image(image: Image) -> nibabel.Nifti1Image:
+    """One channel, opened.
+
+    Raises:
+        ValueError: It is damaged, has other than three axes, values that are not finite, or a geometry that nnU-Net's
+            reader does not take.
+    """
+    stored = _opened(image.file, image.channel)
+    found = _data(stored, image.file, image.channel)
+    if found.dtype.kind not in "biuf":
+        raise ValueError(f"{image.file} has values of type {found.dtype}, expected was one number a voxel")
+    if found.dtype.kind == "f" and (bad := found.size - np.count_nonzero(np.isfinite(found))):
+        raise ValueError(f"{image.file} has {bad} values that are nan or infinite")
+    return stored
+
+
+def _opened(file: Path, channel: int | None = None) -> nibabel.Nifti1Image:
+    check_file(file)
+    try:
+        stored = nibabel.load(file)
+        affine, shape = stored.affine, stored.shape
+    except Exception as error:  # nibabel's own, of many kinds
+        raise ValueError(f"{file} is no NIfTI file that can be read: {error}") from error
+    if len(shape) != (3 if channel is None else 4) and not (len(shape) > 3 and set(shape[3:]) == {1}):
+        wanted = "three axes" if channel is None else "four axes"
+        raise ValueError(f"{file} has the shape {shape}, expected were {wanted}")
+    if 0 in shape or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
+        raise ValueError(f"{file} has the shape {shape} and an affine that gives voxels no size: {affine.tolist()}")
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(file))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        why = str(error).strip().splitlines()[-1]
+        raise ValueError(f"{file} cannot be read by SimpleITK, which nnU-Net reads NIfTI with: {why}") from error
+    return stored
+
+
+def _data(stored: nibabel.Nifti1Image, file: Path, channel: int | None = None) -> np.ndarray:
+    """All voxels (x, y, z) of a file, or of one of its channels, in the type in which they are stored if unscaled."""
+    try:
+        data = np.asanyarray(stored.dataobj) if channel is None else np.asanyarray(stored.dataobj[..., channel])
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{file} is damaged or was cut short: {error}. Copy it anew.") from error
+    return data.reshape(data.shape[:3])
+
+
+def _collect(problems: list[str], check: Callable[[], Result]) -> Result | None:
+    try:
+        return check()
+    except (ValueError, OSError) as error:
+        if str(error) not in problems:  # of a file with several channels
+            problems.append(str(error))
+        return None
+
+
+def _origin(image: nibabel.Nifti1Image) -> list[float]:
+    return np.round(image.affine[:3, 3], 4).tolist()
+
+
+def _some(values: list) -> str:
+    return ", ".join(f"{value:g}" for value in values[:10]) + (", ..." if len(values) > 10 else "")

@@ -1,1 +1,1 @@
-"""Public data sets, from their download to nnU-Net's raw format: one file a data set, what is common in `raw_dataset`."""
+"""Public data sets, from their download to nnU-Net's raw format: one file each, and `raw_dataset`, which they share."""

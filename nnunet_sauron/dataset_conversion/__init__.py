@@ -1,4 +1,4 @@
-"""In a checkout, stands for `dataset_conversion` at the top level, which setup.py installs in the place of this file."""
+"""Stands in a checkout for `dataset_conversion` at the top level, which setup.py installs in this file's place."""
 
 from pathlib import Path
 

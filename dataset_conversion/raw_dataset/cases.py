@@ -42,11 +42,12 @@ class Case:
     Attributes:
         name: In nnU-Net's file names.
         images: One a channel, in the channels' order.
-        masks: Later ones are written over earlier ones where these are not 0. Empty for a case without labels.
+        masks: They must not overlap where they are not 0. Empty for a case without labels.
         group: Cases of a group (a patient, an animal) stay in the same fold; by default a case is one of its own.
         training: Whether it goes to imagesTr and labelsTr, else to imagesTs (and labelsTs if it has masks).
         crop: Given the segmentation (x, y, z), the part of the volume to write; None: all of it. A function of a
             module, or a `functools.partial` of one, as other processes call it. `conversion.json` keeps the place.
+        blank: Whether it is known to have nothing to segment, so that a training case without masks gets an empty one.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Case:
     group: str = ""
     training: bool = True
     crop: Callable[[np.ndarray], tuple[slice, slice, slice]] | None = None
+    blank: bool = False
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -18,6 +18,8 @@ from ...console.progress import Progress
 from ...model.reading import check_file
 from .cases import Case, Dataset, Image, Mask, Problems
 
+# Of a value that was stored as float, from the whole number that it stands for: some of ATLAS's masks hold 0.9999.
+ROUNDING = 1e-3
 # How far a voxel of the segmentation may lie from the same voxel of the image, in voxels. Real pairs differ by
 # rounding, thousandths of that; half a voxel would move every contour.
 TOLERANCE = 0.1
@@ -34,11 +36,18 @@ def check_dataset(dataset: Dataset, problems: Problems, processes: int, progress
         if count > 1:
             files = ", ".join(str(case.files[0]) for case in dataset.cases if case.name == name)
             problems.add(name, f"there are {count} cases of this name: {files}")
+    groups = [{case.group or case.name for case in dataset.cases if case.training is part} for part in (True, False)]
+    for group in sorted(groups[0] & groups[1]):
+        problems.add(group, "there are training and test cases of this patient; keep one of both")
     check = partial(check_case, channels=len(dataset.channel_names), values=dataset.values, empty=dataset.empty_masks)
+    empty = 0
     with progress.bar("checking", len(dataset.cases)) as step:
-        for case, found in in_parallel(check, dataset.cases, processes):
+        for case, (found, nothing) in in_parallel(check, dataset.cases, processes):
             problems.extend(f"{case.name}: {what}" for what in found)
+            empty += nothing
             step(case.name)
+    if empty:
+        dataset.notes.append(f"{empty} of {len(dataset.cases)} cases have an empty segmentation (all background).")
 
 
 def in_parallel(work: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[tuple[Item, Result]]:
@@ -55,8 +64,8 @@ def in_parallel(work: Callable[[Item], Result], items: Iterable[Item], processes
             raise
 
 
-def check_case(case: Case, channels: int, values: frozenset[int], empty: bool) -> list[str]:
-    """All that is wrong with one case.
+def check_case(case: Case, channels: int, values: frozenset[int], empty: bool) -> tuple[list[str], bool]:
+    """All that is wrong with one case, and whether its segmentation is empty.
 
     Args:
         case: The case.
@@ -67,24 +76,31 @@ def check_case(case: Case, channels: int, values: frozenset[int], empty: bool) -
     problems: list[str] = []
     if len(case.images) != channels:
         problems.append(f"it has {len(case.images)} channels, expected were {channels}")
-    if case.training and not case.masks:
-        problems.append("it has no segmentation; training cases need one")
+    if case.training and not case.masks and not case.blank:
+        problems.append(f"{case.images[0].file} has no segmentation; a training case needs one (or --exclude it)")
     opened = [_collect(problems, lambda image=image: _checked_image(image)) for image in case.images]
     opened = [image for image in opened if image is not None]
     for other in opened[1:]:
         _collect(problems, lambda other=other: check_same_place(opened[0], other))
     masks = [_collect(problems, lambda mask=mask: read_mask(mask)) for mask in case.masks]
-    for stored, labels in (mask for mask in masks if mask is not None):
+    readable = [mask for mask in masks if mask is not None]
+    for stored, labels in readable:
         if opened:
             _collect(problems, lambda stored=stored: check_same_place(opened[0], stored))
         if unknown := sorted(set(np.unique(labels).tolist()) - values):
             wanted = _some(sorted(values))
             problems.append(f"{stored.get_filename()} has the values {_some(unknown)}; the labels are {wanted}")
-    if masks and not empty and all(mask is not None and not mask[1].any() for mask in masks):
+    if len(readable) > 1 and len({labels.shape for _, labels in readable}) == 1:
+        twice = np.count_nonzero(sum((labels != 0).astype(np.uint8) for _, labels in readable) > 1)
+        if twice:
+            files = " and ".join(str(mask.file) for mask in case.masks)
+            problems.append(f"{twice} voxels are marked in more than one of {files}; masks must not overlap")
+    nothing = case.blank or bool(masks and all(mask is not None and not mask[1].any() for mask in masks))
+    if nothing and not empty:
         problems.append(
             f"its segmentation is empty (all background): {', '.join(str(mask.file) for mask in case.masks)}"
         )
-    return problems
+    return problems, nothing
 
 
 def read_mask(mask: Mask) -> tuple[nibabel.Nifti1Image, np.ndarray]:
@@ -98,11 +114,13 @@ def read_mask(mask: Mask) -> tuple[nibabel.Nifti1Image, np.ndarray]:
     found = _data(stored, mask.file)
     if found.dtype.kind not in "biuf":
         raise ValueError(f"{mask.file} has values of type {found.dtype}, expected were whole numbers")
-    if found.dtype.kind == "f" and not (whole := np.isfinite(found) & (found == np.rint(found))).all():
-        raise ValueError(
-            f"{mask.file} has {np.count_nonzero(~whole)} values that are no whole numbers, such as "
-            f"{found[~whole].flat[0]:g}; a segmentation has one whole number a voxel"
-        )
+    if found.dtype.kind == "f":
+        if not (whole := np.isfinite(found) & (np.abs(found - np.rint(found)) <= ROUNDING)).all():
+            raise ValueError(
+                f"{mask.file} has {np.count_nonzero(~whole)} values that are no whole numbers, such as "
+                f"{found[~whole].flat[0]:g}; a segmentation has one whole number a voxel"
+            )
+        found = np.rint(found)
     there = np.unique(found).astype(np.int64)
     if mask.values is not None and (unknown := sorted(set(there.tolist()) - {0, *mask.values})):
         raise ValueError(f"{mask.file} has the values {_some(unknown)}; expected were {_some([0, *mask.values])}")

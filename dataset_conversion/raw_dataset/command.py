@@ -50,6 +50,7 @@ def main(
     parser.add_argument("--link", action="store_true", help="links to files of SOURCE that need no change, no copies")
     parser.add_argument("--overwrite", action="store_true", help="replace this data set if it is there")
     parser.add_argument("--seed", type=int, default=SEED, help="of the folds; default %(default)s, which is nnU-Net's")
+    parser.add_argument("--exclude", metavar="NAME", nargs="+", default=[], help="cases or patients to leave out")
     processes = min(default_num_processes, os.cpu_count() or 1)
     parser.add_argument(
         "-np", dest="processes", metavar="N", type=int, default=processes, help="processes; %(default)s"
@@ -83,6 +84,7 @@ def convert(read: Read, options: argparse.Namespace, progress: Progress) -> Path
     raw = _raw_folder()
     problems = Problems()
     dataset = read(options.source, options, problems)
+    _exclude(dataset, options.exclude, problems)
     folder = _target(raw, dataset, options)
     check_dataset(dataset, problems, options.processes, progress)
     if problems:
@@ -115,6 +117,18 @@ def _raw_folder() -> Path:
             "export nnUNet_raw=/path/to/nnUNet_raw"
         )
     return Path(given)
+
+
+def _exclude(dataset: Dataset, names: Sequence[str], problems: Problems) -> None:
+    kept = [case for case in dataset.cases if not {case.name, case.group} & {*names}]
+    for name in names:
+        if not any(name in (case.name, case.group) for case in dataset.cases):
+            problems.add(f"--exclude {name}", "there is no case and no patient of this name")
+    if len(kept) < len(dataset.cases):
+        dataset.notes.append(f"{len(dataset.cases) - len(kept)} cases were left out with --exclude.")
+    dataset.cases, left = kept, {case.name for case in kept}
+    for fold in dataset.splits or ():
+        fold.update({part: [name for name in of_part if name in left] for part, of_part in fold.items()})
 
 
 def _target(raw: Path, dataset: Dataset, options: argparse.Namespace) -> Path:

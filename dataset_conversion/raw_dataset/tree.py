@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 ENDINGS = (".nii.gz", ".nii")
 LEVELS = 3
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def visible(folder: Path) -> list[Path]:
@@ -28,14 +31,25 @@ def stem(path: Path) -> str | None:
 
 def images(folder: Path, problems: list[str]) -> dict[str, Path]:
     """The NIfTI files in a folder by their names without ending; a name that is there twice is a problem."""
-    found: dict[str, Path] = {}
-    for path in visible(folder):
-        name = stem(path)
-        if name is None:
+    return by_key(visible(folder), stem, problems)
+
+
+def by_key(files: Iterable[Path], key: Callable[[Path], Key | None], problems: list[str]) -> dict[Key, Path]:
+    """Files by what they are of, such as a subject and a session; two of the same are a problem.
+
+    Args:
+        files: Any; those whose key is None are passed over.
+        key: What a file is of.
+        problems: For those that are there twice.
+    """
+    found: dict[Key, Path] = {}
+    for path in files:
+        of_path = key(path)
+        if of_path is None:
             continue
-        if name in found:
-            problems.append(f"{path} and {found[name].name} are the same case; remove one of them.")
-        found.setdefault(name, path)
+        if of_path in found:
+            problems.append(f"{path} and {found[of_path]} are the same case; remove one of them.")
+        found.setdefault(of_path, path)
     return found
 
 
@@ -62,10 +76,7 @@ def locate(source: Path, is_it: Callable[[Path], bool], layout: str) -> Path:
         FileNotFoundError: SOURCE is missing, or neither it nor a folder up to three levels below has the layout.
         ValueError: Several folders below have it.
     """
-    if not source.is_dir():
-        what = "is a file" if source.exists() else "is not there"
-        unpack = "; unpack it first" if source.name.endswith((".zip", ".tar", ".gz", ".tgz")) else ""
-        raise FileNotFoundError(f"SOURCE {source} {what}{unpack}. Give the folder of the download: {layout}.")
+    check_source(source, layout)
     level = [source]
     for _ in range(LEVELS + 1):
         found = [folder for folder in level if is_it(folder)]
@@ -80,3 +91,11 @@ def locate(source: Path, is_it: Callable[[Path], bool], layout: str) -> Path:
     if above is not None:
         raise FileNotFoundError(f"{source} is a part of the download; give {above}.")
     raise FileNotFoundError(f"{source} has not the expected layout: {layout}. Give the folder that has it.")
+
+
+def check_source(source: Path, layout: str) -> None:
+    """Raise FileNotFoundError unless SOURCE is a folder."""
+    if not source.is_dir():
+        what = "is a file" if source.exists() else "is not there"
+        unpack = "; unpack it first" if source.name.endswith((".zip", ".tar", ".gz", ".tgz")) else ""
+        raise FileNotFoundError(f"SOURCE {source} {what}{unpack}. Give the folder of the download: {layout}.")

@@ -110,7 +110,8 @@ def write_case(case: Case, folder: Path, link: bool) -> Written:
     """
     suffix, links = "Tr" if case.training else "Ts", []
     geometry = nibabel.load(case.images[0].file)
-    labels = _labels(case) if case.masks and (case.crop or not _as_it_is(case, geometry)) else None
+    labelled = bool(case.masks or case.blank)
+    labels = _labels(case, geometry.shape[:3]) if labelled and (case.crop or not _as_it_is(case, geometry)) else None
     where = case.crop(labels) if case.crop else None
     for number, image in enumerate(case.images):
         target = folder / f"images{suffix}" / f"{case.name}_{number:04d}{ENDING}"
@@ -120,7 +121,7 @@ def write_case(case: Case, folder: Path, link: bool) -> Written:
         else:
             nibabel.save(_part(stored, _voxels(stored, image), where), target)
             links.append(False)
-    if case.masks:
+    if labelled:
         target = folder / f"labels{suffix}" / f"{case.name}{ENDING}"
         if labels is None:
             links.append(_copy(case.masks[0].file, target, link))
@@ -148,12 +149,11 @@ def _as_it_is(case: Case, image: nibabel.Nifti1Image) -> bool:
     )
 
 
-def _labels(case: Case) -> np.ndarray:
+def _labels(case: Case, shape: tuple[int, ...]) -> np.ndarray:
     """The segmentation (x, y, z), in the smallest type of whole numbers that holds it."""
-    labels = read_mask(case.masks[0])[1]
-    for mask in case.masks[1:]:
-        over = read_mask(mask)[1]
-        labels = np.where(over != 0, over, labels)
+    labels = np.zeros(shape, np.uint8)
+    for mask in case.masks:
+        labels = labels + read_mask(mask)[1]  # they do not overlap
     return labels
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -22,7 +24,6 @@ from .cases import Case, Dataset, Image, Mask, Problems
 # rounding, thousandths of that; half a voxel would move every contour.
 TOLERANCE = 0.1
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -35,24 +36,33 @@ def check_dataset(dataset: Dataset, problems: Problems, processes: int, progress
             files = ", ".join(str(case.files[0]) for case in dataset.cases if case.name == name)
             problems.add(name, f"there are {count} cases of this name: {files}")
     check = partial(check_case, channels=len(dataset.channel_names), values=dataset.values, empty=dataset.empty_masks)
-    with progress.bar("checking", len(dataset.cases)) as step:
-        for case, found in in_parallel(check, dataset.cases, processes):
-            problems.extend(f"{case.name}: {what}" for what in found)
-            step(case.name)
+    for case, found in zip(
+        dataset.cases, in_parallel(check, dataset.cases, processes, progress, "checking"), strict=True
+    ):
+        problems.extend(f"{case.name}: {what}" for what in found)
 
 
-def in_parallel(work: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[tuple[Item, Result]]:
-    """Items with what `work` made of them, in their order; in this process if `processes` is 1."""
-    items = list(items)
-    if processes == 1 or len(items) < 2:
-        yield from ((item, work(item)) for item in items)
-        return
-    with ProcessPoolExecutor(min(processes, len(items)), get_context("spawn")) as pool:
+def in_parallel(
+    work: Callable[[Case], Result], cases: Sequence[Case], processes: int, progress: Progress, text: str
+) -> list[Result]:
+    """What `work` made of each case, in their order; in this process if `processes` is 1."""
+    results = []
+    with progress.bar(text, len(cases)) as step, contextlib.ExitStack() as stack:
+        pool = None
+        if processes > 1 and len(cases) > 1:  # an interruption is for this process: the others finish their case
+            pool = ProcessPoolExecutor(
+                min(processes, len(cases)), get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+            )
+            stack.enter_context(pool)
         try:
-            yield from zip(items, pool.map(work, items), strict=True)
-        except BaseException:  # an interruption too: what has not begun is not begun
-            pool.shutdown(wait=False, cancel_futures=True)
+            for case, result in zip(cases, (pool.map if pool else map)(work, cases), strict=True):
+                results.append(result)
+                step(case.name)
+        except BaseException:
+            if pool:
+                pool.shutdown(cancel_futures=True)
             raise
+    return results
 
 
 def check_case(case: Case, channels: int, values: frozenset[int], empty: bool) -> list[str]:

@@ -81,9 +81,9 @@ def _paper_split(cases: list[Case]) -> dict[str, list[str]]:
     }
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--paper-split", action="store_true", help="one fold, as in Sauron's code, instead of five")
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, read, _add_options))
+    sys.exit(main(__doc__, read, add_options))

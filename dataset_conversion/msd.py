@@ -32,7 +32,7 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
     try:
         channels = [told["modality"][str(number)] for number in range(len(told["modality"]))]
         labels = {("background" if int(value) == 0 else name): int(value) for value, name in told["labels"].items()}
-        listed = {stem(Path(pair["image"])): stem(Path(pair["label"])) for pair in told["training"]}
+        listed = {str(stem(Path(pair["image"]))) for pair in told["training"]}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{task / 'dataset.json'} is none of the Decathlon: {error!r}; download the task anew."
@@ -42,11 +42,11 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
     named = re.fullmatch(r"Task(\d+)_(.+)", task.resolve().name)
     dataset = Dataset(
         re.sub(r"[^A-Za-z0-9_-]", "", named[2] if named else str(told.get("name", ""))), tuple(channels), labels,
-        number=int(named[1]) if named else None, empty_masks=True, licence=str(told.get("licence", "")),
+        number=int(named[1]) if named else None, licence=str(told.get("licence", "")),
         reference=str(told.get("reference", "")), description=str(told.get("description", "")),
     )  # fmt: skip
     found, masks = images(task / "imagesTr", problems), images(task / "labelsTr", problems)
-    for name in sorted({*listed} - {*found} | {*masks} - {*found}, key=str):
+    for name in sorted((listed | {*masks}) - {*found}):
         problems.add(name, f"there is no image of it in {task / 'imagesTr'}")
     for name in sorted({*found} - {*masks}):
         problems.add(name, f"there is no segmentation of it in {task / 'labelsTr'}")
@@ -77,9 +77,9 @@ def _keep_some(dataset: Dataset, count: int, seed: int) -> None:
     dataset.cases = [case for part in kept for case in sorted(part, key=lambda case: case.name)]
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--small", metavar="N", type=int, help="only N training (and N test) cases, drawn with --seed")
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, read, _add_options))
+    sys.exit(main(__doc__, read, add_options))

@@ -71,13 +71,20 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     """
     target = target.resolve()  # a link to a folder stays one
     beside = target.with_name(f".{target.name}{TEMPORARY}")
+    old = target.with_name(f".{target.name}.old")
+    if old.is_dir() and not target.exists():  # a process was killed between the two renamings below
+        os.replace(old, target)
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
         yield beside
-        if target.is_dir():
-            shutil.rmtree(target) if replace else target.rmdir()
+        if target.is_dir() and not replace:
+            target.rmdir()
+        elif target.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(target, old)  # at once: while it is being removed, half of it would stand there
         os.replace(beside, target)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -24,7 +26,6 @@ ROUNDING = 1e-3
 # rounding, thousandths of that; half a voxel would move every contour.
 TOLERANCE = 0.1
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -40,28 +41,34 @@ def check_dataset(dataset: Dataset, problems: Problems, processes: int, progress
     for group in sorted(groups[0] & groups[1]):
         problems.add(group, "there are training and test cases of this patient; keep one of both")
     check = partial(check_case, channels=len(dataset.channel_names), values=dataset.values, empty=dataset.empty_masks)
-    empty = 0
-    with progress.bar("checking", len(dataset.cases)) as step:
-        for case, (found, nothing) in in_parallel(check, dataset.cases, processes):
-            problems.extend(f"{case.name}: {what}" for what in found)
-            empty += nothing
-            step(case.name)
-    if empty:
+    checked = in_parallel(check, dataset.cases, processes, progress, "checking")
+    for case, (found, _) in zip(dataset.cases, checked, strict=True):
+        problems.extend(f"{case.name}: {what}" for what in found)
+    if empty := sum(nothing for _, nothing in checked):
         dataset.notes.append(f"{empty} of {len(dataset.cases)} cases have an empty segmentation (all background).")
 
 
-def in_parallel(work: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[tuple[Item, Result]]:
-    """Items with what `work` made of them, in their order; in this process if `processes` is 1."""
-    items = list(items)
-    if processes == 1 or len(items) < 2:
-        yield from ((item, work(item)) for item in items)
-        return
-    with ProcessPoolExecutor(min(processes, len(items)), get_context("spawn")) as pool:
+def in_parallel(
+    work: Callable[[Case], Result], cases: Sequence[Case], processes: int, progress: Progress, text: str
+) -> list[Result]:
+    """What `work` made of each case, in their order; in this process if `processes` is 1."""
+    results = []
+    with progress.bar(text, len(cases)) as step, contextlib.ExitStack() as stack:
+        pool = None
+        if processes > 1 and len(cases) > 1:  # an interruption is for this process: the others finish their case
+            pool = ProcessPoolExecutor(
+                min(processes, len(cases)), get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+            )
+            stack.enter_context(pool)
         try:
-            yield from zip(items, pool.map(work, items), strict=True)
-        except BaseException:  # an interruption too: what has not begun is not begun
-            pool.shutdown(wait=False, cancel_futures=True)
+            for case, result in zip(cases, (pool.map if pool else map)(work, cases), strict=True):
+                results.append(result)
+                step(case.name)
+        except BaseException:
+            if pool:
+                pool.shutdown(cancel_futures=True)
             raise
+    return results
 
 
 def check_case(case: Case, channels: int, values: frozenset[int], empty: bool) -> tuple[list[str], bool]:

@@ -49,6 +49,7 @@ def main(
     parser.add_argument("-d", dest="number", metavar="ID", type=int, help="number of the data set, 1 to 999")
     parser.add_argument("--link", action="store_true", help="links to files of SOURCE that need no change, no copies")
     parser.add_argument("--overwrite", action="store_true", help="replace this data set if it is there")
+    parser.add_argument("--allow-empty", action="store_true", help="take segmentations that are all background")
     parser.add_argument("--seed", type=int, default=SEED, help="of the folds; default %(default)s, which is nnU-Net's")
     parser.add_argument("--exclude", metavar="NAME", nargs="+", default=[], help="cases or patients to leave out")
     processes = min(default_num_processes, os.cpu_count() or 1)
@@ -86,6 +87,7 @@ def convert(read: Read, options: argparse.Namespace, progress: Progress) -> Path
     dataset = read(options.source, options, problems)
     _exclude(dataset, options.exclude, problems)
     folder = _target(raw, dataset, options)
+    dataset.empty_masks |= options.allow_empty
     check_dataset(dataset, problems, options.processes, progress)
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"

@@ -87,7 +87,7 @@ def locate(source: Path, is_it: Callable[[Path], bool], layout: str) -> Path:
                 f"{source} holds several folders that fit: {', '.join(map(str, found))}. Give one of them."
             )
         level = [path for folder in level for path in visible(folder) if path.is_dir()]
-    above = next((folder for folder in source.resolve().parents[:2] if is_it(folder)), None)
+    above = next((folder for folder in reversed(source.resolve().parents[:2]) if is_it(folder)), None)
     if above is not None:
         raise FileNotFoundError(f"{source} is a part of the download; give {above}.")
     raise FileNotFoundError(f"{source} has not the expected layout: {layout}. Give the folder that has it.")

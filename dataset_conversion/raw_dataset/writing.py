@@ -69,19 +69,13 @@ def write_dataset(
     Raises:
         OSError: It could not be written; what stood in `folder` before is untouched.
     """
-    counts, cases = {"linked": 0, "copied": 0}, []
     with new_folder(folder, replace=True) as beside:
         for name in ("imagesTr", "labelsTr", "imagesTs"):
             (beside / name).mkdir()
         if any(case.masks and not case.training for case in dataset.cases):
             (beside / "labelsTs").mkdir()
         write = partial(write_case, folder=beside, link=link)
-        with progress.bar("writing", len(dataset.cases)) as step:
-            for case, written in in_parallel(write, dataset.cases, processes):
-                counts["linked"] += written.linked
-                counts["copied"] += written.copied
-                cases.append(_case_record(case, written))
-                step(case.name)
+        written = in_parallel(write, dataset.cases, processes, progress, "writing")
         generate_dataset_json(
             str(beside),
             dict(enumerate(dataset.channel_names)),
@@ -97,6 +91,8 @@ def write_dataset(
         )
         if splits is not None:
             (beside / "splits_final.json").write_text(json.dumps(splits, indent=2), "utf-8")
+        counts = {"linked": sum(case.linked for case in written), "copied": sum(case.copied for case in written)}
+        cases = [_case_record(*pair) for pair in zip(dataset.cases, written, strict=True)]
         text = json.dumps({**record, **counts, "notes": dataset.notes, "cases": cases}, indent=2)
         (beside / "conversion.json").write_text(text, "utf-8", "backslashreplace")
     return counts

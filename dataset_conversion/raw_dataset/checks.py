@@ -136,9 +136,7 @@ def read_mask(mask: Mask) -> tuple[nibabel.Nifti1Image, np.ndarray]:
     if mask.values is not None and (unknown := sorted(set(there.tolist()) - {0, *mask.values})):
         raise ValueError(f"{mask.file} has the values {_some(unknown)}; expected were {_some([0, *mask.values])}")
     written = np.array([0 if v == 0 else v if mask.values is None else mask.values[v] for v in there.tolist()])
-    kind = next(
-        kind for kind in (np.uint8, np.int16, np.int32, np.int64) if np.can_cast(np.min_scalar_type(written), kind)
-    )
+    kind = np.result_type(*(np.min_scalar_type(int(value)) for value in (written.min(), written.max())))
     return stored, written.astype(kind)[np.searchsorted(there, found)]
 
 

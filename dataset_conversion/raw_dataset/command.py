@@ -153,8 +153,8 @@ def _target(raw: Path, dataset: Dataset, options: argparse.Namespace) -> Path:
     if os.path.lexists(folder) and not options.overwrite:
         raise FileExistsError(f"{folder} is there already; replace it with --overwrite or choose another -d.")
     source, target = options.source.resolve(), folder.resolve()
-    if source == target or target in source.parents or source in target.parents:
-        raise ValueError(f"{folder} would be written inside of SOURCE {options.source}, or over it; move one of them.")
+    if source == target or target in source.parents:
+        raise ValueError(f"{folder} would be written over SOURCE {options.source}; move one of them.")
     check_writable(folder, remedy="choose another folder as nnUNet_raw")
     return folder
 

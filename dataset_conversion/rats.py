@@ -34,7 +34,7 @@ from .raw_dataset.command import main
 from .raw_dataset.tree import by_key, case_name, check_source, stem, walk
 
 UNIT = r"(?:min(?:ute)?s?|h|hours?|d|days?|w|wk|weeks?|m|mo|months?)"
-TIME_POINT = re.compile(rf"\d+(?:\.\d+)?[ _-]?{UNIT}|{UNIT}[ _-]?\d+|pre|post|baseline", re.IGNORECASE)
+TIME_POINT = re.compile(rf"\d+(?:\.\d+)?[ _-]?{UNIT}|(?:d|day|w|week|month)[ _-]?\d+|pre|post|baseline", re.IGNORECASE)
 LAYOUT = "STUDY/TIME POINT/ANIMAL/scan.nii.gz and scan_lesion.nii.gz, such as 21JUL2015/24h/32/scan.nii.gz"
 
 

@@ -163,7 +163,7 @@ def _part(geometry: nibabel.Nifti1Image, voxels: np.ndarray, where: tuple[slice,
     header.set_data_dtype(voxels.dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
-    whole = nibabel.Nifti1Image(voxels, None, header)
+    whole = nibabel.Nifti1Image(voxels, geometry.affine, header)
     return whole if where is None else whole.slicer[where]
 
 

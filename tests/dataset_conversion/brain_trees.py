@@ -60,7 +60,7 @@ def harp_voxels(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     left, right = np.zeros((2, *HEAD), np.uint8)
     left[LEFT], right[RIGHT] = 1, 1
     left, right = np.roll(left, number, axis=1), np.roll(right, number, axis=2)
-    scan = 100 + 300 * (left + right) + np.random.default_rng(number).normal(0, 20, HEAD)
+    scan = 100 + 300.0 * (left + right) + np.random.default_rng(number).normal(0, 20, HEAD)
     return scan.astype(np.float32), left, right
 
 
@@ -84,7 +84,7 @@ def write_minc(file: Path, voxels: np.ndarray, affine: np.ndarray) -> Path:
             minc.createDimension(name, voxels.shape[axis])
             variable = minc.createVariable(name, "i4", ())
             variable.step, variable.start = float(affine[axis, axis]), float(affine[axis, 3])
-            variable.direction_cosines = np.eye(3)[axis]
+            variable.direction_cosines, variable.spacing = np.eye(3)[axis], b"regular__"
         image = minc.createVariable("image", "f4", ("zspace", "yspace", "xspace"))
         image.signtype, image.valid_range = b"signed__", np.array([0.0, float(voxels.max())])
         image[:] = voxels.T

@@ -9,9 +9,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from nnunet_sauron.dataset_conversion.raw_dataset.crops import around, undo_main
 
 from nnunet_sauron.dataset_conversion import harp
+from nnunet_sauron.dataset_conversion.raw_dataset.crops import around, undo_main
 
 from .brain_trees import ACPC, HEAD, SUBJECTS, harp_voxels, write_harp, write_minc
 from .trees import convert, write

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import nibabel
 import numpy as np
+
 from nnunet_sauron.dataset_conversion.raw_dataset.command import main
 
 SHAPE = (20, 24, 8)

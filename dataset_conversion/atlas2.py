@@ -45,7 +45,7 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
     if not images:
         raise FileNotFoundError(f"{source} holds no T1-weighted image of ATLAS R2.0; expected was {LAYOUT}.")
     for key in sorted({*masks} - {*images}):
-        problems.add(masks[key], "there is no T1-weighted image of this mask")
+        problems.add("_".join(key), f"there is no T1-weighted image of the mask {masks[key]}")
     dataset = Dataset(
         "ATLAS2", ("T1",), {"background": 0, "lesion": 1}, number=202, empty_masks=True,
         licence="ATLAS's terms of use: not to be passed on", reference="https://doi.org/10.1038/s41597-022-01401-7",

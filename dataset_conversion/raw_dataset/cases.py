@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ class Image:
     """One channel of a case.
 
     Attributes:
-        file: NIfTI, `.nii.gz` or `.nii`.
+        file: NIfTI, `.nii.gz` or `.nii`, or MINC, `.mnc`.
         channel: Which volume of a file with four axes; None for a file with three.
     """
 
@@ -27,12 +27,14 @@ class Mask:
     """A file that gives a case's segmentation, or a part of it.
 
     Attributes:
-        file: NIfTI of the images' shape and place.
+        file: NIfTI or MINC of the images' shape and place.
         values: What is written for each value of the file; 0 stays 0. None: values are written as they are.
+        shifted: Whether two values that are one apart, but no whole numbers, may stand for 0 and 1.
     """
 
     file: Path
     values: Mapping[int, int] | None = None
+    shifted: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,10 @@ class Case:
         masks: They must not overlap where they are not 0. Empty for a case without labels.
         group: Cases of a group (a patient, an animal) stay in the same fold; by default a case is one of its own.
         training: Whether it goes to imagesTr and labelsTr, else to imagesTs (and labelsTs if it has masks).
-        crop: Given the segmentation (x, y, z), the part of the volume to write; None: all of it. A function of a
-            module, or a `functools.partial` of one, as other processes call it. `conversion.json` keeps the place.
+        crop: Given the masks (x, y, z), in their order, the part of the volume to write; None: all of it. A function
+            of a module, or a `functools.partial` of one, as other processes call it; it may raise ValueError.
+            conversion.json keeps the place, for `crops.undo`.
+        whole: With `crop`, the name of what the crops of one volume are put together to.
         blank: Whether it is known to have nothing to segment, so that a training case without masks gets an empty one.
     """
 
@@ -55,7 +59,8 @@ class Case:
     masks: tuple[Mask, ...] = ()
     group: str = ""
     training: bool = True
-    crop: Callable[[np.ndarray], tuple[slice, slice, slice]] | None = None
+    crop: Callable[[list[np.ndarray]], tuple[slice, slice, slice]] | None = None
+    whole: str = ""
     blank: bool = False
 
     @property
@@ -109,7 +114,19 @@ class Dataset:
 
 
 class Problems(list):
-    """What is wrong with a download, a line each; all of them are shown before anything is written."""
+    """What is wrong with a download, a line each; all of them are shown before anything is written.
+
+    Args:
+        excluded: Names of cases and patients, to which nothing can be wrong.
+    """
+
+    def __init__(self, excluded: Iterable[str] = ()):
+        super().__init__()
+        self.excluded, self.passed_over = {*excluded}, set()
 
     def add(self, where: object, what: str) -> None:
-        self.append(f"{where}: {what}")
+        """Add a line, unless `where` is, or lies in a folder of, an excluded name."""
+        if of_excluded := self.excluded & {*Path(str(where)).parts}:
+            self.passed_over |= of_excluded
+        else:
+            self.append(f"{where}: {what}")

@@ -105,6 +105,8 @@ def check_case(case: Case, channels: int, values: frozenset[int], empty: bool) -
         if twice:
             files = " and ".join(str(mask.file) for mask in case.masks)
             problems.append(f"{twice} voxels are marked in more than one of {files}; masks must not overlap")
+    if case.crop and len(readable) == len(case.masks):
+        _collect(problems, lambda: case.crop([labels for _, labels in readable]))
     nothing = case.blank or bool(masks and all(mask is not None and not mask[1].any() for mask in masks))
     if nothing and not empty:
         problems.append(
@@ -125,6 +127,8 @@ def read_mask(mask: Mask) -> tuple[nibabel.Nifti1Image, np.ndarray]:
     if found.dtype.kind not in "biuf":
         raise ValueError(f"{mask.file} has values of type {found.dtype}, expected were whole numbers")
     if found.dtype.kind == "f":
+        if mask.shifted and _is_shifted(found):
+            found = np.where(found > found.min() + 0.5, 1.0, 0.0)
         if not (whole := np.isfinite(found) & (np.abs(found - np.rint(found)) <= ROUNDING)).all():
             raise ValueError(
                 f"{mask.file} has {np.count_nonzero(~whole)} values that are no whole numbers, such as "
@@ -137,6 +141,22 @@ def read_mask(mask: Mask) -> tuple[nibabel.Nifti1Image, np.ndarray]:
     written = np.array([0 if v == 0 else v if mask.values is None else mask.values[v] for v in there.tolist()])
     kind = np.result_type(*(np.min_scalar_type(int(value)) for value in (written.min(), written.max())))
     return stored, written.astype(kind)[np.searchsorted(there, found)]
+
+
+def is_minc(file: Path) -> bool:
+    """Whether a file is not of NIfTI, and must be written anew."""
+    return file.suffix.lower() == ".mnc"
+
+
+def load(file: Path) -> nibabel.Nifti1Image:
+    """A file, opened; MINC, whose axes are z, y, x, as x, y, z from left to right, back to front, bottom to top."""
+    stored = nibabel.load(file)
+    if not is_minc(file):
+        return stored
+    canonical = nibabel.as_closest_canonical(stored)
+    image = nibabel.Nifti1Image(np.asanyarray(canonical.dataobj, dtype=np.float32), canonical.affine)
+    image.file_map["image"].filename = str(file)
+    return image
 
 
 def check_same_place(one: nibabel.Nifti1Image, other: nibabel.Nifti1Image) -> None:
@@ -176,15 +196,18 @@ def _checked_image(image: Image, volumes: int) -> nibabel.Nifti1Image:
 def _opened(file: Path, channel: int | None = None) -> nibabel.Nifti1Image:
     check_file(file)
     try:
-        stored = nibabel.load(file)
+        stored = load(file)
         affine, shape = stored.affine, stored.shape
     except Exception as error:  # nibabel's own, of many kinds
-        raise ValueError(f"{file} is no NIfTI file that can be read: {error}") from error
+        kind = "MINC" if is_minc(file) else "NIfTI"
+        raise ValueError(f"{file} is no {kind} file that can be read: {error}") from error
     if len(shape) != (3 if channel is None else 4) and not (len(shape) > 3 and set(shape[3:]) == {1}):
         wanted = "three axes" if channel is None else "four axes"
         raise ValueError(f"{file} has the shape {shape}, expected were {wanted}")
     if 0 in shape or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
         raise ValueError(f"{file} has the shape {shape} and an affine that gives voxels no size: {affine.tolist()}")
+    if is_minc(file):  # is written anew
+        return stored
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(file))
     try:
@@ -204,6 +227,12 @@ def _data(stored: nibabel.Nifti1Image, file: Path, channel: int | None = None) -
     except Exception as error:
         raise ValueError(f"{file} is damaged or was cut short: {error}. Copy it anew.") from error
     return data.reshape(data.shape[:3])
+
+
+def _is_shifted(found: np.ndarray) -> bool:
+    low, high = found.min(), found.max()
+    apart = abs(high - low - 1) < 0.01 and abs(low - np.rint(low)) > ROUNDING
+    return bool(apart and ((found == low) | (found == high)).all())
 
 
 def _collect(problems: list[str], check: Callable[[], Result]) -> Result | None:

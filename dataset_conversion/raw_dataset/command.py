@@ -83,9 +83,9 @@ def convert(read: Read, options: argparse.Namespace, progress: Progress) -> Path
             f"-np is {options.processes} and --seed {options.seed}; expected are 1 or more, and 0 or more."
         )
     raw = _raw_folder()
-    problems = Problems()
+    problems = Problems(options.exclude)
     dataset = read(options.source, options, problems)
-    _exclude(dataset, options.exclude, problems)
+    _exclude(dataset, problems)
     folder = _target(raw, dataset, options)
     dataset.empty_masks |= options.allow_empty
     check_dataset(dataset, problems, options.processes, progress)
@@ -121,11 +121,13 @@ def _raw_folder() -> Path:
     return Path(given)
 
 
-def _exclude(dataset: Dataset, names: Sequence[str], problems: Problems) -> None:
-    kept = [case for case in dataset.cases if not {case.name, case.group} & {*names}]
-    for name in names:
-        if not any(name in (case.name, case.group) for case in dataset.cases):
-            problems.add(f"--exclude {name}", "there is no case and no patient of this name")
+def _exclude(dataset: Dataset, problems: Problems) -> None:
+    """Leave out what the user wants to be left out; a name that is not there is a problem."""
+    names = problems.excluded
+    kept = [case for case in dataset.cases if not {case.name, case.group} & names]
+    there = problems.passed_over.union(*({case.name, case.group} for case in dataset.cases))
+    for name in sorted(names - there):
+        problems.append(f"--exclude {name}: there is no case and no patient of this name")
     if len(kept) < len(dataset.cases):
         dataset.notes.append(f"{len(dataset.cases) - len(kept)} cases were left out with --exclude.")
     dataset.cases, left = kept, {case.name for case in kept}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-ENDINGS = (".nii.gz", ".nii")
+ENDINGS = (".nii.gz", ".nii", ".mnc")
 LEVELS = 3
 
 Key = TypeVar("Key", bound=Hashable)
@@ -24,9 +25,14 @@ def visible(folder: Path) -> list[Path]:
 
 
 def stem(path: Path) -> str | None:
-    """The name of a NIfTI file without its ending; None for anything else."""
+    """The name of a NIfTI or MINC file without its ending; None for anything else."""
     ending = next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), None)
     return path.name[: -len(ending)] if ending and len(path.name) > len(ending) else None
+
+
+def case_name(*parts: str) -> str:
+    """A name for nnU-Net's files: letters, digits, `.`, `_` and `-`; the parts joined by `_`."""
+    return "_".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in parts)
 
 
 def images(folder: Path, problems: list[str]) -> dict[str, Path]:

@@ -18,7 +18,7 @@ from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_j
 from ...console.progress import Progress
 from ...files import new_folder
 from .cases import Case, Dataset, Image
-from .checks import in_parallel, read_mask
+from .checks import in_parallel, is_minc, load, read_mask
 
 ENDING = ".nii.gz"
 CHUNK = 1 << 22
@@ -31,13 +31,14 @@ class Written:
     Attributes:
         checksums: SHA-256 of its source files.
         linked, copied: How many of its files are links, and how many are not.
-        crop: First and last plus one voxel of each axis (x, y, z), and the shape before; None if nothing was cropped.
+        crop: First and last plus one voxel of each axis (x, y, z), the shape before, and the whole's name; None if
+            nothing was cropped.
     """
 
     checksums: dict[str, str]
     linked: int
     copied: int
-    crop: dict[str, list] | None = None
+    crop: dict[str, list | str] | None = None
 
 
 def write_dataset(
@@ -105,14 +106,17 @@ def write_case(case: Case, folder: Path, link: bool) -> Written:
     numbers with the image's own header are too; others are written with it.
     """
     suffix, links = "Tr" if case.training else "Ts", []
-    geometry = nibabel.load(case.images[0].file)
+    geometry = load(case.images[0].file)
     labelled = bool(case.masks or case.blank)
-    labels = _labels(case, geometry.shape[:3]) if labelled and (case.crop or not _as_it_is(case, geometry)) else None
-    where = case.crop(labels) if case.crop else None
+    labels = where = None
+    if labelled and (case.crop or not _as_it_is(case, geometry)):
+        masks = [read_mask(mask)[1] for mask in case.masks]
+        labels = sum(masks, np.zeros(geometry.shape[:3], np.uint8))  # they do not overlap
+        where = case.crop(masks) if case.crop else None
     for number, image in enumerate(case.images):
         target = folder / f"images{suffix}" / f"{case.name}_{number:04d}{ENDING}"
-        stored = nibabel.load(image.file)
-        if where is None and len(stored.shape) == 3:
+        stored = load(image.file)
+        if where is None and len(stored.shape) == 3 and not is_minc(image.file):
             links.append(_copy(image.file, target, link))
         else:
             nibabel.save(_part(stored, _voxels(stored, image), where), target)
@@ -124,16 +128,18 @@ def write_case(case: Case, folder: Path, link: bool) -> Written:
         else:
             nibabel.save(_part(geometry, labels, where), target)
             links.append(False)
-    crop = where and {"voxels": [[part.start, part.stop] for part in where], "of": list(geometry.shape[:3])}
+    crop = where and {
+        "voxels": [[part.start, part.stop] for part in where], "of": list(geometry.shape[:3]), "whole": case.whole
+    }  # fmt: skip
     checksums = {str(file): _checksum(file) for file in case.files}
     return Written(checksums, linked=sum(links), copied=len(links) - sum(links), crop=crop)
 
 
 def _as_it_is(case: Case, image: nibabel.Nifti1Image) -> bool:
     """Whether the segmentation's file can stand for what would be written."""
-    if len(case.masks) != 1 or case.masks[0].values is not None:
+    if len(case.masks) != 1 or case.masks[0].values is not None or is_minc(case.masks[0].file):
         return False
-    mask = nibabel.load(case.masks[0].file)
+    mask = load(case.masks[0].file)
     fields = ("dim", "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
     fields += ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")
     return (
@@ -143,14 +149,6 @@ def _as_it_is(case: Case, image: nibabel.Nifti1Image) -> bool:
         and type(mask.header) is type(image.header)
         and all(np.array_equal(mask.header[name], image.header[name]) for name in fields)
     )
-
-
-def _labels(case: Case, shape: tuple[int, ...]) -> np.ndarray:
-    """The segmentation (x, y, z), in the smallest type of whole numbers that holds it."""
-    labels = np.zeros(shape, np.uint8)
-    for mask in case.masks:
-        labels = labels + read_mask(mask)[1]  # they do not overlap
-    return labels
 
 
 def _voxels(stored: nibabel.Nifti1Image, image: Image) -> np.ndarray:
@@ -165,7 +163,7 @@ def _part(geometry: nibabel.Nifti1Image, voxels: np.ndarray, where: tuple[slice,
     header.set_data_dtype(voxels.dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
-    whole = nibabel.Nifti1Image(voxels, None, header)
+    whole = nibabel.Nifti1Image(voxels, geometry.affine, header)
     return whole if where is None else whole.slicer[where]
 
 

@@ -85,7 +85,10 @@ def check_case(case: Case, channels: int, values: frozenset[int], empty: bool) -
         problems.append(f"it has {len(case.images)} channels, expected were {channels}")
     if case.training and not case.masks and not case.blank:
         problems.append(f"{case.images[0].file} has no segmentation; a training case needs one (or --exclude it)")
-    opened = [_collect(problems, lambda image=image: _checked_image(image)) for image in case.images]
+    volumes = Counter(image.file for image in case.images)
+    opened = [
+        _collect(problems, lambda image=image: _checked_image(image, volumes[image.file])) for image in case.images
+    ]
     opened = [image for image in opened if image is not None]
     for other in opened[1:]:
         _collect(problems, lambda other=other: check_same_place(opened[0], other))
@@ -172,14 +175,16 @@ def check_same_place(one: nibabel.Nifti1Image, other: nibabel.Nifti1Image) -> No
         )
 
 
-def _checked_image(image: Image) -> nibabel.Nifti1Image:
+def _checked_image(image: Image, volumes: int) -> nibabel.Nifti1Image:
     """One channel, opened.
 
     Raises:
-        ValueError: It is damaged, has other than three axes, values that are not finite, or a geometry that nnU-Net's
-            reader does not take.
+        ValueError: It is damaged, has other than three axes (or `volumes` along a fourth one), values that are not
+            finite, or a geometry that nnU-Net's reader does not take.
     """
     stored = _opened(image.file, image.channel)
+    if image.channel is not None and stored.shape[3:] != (volumes,):
+        raise ValueError(f"{image.file} has the shape {stored.shape}; expected were {volumes} volumes, one a channel")
     found = _data(stored, image.file, image.channel)
     if found.dtype.kind not in "biuf":
         raise ValueError(f"{image.file} has values of type {found.dtype}, expected was one number a voxel")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,10 +57,8 @@ def in_parallel(
     results = []
     with progress.bar(text, len(cases)) as step, contextlib.ExitStack() as stack:
         pool = None
-        if processes > 1 and len(cases) > 1:  # an interruption is for this process: the others finish their case
-            pool = ProcessPoolExecutor(
-                min(processes, len(cases)), get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
-            )
+        if processes > 1 and len(cases) > 1:
+            pool = ProcessPoolExecutor(min(processes, len(cases)), get_context("spawn"), _begin_as_worker)
             stack.enter_context(pool)
         try:
             for case, result in zip(cases, (pool.map if pool else map)(work, cases), strict=True):
@@ -69,6 +69,17 @@ def in_parallel(
                 pool.shutdown(cancel_futures=True)
             raise
     return results
+
+
+def _begin_as_worker() -> None:
+    """An interruption is for the first process, and the others finish their case; they end when it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end_with_parent() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def check_case(case: Case, channels: int, values: frozenset[int], empty: bool) -> tuple[list[str], bool]:
@@ -195,6 +206,7 @@ def _checked_image(image: Image, volumes: int) -> nibabel.Nifti1Image:
 
 def _opened(file: Path, channel: int | None = None) -> nibabel.Nifti1Image:
     check_file(file)
+    _check_name(file)
     try:
         stored = load(file)
         affine, shape = stored.affine, stored.shape
@@ -216,6 +228,21 @@ def _opened(file: Path, channel: int | None = None) -> nibabel.Nifti1Image:
         why = str(error).strip().splitlines()[-1]
         raise ValueError(f"{file} cannot be read by SimpleITK, which nnU-Net reads NIfTI with: {why}") from error
     return stored
+
+
+def _check_name(file: Path) -> None:
+    """Raise ValueError if a name is no text, at which SimpleITK aborts, or its ending is not that of the contents."""
+    try:
+        str(file).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{file} has a name that is no UTF-8; rename it, or the folder") from error
+    with file.open("rb") as opened:
+        first = opened.read(4)
+    named = file.name.lower().endswith(".gz")
+    if first[:2] == b"\x1f\x8b" and not named:
+        raise ValueError(f"{file} is compressed, though its name says otherwise; rename it to end in .nii.gz")
+    if named and {int.from_bytes(first, order) for order in ("little", "big")} & {348, 540}:
+        raise ValueError(f"{file} is not compressed, though its name says otherwise; rename it to end in .nii")
 
 
 def _data(stored: nibabel.Nifti1Image, file: Path, channel: int | None = None) -> np.ndarray:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context, parent_process
@@ -61,7 +61,9 @@ def in_parallel(
             pool = ProcessPoolExecutor(min(processes, len(cases)), get_context("spawn"), _begin_as_worker)
             stack.enter_context(pool)
         try:
-            for case, result in zip(cases, (pool.map if pool else map)(work, cases), strict=True):
+            with _starting_workers() if pool else contextlib.nullcontext():
+                made = (pool.map if pool else map)(work, cases)
+            for case, result in zip(cases, made, strict=True):
                 results.append(result)
                 step(case.name)
         except BaseException:
@@ -71,9 +73,18 @@ def in_parallel(
     return results
 
 
+@contextlib.contextmanager
+def _starting_workers() -> Iterator[None]:
+    """Start them deaf to interruptions, which are for this process: they finish their case."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _begin_as_worker() -> None:
-    """An interruption is for the first process, and the others finish their case; they end when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End when the first process is killed."""
 
     def end_with_parent() -> None:
         parent_process().join()

@@ -49,9 +49,7 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
         for patient in patients:
             dataset.cases += _frames(patient, part == "training", problems)
         if len(patients) != PATIENTS[part]:
-            dataset.notes.append(
-                f"{folder} has {len(patients)} patients; the whole data set has {PATIENTS[part]} there."
-            )
+            dataset.notes.append(f"{folder} has {len(patients)} of {PATIENTS[part]} patients.")
     return dataset
 
 

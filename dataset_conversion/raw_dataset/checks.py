@@ -46,6 +46,11 @@ def check_dataset(dataset: Dataset, problems: Problems, processes: int, progress
     checked = in_parallel(check, dataset.cases, processes, progress, "checking")
     for case, (found, _) in zip(dataset.cases, checked, strict=True):
         problems.extend(f"{case.name}: {what}" for what in found)
+    test = [bool(case.masks) for case in dataset.cases if not case.training]
+    if any(test) and not all(test):
+        dataset.notes.append(
+            f"{sum(test)} of {len(test)} test cases have a segmentation; nnU-Net evaluates these alone."
+        )
     if empty := sum(nothing for _, nothing in checked):
         dataset.notes.append(f"{empty} of {len(dataset.cases)} cases have an empty segmentation (all background).")
 

@@ -17,7 +17,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_dataset
 
 from ... import __version__
 from ...console.progress import Progress
-from ...files import check_writable
+from ...files import check_writable, new_folder
 from .cases import Dataset, Problems
 from .checks import check_dataset
 from .splits import FOLDS, SEED, grouped_folds
@@ -103,9 +103,16 @@ def convert(read: Read, options: argparse.Namespace, progress: Progress) -> Path
         "source": str(options.source.resolve()),
         "options": {name: value for name, value in vars(options).items() if not isinstance(value, Path)},
     }
-    counts = write_dataset(
-        dataset, folder, splits, record, link=options.link, processes=options.processes, progress=progress
-    )
+    try:
+        with new_folder(folder, replace=options.overwrite) as beside:
+            counts = write_dataset(
+                dataset, beside, splits, record, link=options.link, processes=options.processes, progress=progress
+            )
+    except OSError as error:
+        raise OSError(
+            f"{folder} could not be written: {error}. What stood there before is untouched; make room or mend what "
+            f"is named, then give the same command again."
+        ) from error
     if stale is not None:
         stale.unlink()
     _tell(dataset, folder, splits, counts, options, progress)

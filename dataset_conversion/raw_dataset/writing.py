@@ -1,4 +1,4 @@
-"""Writing a data set that was checked: beside its place first, so that there is a whole one or none."""
+"""Writing a data set that was checked: its images and segmentations, and the files that describe it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import numpy as np
 from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 
 from ...console.progress import Progress
-from ...files import new_folder
 from .cases import Case, Dataset, Image
 from .checks import in_parallel, is_minc, load, read_mask
 
@@ -51,13 +50,13 @@ def write_dataset(
     processes: int,
     progress: Progress,
 ) -> dict[str, int]:
-    """Write a data set; at the end it stands in `folder`, and before that nothing does.
+    """Write a data set that was checked.
 
     nnU-Net's planner copies splits_final.json from here to nnUNet_preprocessed, where training reads it.
 
     Args:
         dataset: What was checked.
-        folder: Its place in nnUNet_raw; what stands there is replaced.
+        folder: An empty folder, which is to become the data set's.
         splits: The folds; None for no file.
         record: For conversion.json, beside the cases with their sources and checksums.
         link: Link what can be.
@@ -68,34 +67,33 @@ def write_dataset(
         How many files were linked and how many were copied or written anew.
 
     Raises:
-        OSError: It could not be written; what stood in `folder` before is untouched.
+        OSError: It could not be written.
     """
-    with new_folder(folder, replace=True) as beside:
-        for name in ("imagesTr", "labelsTr", "imagesTs"):
-            (beside / name).mkdir()
-        if any(case.masks and not case.training for case in dataset.cases):
-            (beside / "labelsTs").mkdir()
-        write = partial(write_case, folder=beside, link=link)
-        written = in_parallel(write, dataset.cases, processes, progress, "writing")
-        generate_dataset_json(
-            str(beside),
-            dict(enumerate(dataset.channel_names)),
-            dict(dataset.labels),
-            len(dataset.training),
-            ENDING,
-            regions_class_order=dataset.regions_class_order,
-            dataset_name=dataset.name,
-            reference=dataset.reference,
-            description=dataset.description,
-            license=dataset.licence,
-            converted_by=f"nnunet-sauron {record['version']}",
-        )
-        if splits is not None:
-            (beside / "splits_final.json").write_text(json.dumps(splits, indent=2), "utf-8")
-        counts = {"linked": sum(case.linked for case in written), "copied": sum(case.copied for case in written)}
-        cases = [_case_record(*pair) for pair in zip(dataset.cases, written, strict=True)]
-        text = json.dumps({**record, **counts, "notes": dataset.notes, "cases": cases}, indent=2)
-        (beside / "conversion.json").write_text(text, "utf-8", "backslashreplace")
+    for name in ("imagesTr", "labelsTr", "imagesTs"):
+        (folder / name).mkdir()
+    if any(case.masks and not case.training for case in dataset.cases):
+        (folder / "labelsTs").mkdir()
+    write = partial(write_case, folder=folder, link=link)
+    written = in_parallel(write, dataset.cases, processes, progress, "writing")
+    generate_dataset_json(
+        str(folder),
+        dict(enumerate(dataset.channel_names)),
+        dict(dataset.labels),
+        len(dataset.training),
+        ENDING,
+        regions_class_order=dataset.regions_class_order,
+        dataset_name=dataset.name,
+        reference=dataset.reference,
+        description=dataset.description,
+        license=dataset.licence,
+        converted_by=f"nnunet-sauron {record['version']}",
+    )
+    if splits is not None:
+        (folder / "splits_final.json").write_text(json.dumps(splits, indent=2), "utf-8")
+    counts = {"linked": sum(case.linked for case in written), "copied": sum(case.copied for case in written)}
+    cases = [_case_record(*pair) for pair in zip(dataset.cases, written, strict=True)]
+    text = json.dumps({**record, **counts, "notes": dataset.notes, "cases": cases}, indent=2)
+    (folder / "conversion.json").write_text(text, "utf-8", "backslashreplace")
     return counts
 
 

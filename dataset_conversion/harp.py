@@ -12,8 +12,8 @@ SOURCE has masks whose names end in _L and _R, anywhere below, and one scan for 
 A scan belongs to the masks if its name is theirs, or begins so; else if its path has the ADNI subject and image number
 (002_S_0295, I13722), as ADNI's own downloads have; else the subject. Names with CSF are passed over.
 
-Left becomes label 1, right 2; --one-class makes both 1. --crop [N] writes a case for each hippocampus, CASE_L and
-CASE_R, with N (64) voxels along each axis: the box is centred on the mask, and moved into the volume at its border.
+Left becomes label 1, right 2; --one-class makes both 1. --crop writes a case for each hippocampus, CASE_L and CASE_R,
+with 64 (--crop-size) voxels along each axis: the box is centred on the mask, and moved into the volume at its border.
 With STAMP's and LUnet's plans that is their experiment. conversion.json keeps the places, so that
 
     python -m nnunet_sauron.dataset_conversion.harp --undo-crop PREDICTIONS -o OUT [-d ID]
@@ -55,6 +55,8 @@ LAYOUT = "masks such as ADNI_002_S_0295_13722_L.nii and .._R.nii, and a scan ADN
 def read(source: Path, options: argparse.Namespace, problems: Problems) -> Dataset:
     """The scans and masks below a folder."""
     check_source(source, LAYOUT)
+    if options.crop_size < 1:
+        raise ValueError(f"--crop-size is {options.crop_size}; give a number of voxels, 1 or more.")
     volumes = [path for path in walk(source) if stem(path) and "CSF" not in stem(path).upper()]
     masks = by_key(volumes, _case_and_side, problems)
     scans = [path for path in volumes if _case_and_side(path) is None]
@@ -125,10 +127,10 @@ def _cases(name: str, scan: Path, sides: dict[str, Path], options: argparse.Name
     )
     name = case_name(name)
     case = partial(Case, images=(Image(scan),), masks=masks, group=_subject(name))
-    if options.crop is None:
+    if not options.crop:
         return [case(name)]
     return [
-        case(f"{name}_{side}", crop=partial(around, which=number, size=options.crop), whole=name)
+        case(f"{name}_{side}", crop=partial(around, which=number, size=options.crop_size), whole=name)
         for number, side in enumerate(SIDES)
     ]
 
@@ -160,14 +162,13 @@ def _release_split(cases: list[Case]) -> dict[str, list[str]]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--one-class", action="store_true", help="one label for both sides, instead of left and right")
-    parser.add_argument(
-        "--crop", metavar="N", type=int, nargs="?", const=64, help="a case around each hippocampus, of N (64) voxels"
-    )
+    parser.add_argument("--crop", action="store_true", help="a case around each hippocampus, instead of the whole head")
+    parser.add_argument("--crop-size", metavar="N", type=int, default=64, help="in voxels; default %(default)s")
     parser.add_argument("--unlabelled", choices=("test", "leave-out"), help="what to do with scans without masks")
     parser.add_argument("--release-split", action="store_true", help="one fold, 100 against 35, instead of five")
 
 
 if __name__ == "__main__":
-    if "--undo-crop" in sys.argv:
+    if any(word.split("=")[0] == "--undo-crop" for word in sys.argv):
         sys.exit(undo_main(NUMBER))
     sys.exit(main(__doc__, read, add_options))

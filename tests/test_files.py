@@ -82,6 +82,17 @@ class TestFolder:
     def test_what_a_killed_run_left_beside_is_removed(self, tmp_path):
         (tmp_path / ".model.tmp").mkdir()
         (tmp_path / ".model.tmp/half").touch()
+        (tmp_path / ".model.tmp/link").symlink_to(tmp_path)
         with new_folder(tmp_path / "model"):
             pass
         assert names(tmp_path) == ["model"]
+
+    def test_two_processes_do_not_write_the_same_one(self, tmp_path):
+        with new_folder(tmp_path / "data") as beside:
+            (beside / "of the first").touch()
+            with (
+                pytest.raises(FileExistsError, match="being written by another process"),
+                new_folder(tmp_path / "data"),
+            ):
+                pass
+        assert names(tmp_path) == ["data", "data/of the first"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,13 +62,13 @@ def in_parallel(
     results = []
     with progress.bar(text, len(cases)) as step, contextlib.ExitStack() as stack:
         pool = None
-        if processes > 1 and len(cases) > 1:  # an interruption is for this process: the others finish their case
-            pool = ProcessPoolExecutor(
-                min(processes, len(cases)), get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
-            )
+        if processes > 1 and len(cases) > 1:
+            pool = ProcessPoolExecutor(min(processes, len(cases)), get_context("spawn"), _begin_as_worker)
             stack.enter_context(pool)
         try:
-            for case, result in zip(cases, (pool.map if pool else map)(work, cases), strict=True):
+            with _starting_workers() if pool else contextlib.nullcontext():
+                made = (pool.map if pool else map)(work, cases)
+            for case, result in zip(cases, made, strict=True):
                 results.append(result)
                 step(case.name)
         except BaseException:
@@ -74,6 +76,26 @@ def in_parallel(
                 pool.shutdown(cancel_futures=True)
             raise
     return results
+
+
+@contextlib.contextmanager
+def _starting_workers() -> Iterator[None]:
+    """Start them deaf to interruptions, which are for this process: they finish their case."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _begin_as_worker() -> None:
+    """End when the first process is killed."""
+
+    def end_with_parent() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def check_case(case: Case, channels: int, values: frozenset[int], empty: bool) -> tuple[list[str], bool]:
@@ -200,6 +222,7 @@ def _checked_image(image: Image, volumes: int) -> nibabel.Nifti1Image:
 
 def _opened(file: Path, channel: int | None = None) -> nibabel.Nifti1Image:
     check_file(file)
+    _check_name(file)
     try:
         stored = load(file)
         affine, shape = stored.affine, stored.shape
@@ -221,6 +244,21 @@ def _opened(file: Path, channel: int | None = None) -> nibabel.Nifti1Image:
         why = str(error).strip().splitlines()[-1]
         raise ValueError(f"{file} cannot be read by SimpleITK, which nnU-Net reads NIfTI with: {why}") from error
     return stored
+
+
+def _check_name(file: Path) -> None:
+    """Raise ValueError if a name is no text, at which SimpleITK aborts, or its ending is not that of the contents."""
+    try:
+        str(file).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{file} has a name that is no UTF-8; rename it, or the folder") from error
+    with file.open("rb") as opened:
+        first = opened.read(4)
+    named = file.name.lower().endswith(".gz")
+    if first[:2] == b"\x1f\x8b" and not named:
+        raise ValueError(f"{file} is compressed, though its name says otherwise; rename it to end in .nii.gz")
+    if named and {int.from_bytes(first, order) for order in ("little", "big")} & {348, 540}:
+        raise ValueError(f"{file} is not compressed, though its name says otherwise; rename it to end in .nii")
 
 
 def _data(stored: nibabel.Nifti1Image, file: Path, channel: int | None = None) -> np.ndarray:

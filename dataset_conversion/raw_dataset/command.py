@@ -67,7 +67,8 @@ def main(
     except BrokenProcessPool:
         print("A process was ended from outside, for want of memory most likely; try -np 1.", file=sys.stderr)
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
-        print(f"{error}" or type(error).__name__, file=sys.stderr)
+        text = f"{error}" or type(error).__name__
+        print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
     return 2
 
 

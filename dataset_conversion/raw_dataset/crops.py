@@ -34,12 +34,13 @@ def around(masks: Sequence[np.ndarray], which: int, size: int) -> Part:
         ValueError: The mask is empty, or does not fit into such a box.
     """
     there = np.argwhere(masks[which])
-    if size < 1 or not len(there):
-        raise ValueError(f"there is nothing to crop {size} voxels around: the mask is empty, or that is no size")
+    if not len(there):
+        raise ValueError(f"there is nothing to crop {size} voxels around: the mask is empty")
     low, high, shape = there.min(axis=0), there.max(axis=0) + 1, np.array(masks[which].shape)
     if (high - low > size).any():
         raise ValueError(
-            f"the mask is {(high - low).tolist()} voxels large; a crop of {size} would cut it: --crop {max(high - low)}"
+            f"the mask is {(high - low).tolist()} voxels large; a crop of {size} would cut it: --crop-size "
+            f"{max(high - low)}"
         )
     length = np.minimum(size, shape)
     start = np.clip((low + high - length) // 2, 0, shape - length)
@@ -125,7 +126,10 @@ def undo_main(number: int, arguments: Sequence[str] | None = None) -> int:
 def _cases(conversion: Path) -> dict[str, dict | None]:
     """Every case's crop, or None."""
     told = read_json_object(conversion, "convert the data set anew")
-    cases = {case["name"]: case.get("crop") for case in told["cases"]}
+    try:
+        cases = {case["name"]: case.get("crop") for case in told["cases"]}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{conversion} was not written by a conversion ({error!r}); convert anew.") from error
     if not any(cases.values()):
         raise ValueError(f"{conversion} tells of no crops; the data set was converted without --crop.")
     return cases

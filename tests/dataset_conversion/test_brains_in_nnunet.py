@@ -19,7 +19,7 @@ from .trees import convert
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "write_tree", "flags"),
-    [(atlas2, write_atlas2, ["--link"]), (rats, write_rats, []), (harp, write_harp, ["--crop", "16"])],
+    [(atlas2, write_atlas2, ["--link"]), (rats, write_rats, []), (harp, write_harp, ["--crop", "--crop-size", "16"])],
 )
 def test_nnunet_verifies_plans_and_preprocesses(
     module: ModuleType, write_tree: Callable[[Path], Path], flags: list[str], tmp_path: Path, raw: Path

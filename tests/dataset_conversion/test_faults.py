@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +94,8 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "label cut short": (lambda root: cut(mask(root), 0.7), "frame09_gt.nii.gz is damaged or was cut short"),
     "nii cut short": (lambda root: unpacked_and_cut(image(root)), "frame09.nii is damaged or was cut short"),
     "no bytes": (lambda root: image(root).write_bytes(b""), "is empty (0 bytes)"),
+    "not compressed": (lambda root: unpacked(image(root)), "is not compressed, though its name says otherwise"),
+    "compressed": (lambda root: image(root).rename(image(root).with_suffix("")), "is compressed, though its name says"),
     "no NIfTI": (lambda root: image(root).write_text("<html>404</html>" * 50), "is no NIfTI file"),
     "a link to nothing": (lambda root: linked_to_nothing(image(root)), "is a link to a file that is not there"),
     "four axes": (lambda root: write(image(root), np.zeros((*SHAPE, 3), np.int16)), "expected were three axes"),
@@ -103,6 +107,10 @@ FAULTS: dict[str, tuple[Fault, str]] = {
 
 def changed_copy(file: Path) -> None:
     nibabel.save(nibabel.load(file), file.with_name(file.name.removesuffix(".gz")))
+
+
+def unpacked(file: Path) -> None:
+    file.write_bytes(gzip.decompress(file.read_bytes()))
 
 
 def linked_to_nothing(file: Path) -> None:
@@ -119,6 +127,13 @@ def test_a_fault_is_named_and_nothing_is_written(fault: str, download: Path, raw
     assert words in told and "patient002" in told and "patient001" not in told
     assert "1 problem in" in told and "nothing was written" in told
     assert [*raw.iterdir()] == []
+
+
+def test_a_name_that_is_no_text_is_named_before_simpleitk_aborts_at_it(download: Path, raw: Path, capsys) -> None:
+    other = Path(os.fsdecode(bytes(download) + b"\xff"))
+    download.rename(other)
+    assert convert(acdc, other) == 2
+    assert capsys.readouterr().err.count("has a name that is no UTF-8") == 8
 
 
 def test_all_problems_are_named_at_once(download: Path, raw: Path, capsys) -> None:

@@ -56,7 +56,7 @@ def test_one_class(tree: Path, target: Path) -> None:
 @pytest.mark.parametrize("flags", [(), ("--one-class",)])
 @pytest.mark.parametrize("size", [10, 26, 64])
 def test_undoing_crops_gives_the_label_maps(tree: Path, target: Path, tmp_path: Path, flags: tuple, size: int) -> None:
-    assert convert(harp, tree, "--crop", size, *flags) == 0
+    assert convert(harp, tree, "--crop", "--crop-size", size, *flags) == 0
     shape = tuple(min(size, length) for length in HEAD)
     files = [*(target / "imagesTr").iterdir(), *(target / "labelsTr").iterdir()]
     assert len(files) == 4 * len(SUBJECTS)
@@ -70,7 +70,7 @@ def test_undoing_crops_gives_the_label_maps(tree: Path, target: Path, tmp_path: 
 
 
 def test_crops_lie_where_the_hippocampi_do_and_stay_together(tree: Path, target: Path) -> None:
-    assert convert(harp, tree, "--crop", 16) == 0
+    assert convert(harp, tree, "--crop", "--crop-size", 16) == 0
     scan, *masks = harp_voxels(0)
     for side, mask, other in zip("LR", masks, masks[::-1], strict=True):
         image = nibabel.load(target / "imagesTr" / f"{FIRST}_{side}_0000.nii.gz")
@@ -96,14 +96,14 @@ def test_a_box_is_moved_into_the_volume() -> None:
 def test_a_crop_that_would_cut_a_hippocampus_is_refused_before_anything_is_written(
     tree: Path, raw: Path, capsys
 ) -> None:
-    assert convert(harp, tree, "--crop", "8") == 2
+    assert convert(harp, tree, "--crop", "--crop-size", "8") == 2
     told = capsys.readouterr().err
-    assert told.count("would cut it: --crop 9") == len(SUBJECTS)
+    assert told.count("would cut it: --crop-size 9") == len(SUBJECTS)
     assert not [*raw.iterdir()]
 
 
 def test_of_two_overlapping_predictions_the_nearer_crop_counts(tree: Path, target: Path, tmp_path: Path) -> None:
-    assert convert(harp, tree, "--crop", "30") == 0
+    assert convert(harp, tree, "--crop", "--crop-size", "30") == 0
     predictions = tmp_path / "predictions"
     predictions.mkdir()
     for side, value in (("L", 1), ("R", 2)):
@@ -116,7 +116,7 @@ def test_of_two_overlapping_predictions_the_nearer_crop_counts(tree: Path, targe
 
 
 def test_undo_names_all_problems_and_writes_nothing(tree: Path, target: Path, tmp_path: Path, capsys) -> None:
-    assert convert(harp, tree, "--crop", "12") == 0
+    assert convert(harp, tree, "--crop", "--crop-size", "12") == 0
     predictions = shutil.copytree(target / "labelsTr", tmp_path / "predictions")
     (predictions / f"{FIRST}_R.nii.gz").unlink()
     names = [f"ADNI_{subject}" for subject in SUBJECTS]
@@ -140,6 +140,19 @@ def test_undo_names_all_problems_and_writes_nothing(tree: Path, target: Path, tm
     assert "give the data set with -d" in capsys.readouterr().err
 
 
+def test_a_crop_size_below_one_is_refused(tree: Path, raw: Path, capsys) -> None:
+    assert convert(harp, tree, "--crop", "--crop-size", "0") == 2
+    assert "--crop-size is 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{}", '{"cases": [1]}', "[]", '{"cases": [{"name": "a"'])
+def test_undo_refuses_a_damaged_record(text: str, target: Path, tmp_path: Path, capsys) -> None:
+    target.mkdir()
+    (target / "conversion.json").write_text(text)
+    assert undo(target, tmp_path / "out") == 2
+    assert "convert" in capsys.readouterr().err
+
+
 def test_undo_of_what_was_not_cropped_is_refused(tree: Path, target: Path, tmp_path: Path, capsys) -> None:
     assert convert(harp, tree) == 0
     assert undo(target, tmp_path / "out") == 2
@@ -152,7 +165,7 @@ def test_scans_without_masks(tree: Path, target: Path, tmp_path: Path, capsys) -
     assert "there are no masks of the scan" in capsys.readouterr().err
     assert convert(harp, tree, "--unlabelled", "leave-out") == 0
     assert not [*(target / "imagesTs").iterdir()]
-    assert convert(harp, tree, "--unlabelled", "test", "--crop", "12", "--overwrite") == 0
+    assert convert(harp, tree, "--unlabelled", "test", "--crop", "--crop-size", "12", "--overwrite") == 0
     (test,) = (target / "imagesTs").iterdir()
     assert nibabel.load(test).shape == HEAD
     predictions = tmp_path / "predictions"

@@ -16,7 +16,11 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["nnunet_sauron", "nnunet_sauron.*"]),
+    packages=[
+        *find_packages(include=["nnunet_sauron", "nnunet_sauron.*"], exclude=["nnunet_sauron.dataset_conversion"]),
+        *(f"nnunet_sauron.{name}" for name in find_packages(include=["dataset_conversion", "dataset_conversion.*"])),
+    ],
+    package_dir={"nnunet_sauron.dataset_conversion": "dataset_conversion"},
     package_data={"nnunet_sauron": ["py.typed"], "nnunet_sauron.plugin": ["shims/*.py", "planner_shim/*.py"]},
     python_requires=">=3.10",
     install_requires=[

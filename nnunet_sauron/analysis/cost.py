@@ -63,7 +63,7 @@ def network_cost(network: nn.Module, patch_size: Sequence[int], input_channels: 
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Bytes of the storages that operations made and that somebody still holds, and the most there ever were."""
+    """Bytes of the storages that operations made and that are still in use, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The patch and batch of lean plans: what pooling allows, and how far they grow within a memory estimate."""
+"""The patch and batch of lean plans: sizes that pooling allows, and growth within a memory estimate."""
 
 from __future__ import annotations
 

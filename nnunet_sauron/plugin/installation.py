@@ -141,7 +141,7 @@ def install(nnunet_folder: Path | None = None) -> list[Path]:
 
 
 def uninstall(nnunet_folder: Path | None = None) -> list[Path]:
-    """Take the shims and what Python compiled of them out of an nnU-Net installation.
+    """Remove the shims and their compiled files from an nnU-Net installation.
 
     Args:
         nnunet_folder: The package folder `nnunetv2`; by default that of this Python.
@@ -178,7 +178,7 @@ def shim_state(nnunet_folder: Path | None = None, shim: Shim = TRAINERS) -> Shim
         RuntimeError: If there is no nnU-Net.
     """
     path = _require_nnunet(nnunet_folder) / shim.place / shim.file
-    # Not `exists`, which is False for a link that leads nowhere: somebody put it there all the same.
+    # Not `exists`, which is False for a link that leads nowhere: that is a foreign file as well.
     if not os.path.lexists(path):
         return "absent"
     try:

@@ -35,7 +35,7 @@ WIDTH, MARGIN, GAP, LINE = 10.0, 0.35, 0.12, 0.2  # inches; for A4 with its marg
 WIDEST = 2.9  # of the image
 SHEET = 40.0  # more than any page is high
 LEGEND_COLUMNS = 5
-# Height over width of what a map is drawn in; very long or very flat slices do not fill it.
+# Height over width of a map's panel; very long or very flat slices do not fill it.
 FLATTEST, LONGEST = 0.4, 1.6
 # Voxels stay squares where there is room for them; where there is not, none is left out.
 SAMPLING = "antialiased"
@@ -153,7 +153,7 @@ class _Upright:
 
 
 class _Sheet:
-    """A figure that is filled from the top; what stays empty below is cut off. Lengths are in inches."""
+    """A figure that is filled from the top; empty space below is cut off. Lengths are in inches."""
 
     def __init__(self):
         self.figure = Figure(figsize=(WIDTH, SHEET))

@@ -20,7 +20,7 @@ from ..plot_text import as_is
 from .compare import ModelReport, Report, common_values
 from .data import fold_numbers, mean_numbers
 
-# Colours that nobody draws with stand for the page's own, see `_svg`.
+# Placeholder colours, replaced by the page's own in `_svg`.
 INK, FAINT = "#010203", "#010204"
 SERIES = tuple(f"#0102{16 + i:02x}" for i in range(8))
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
@@ -168,7 +168,7 @@ def _layers(report: Report) -> Iterator[Picture]:
             axes.remove()
         yield Picture(
             "Channels of each layer",
-            "Wide bars: what the plans describe; narrow bars: the network now (the first fold's).",
+            "Wide bars: the network of the plans; narrow bars: the network now (first fold).",
             _svg(figure, "layers", "Channels of each layer, in the plans and now"),
         )
 

@@ -57,12 +57,12 @@ def score_model(
             without = {path.name for path in kind.files(references)}.difference(cases)
             if predictions and without:
                 problems.append(f"{len(without)} references in {references} have no segmentation in {folder}.")
-        except Exception as error:  # whatever is in those folders, the other models are scored
+        except Exception as error:  # one bad folder must not stop the scores of the others
             why = error if isinstance(error, (ValueError, OSError, RuntimeError)) else repr(error)
             problems.append(f"{what} has no quality in the report: {why}")
     if not predictions and scores and trained.checkpoint_name != CHECKPOINT:
         problems.append(
-            f"{name}: its costs are of {trained.checkpoint_name}, its quality of what nnU-Net validated, which is "
+            f"{name}: its costs are of {trained.checkpoint_name}, its quality of nnU-Net's validation, which is "
             f"{CHECKPOINT} but after --val_best. Predict with -chk and give --predictions and --labels to be sure."
         )
     if "all" in scores:
@@ -110,7 +110,7 @@ def _references(trained: TrainedModel, validation: Path, problems: list[str]) ->
     except ValueError as error:  # the segmentations can be scored all the same
         problems.append(str(error))
     except (KeyError, IndexError, TypeError):
-        problems.append(f"{summary} is not nnU-Net's: it does not tell where the references are.")
+        problems.append(f"{summary} is not nnU-Net's: it does not name the references' folder.")
     named.append(Path(nnUNet_preprocessed or "") / trained.plans["dataset_name"] / "gt_segmentations")
     for folder in named:
         if folder.is_dir():

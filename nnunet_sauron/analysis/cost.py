@@ -1,4 +1,4 @@
-"""What a network costs for one patch: parameters, multiply-accumulates, memory, and its size on disk."""
+"""The cost of a network for one patch: parameters, multiply-accumulates, memory, and its size on disk."""
 
 from __future__ import annotations
 

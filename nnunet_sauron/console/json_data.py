@@ -1,4 +1,4 @@
-"""Data for JSON, which knows neither nan, nor tuples, nor paths, nor NumPy's numbers."""
+"""Data for JSON, which has no nan, tuples, paths or NumPy numbers."""
 
 from __future__ import annotations
 

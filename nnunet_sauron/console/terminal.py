@@ -1,4 +1,4 @@
-"""The terminal, on which text of the user's appears as it is: names may have [brackets] and :words:."""
+"""A terminal that shows the user's text as it is: names may have [brackets] and :words:."""
 
 from __future__ import annotations
 

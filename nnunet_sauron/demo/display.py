@@ -1,4 +1,4 @@
-"""What the demo shows: a line for each step, a bar for each training on a terminal, and the report."""
+"""The demo's output: a line for each step, a bar for each training on a terminal, and the report."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ MAX_DATASET_COVERED = 0.05
 
 
 def pooling_steps(strides: Sequence[int | Sequence[int]], axes: int) -> tuple[int, ...]:
-    """Voxels of the input that one voxel of the lowest resolution stands for, by axis."""
+    """The total stride: voxels of the input per voxel of the lowest resolution, by axis."""
     per_stage = [[stride] * axes if isinstance(stride, int) else stride for stride in strides]
     return tuple(math.prod(stage[axis] for stage in per_stage) for axis in range(axes))
 

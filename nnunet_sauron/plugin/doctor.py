@@ -249,7 +249,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """The line that fails, in the file that fails, which is not the import system's file nor this one."""
+    """The file and line that fail, other than those of the import system and of this module."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}"
     ours = (__file__, importlib.__file__)

@@ -1,4 +1,4 @@
-"""The shims through which nnU-Net finds our classes: where ours lie, and putting copies into nnU-Net's own folders."""
+"""The shims through which nnU-Net finds our classes: their places, and copying them into nnU-Net's folders."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def find_nnunet() -> Path | None:
 
 
 def reads_external_trainers(nnunet_folder: Path) -> bool:
-    """Whether this nnU-Net heeds `nnUNet_extTrainer`, as it does since 2.8.0."""
+    """Whether this nnU-Net reads `nnUNet_extTrainer`, as it does since 2.8.0."""
     try:
         return "nnUNet_extTrainer" in (nnunet_folder / "paths.py").read_text(encoding="utf-8")
     except OSError:

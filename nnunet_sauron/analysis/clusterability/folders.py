@@ -122,7 +122,7 @@ def _how_to_get_snapshots(fold_folder: Path) -> str:
     again = train_command(dataset, configuration, fold, keeps_them, plans, settings="snapshot_every=10")
     return (
         f"{fold_folder} has no {FOLDER}/epoch_*.npz: it was trained without snapshots of feature maps. Train with "
-        f"them: {again} (With --c, a training of our trainers that is over gets the one of its end, without a trend; "
+        f"them: {again} (With --c, a finished training of our trainers gets one snapshot, without a trend; "
         f"and -i IMAGES measures the trained network of any model.)"
     )
 

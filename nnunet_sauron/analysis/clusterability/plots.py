@@ -1,4 +1,4 @@
-"""What `clusterability` found, as a table for the terminal and as pictures."""
+"""The result of `clusterability`, as a table for the terminal and as pictures."""
 
 from __future__ import annotations
 

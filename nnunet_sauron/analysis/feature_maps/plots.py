@@ -227,7 +227,7 @@ def _title(maps: FeatureMaps, channels: Sequence[int], number: int, pages: int) 
 
 
 def _panels(maps: FeatureMaps) -> list[tuple[str, int, np.ndarray | None]]:
-    """What stands above the maps, as title, channel of the image, and segmentation to lay over it."""
+    """The panels above the maps, as title, channel of the image, and segmentation to lay over it."""
     panels: list[tuple[str, int, np.ndarray | None]] = []
     panels += [(name, i, None) for i, name in enumerate(maps.input_channels[:MOST_INPUTS])]
     panels += [("reference", 0, maps.reference)] if maps.reference is not None else []

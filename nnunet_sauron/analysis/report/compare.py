@@ -1,4 +1,4 @@
-"""What trained models cost and how well they segment, measured from the folders that trainings left behind."""
+"""Cost and quality of trained models, measured from their folders."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[Mod
         known = trained.plans["configurations"][trained.configuration].get("architecture", {})
         problems.append(
             f"{name}: the network of its plans, {known.get('network_class_name', 'an inherited one')}, cannot be "
-            f"built, so the plans' network is not known: {_words(error)}"
+            f"built, so the channels in the plans are not known: {_words(error)}"
         )
     for fold, checkpoint in trained.checkpoints.items():
         try:

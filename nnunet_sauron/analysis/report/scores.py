@@ -1,4 +1,4 @@
-"""What the segmentations that trained models left behind are worth."""
+"""Scores of the segmentations in trained models' folders."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _check_validation(trained: TrainedModel, fold: str, folder: Path) -> None:
 
 
 def _validate(trained: TrainedModel, fold: str) -> str:
-    """The command that validates, which nnU-Net does with trainings only that have ended; else the one that ends it."""
+    """The command that validates a finished training, or else the one that finishes it."""
     trainer, plans = trained.checkpoints[fold]["trainer_name"], trained.plans["plans_name"]
     flags = ["--val"] if (trained.folder / f"fold_{fold}" / CHECKPOINT).is_file() else ["--c"]
     if trained.checkpoint_name == BEST:

@@ -190,7 +190,7 @@ def notes(report: Report) -> list[str]:
     """What the numbers mean, with their sources."""
     timed = [one for model in report.models for fold in model.folds.values() for one in fold.timing.values()]
     timing = [
-        f"Times: median of {timed[0].repeats} forward passes after a warm-up; the networks took turns in one process, "
+        f"Times: median of {timed[0].repeats} forward passes after a warm-up; the networks alternated in one process, "
         f"{report.threads} CPU threads."
     ] if timed else []  # fmt: skip
     return [

@@ -103,14 +103,9 @@ def compress(
         if recover:
             found = recover.run(merged)
             measured = work.measure(found, before_recovery=measured)
-    notes = notes_of(work.model, goal, options.round_to, work.fitted_on, found, measured)
-    notes["uniform_stages"], plans = options.uniform_stages, None
+    notes, plans = _notes(work, options, goal, found, measured)
     if recover:
         notes["recovery"] = recover.notes(measured)
-    if options.uniform_stages:
-        notes["features_per_stage"] = work.compressor.features_per_stage(found)
-        plans = plain_plans(work.model, notes["features_per_stage"])
-        notes["plans"] = plans["plans_name"]
     write_model(work.model, options.output, found, notes, plans)
     if recover:
         recover.finish()
@@ -157,6 +152,19 @@ def show_trade_off(options: Options, goal: Goal | None = None, *, json_output: b
     work.progress.say(f"Wrote {picture} and nothing else. Choose with --tolerance, --macs, ...")
 
 
+def _notes(
+    work: _Work, options: Options, goal: Goal, found: dict[str, Compressed], measured: Measured
+) -> tuple[dict, dict | None]:
+    """For compression.json, and the plans of a model with uniform stages."""
+    notes = notes_of(work.model, goal, options.round_to, work.fitted_on, found, measured)
+    notes["uniform_stages"] = options.uniform_stages
+    if not options.uniform_stages:
+        return notes, None
+    features = work.compressor.features_per_stage(found)
+    plans = plain_plans(work.model, features)
+    return {**notes, "features_per_stage": features, "plans": plans["plans_name"]}, plans
+
+
 class _Work:
     """The model and the images, checked before anything that takes long.
 
@@ -181,9 +189,10 @@ class _Work:
         self.fitted_on, self.held_out = split(find_cases(options.images, self.model), options.max_images)
         self._segmenter = Segmenter(self.model, self.held_out, self.device, self.progress, options.labels)
         check_cases(self.model, [*self.fitted_on, *self.held_out], self.progress, self._segmenter.references)
-        self.compressor = ModelCompressor(
-            self.model, self.device, options.round_to, options.uniform_stages, self.progress
-        )
+        with _nnunet_is_silent():
+            self.compressor = ModelCompressor(
+                self.model, self.device, options.round_to, options.uniform_stages, self.progress
+            )
 
     def patches(self) -> list:
         """Patches to fit on, (B, channels, *patch) each; the held-out images are segmented by the old model."""
@@ -223,5 +232,5 @@ class _Work:
 
 
 def _nnunet_is_silent() -> contextlib.redirect_stdout:
-    """nnU-Net's prediction prints a line for each case."""
+    """nnU-Net prints a line for each case that it predicts."""
     return contextlib.redirect_stdout(io.StringIO())

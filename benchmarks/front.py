@@ -29,14 +29,14 @@ PATCH, WIDTHS = (56, 40), (32, 64, 128, 256)
 # Name, the run whose widths are timed, and Dice of 40 validation cases in all runs, from "Ten times smaller" and "The
 # study" of results/README.md. A run is a tag in ten_times_smaller.json or a name in study/.
 ROWS = (
-    ("stock nnU-Net", "stock_a", (0.848, 0.846, 0.843)),
-    ("sauron as published", "published_a", (0.851,)),
+    ("stock", "stock_a", (0.848, 0.846, 0.843)),
+    ("sauron, published", "published_a", (0.851,)),
     ("shrink", "shrink_a", (0.842,)),
     ("shrink, a twentieth", "shrink05_a", (0.837,)),
     ("sauron", "sauron-10", (0.840, 0.843)),
-    ("compress, then 20 epochs with labels", "rec01", (0.844,)),
-    ("compress, then 20 epochs without labels", "rec01", (0.839,)),
-    ("compress --recover, 30 raw images", "rec01", (0.830,)),
+    ("compressed, then 20 epochs with labels", "rec01", (0.844,)),
+    ("compressed, then 20 epochs without labels", "rec01", (0.839,)),
+    ("compressed, recovered from 30 raw images", "rec01", (0.830,)),
     ("0.31 times the widths", "scaled-31", (0.834,)),
     ("flat width of 16 (LUnet)", "lunet-16", (0.798,)),
 )

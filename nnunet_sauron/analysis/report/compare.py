@@ -331,7 +331,7 @@ def _time(
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
         share = seconds / len(devices)
-        progress.say(f"timing {len(first)} networks on {device}, in alternation, for {share:.0f} s or four rounds")
+        progress.say(f"timing {len(first)} networks on {device}, taking turns, for {share:.0f} s or four rounds")
         try:
             timed = time_networks(first, inputs, seconds=share, device=device)
         except RuntimeError as error:  # such as too little memory on the GPU

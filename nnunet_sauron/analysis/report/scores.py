@@ -57,7 +57,7 @@ def score_model(
             without = {path.name for path in kind.files(references)}.difference(cases)
             if predictions and without:
                 problems.append(f"{len(without)} references in {references} have no segmentation in {folder}.")
-        except Exception as error:  # one bad folder must not stop the scores of the others
+        except Exception as error:  # whatever is in those folders, the other models are scored
             why = error if isinstance(error, (ValueError, OSError, RuntimeError)) else repr(error)
             problems.append(f"{what} has no quality in the report: {why}")
     if not predictions and scores and trained.checkpoint_name != CHECKPOINT:

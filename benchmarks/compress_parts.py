@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nnunet_sauron.compression.compressor import Compressor, Goal
+from nnunet_sauron.compression.compressor import FoldCompressor
+from nnunet_sauron.compression.goal import Goal
 from nnunet_sauron.compression.images import batches, patches
 from nnunet_sauron.compression.stages import UniformStages
 from nnunet_sauron.model.cases import find_cases
@@ -67,7 +68,7 @@ def main() -> None:
     fold = next(iter(model.checkpoints))
     cases = find_cases(arguments.images, model)
     others, used = cases[1::HELD_OUT], [case for i, case in enumerate(cases) if i % HELD_OUT != 1]
-    compressor = Compressor(model, fold, torch.device("cpu"))
+    compressor = FoldCompressor(model, fold, torch.device("cpu"))
     judged = batches(patches(model, others, 8 * len(others), seed=99)[0])
     old = segmented(compressor.network, judged)
     rows = []
@@ -82,7 +83,7 @@ def main() -> None:
                 network = model.network(fold)
                 goal, stages = Goal(macs=macs), UniformStages([compressor]) if variant.uniform else None
                 tolerance = (stages or compressor).tolerance(goal)
-                small = compressor.compress(tolerance, widths=stages and stages.widths(tolerance))
+                small = compressor.merge(tolerance, widths=stages and stages.widths(tolerance))
                 network.load_state_dict(small.weights)
                 if variant.statistics_anew:
                     make_statistics(network, compressor.inputs)

@@ -31,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after the command; by default those it was called with.
 
     Returns:
-        The exit code: 0; 1 if `doctor` finds what stops training, if models that were asked for could not be read and
-        others could, or if whoever read standard output stopped reading; 2 after an error; 130 if interrupted.
+        The exit code: 0; 1 if `doctor` finds a problem that stops training, if some of the given models could not be
+        read, or if the reader of standard output stopped reading; 2 after an error; 130 if interrupted.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that lacks an alphabet must not end a verb
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()  # now, as long as it can be said that this fails
         if arguments is None and getattr(options, "json", False):
-            send_to_standard_error()  # what is printed while the process ends
+            send_to_standard_error()  # for text that is printed while the process ends
         return code
     except KeyboardInterrupt:
         print(f"nnUNetv2_sauron {options.verb}: interrupted", file=sys.stderr)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nnunet_sauron import __version__
+from nnunet_sauron import __version__, cli
 from nnunet_sauron.cli import main
 from nnunet_sauron.plugin import trainer_folder
 from nnunet_sauron.plugin.installation import SHIMS, TRAINERS
@@ -175,6 +176,19 @@ def test_doctor_shows_a_table_by_default(
     printed = capsys.readouterr().out
     assert "SauronTrainer" in printed
     assert printed.splitlines()[-1] == "Ready: nnUNetv2_train DATASET CONFIGURATION FOLD -tr SauronTrainer"
+
+
+@pytest.mark.parametrize("verb", cli._parser()._subparsers._group_actions[0].choices)
+def test_help_describes_the_verb_its_defaults_and_an_example(verb: str) -> None:
+    parser = cli._parser()
+    described = parser._subparsers._group_actions[0].choices[verb]
+    assert described.description.endswith(".")
+    words = shlex.split(described.epilog.splitlines()[-1])
+    assert words[:2] == ["nnUNetv2_sauron", verb] and parser.parse_args(words[1:]).verb == verb
+    for option in described._actions:
+        assert option.help, option.dest
+        if option.default not in (None, False, [], "==SUPPRESS=="):
+            assert "(default: " in option.help, option.dest
 
 
 def test_no_verb_prints_help_with_every_verb(capsys: pytest.CaptureFixture[str]) -> None:

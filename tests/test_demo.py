@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
+from nnunet_sauron.console.terminal import plain_console
 from nnunet_sauron.demo import steps
-from nnunet_sauron.demo.commands import CommandError, TrainingProgress, run_command
+from nnunet_sauron.demo.commands import CommandError, run_command
 from nnunet_sauron.demo.display import Display, print_comparison
 from nnunet_sauron.demo.folder import STATE_FILE, DemoFolder
 from nnunet_sauron.demo.steps import (
@@ -31,10 +31,11 @@ COMPARISON = {
 
 TRAINING_OUTPUT = """\
 This is the configuration: Epoch 7 of nothing, Pseudo
-2026-01-01 10:00:00.000001: Epoch 3
+2026-01-01 10:00:00.000001: Epoch 7
 2026-01-01 10:00:00.000002: Current learning rate: 0.00944
 2026-01-01 10:00:05.000001: Pseudo dice [np.float32(0.5), np.float32(1.0), np.float32(nan), np.float32(3e-04)]
 2026-01-01 10:00:05.000002: Epoch time: 4.29 s
+2026-01-01 10:00:05.000003: Epoch 8
 2026-01-01 10:00:06.000000: Training done.
 """
 
@@ -98,35 +99,29 @@ def test_both_trainings_have_the_same_length():
 # Progress
 
 
-def test_training_output_is_followed():
-    progress = TrainingProgress()
-    seen = []
-    for line in TRAINING_OUTPUT.splitlines(keepends=True):
-        if progress.read(line):
-            seen.append((progress.epochs_done, progress.validating))
-    assert seen == [(3, False), (4, False), (4, True)]
-    assert progress.pseudo_dice == pytest.approx((0.5 + 1.0 + 3e-4) / 3)
-
-
-def test_pseudo_dice_without_any_class_is_none():
-    progress = TrainingProgress(pseudo_dice=0.5)
-    progress.read("2026-01-01 10:00:05.000001: Pseudo dice [np.float32(nan)]\n")
-    assert progress.pseudo_dice is None
-
-
-def test_plain_output_has_a_line_for_step_and_validation(capsys):
-    display = Display(Console(force_terminal=False, width=200), 7)
-    with display.step(3, "train", epochs=32) as follow:
-        for line in TRAINING_OUTPUT.splitlines(keepends=True):
+def shown(capsys, output: str, epochs: int) -> str:
+    display = Display(plain_console(force_terminal=False, width=200), 7)
+    with display.step(3, "train", epochs) as follow:
+        for line in output.splitlines(keepends=True):
             follow(line)
-    output = capsys.readouterr().out
-    assert "[3/7] train ...\n" in output
-    assert "epochs done, validating, pseudo Dice 0.50" in output
-    assert "\x1b" not in output
+    return capsys.readouterr().out
+
+
+def test_plain_output_has_a_line_for_the_step_some_epochs_and_the_validation(capsys):
+    lines = shown(capsys, TRAINING_OUTPUT, 16).splitlines()
+    assert lines[0] == "[3/7] train ..."
+    assert lines[1].endswith(" s: epoch 8 of 16, pseudo Dice 0.50")  # of the classes that have one
+    assert lines[2].endswith(" s: epochs done, validating, pseudo Dice 0.50")
+    assert lines[3].startswith("[3/7] train: ") and len(lines) == 4
+
+
+def test_pseudo_dice_without_any_class_is_not_shown(capsys):
+    output = "2026-01-01 10:00:05.000001: Pseudo dice [np.float32(nan)]\n2026-01-01 10:00:06.000000: Training done.\n"
+    assert shown(capsys, output, 8).splitlines()[1].endswith("validating")
 
 
 def test_the_report_and_where_it_is_are_printed(capsys):
-    print_comparison(Console(force_terminal=False, width=200), COMPARISON, "Dice [of] both")
+    print_comparison(plain_console(force_terminal=False, width=200), COMPARISON, "Dice [of] both")
     output = capsys.readouterr().out
     for text in ("Dice [of] both", "StockTrainer 1.25", "report.html", "pruning.png"):
         assert text in output

@@ -1,1 +1,1 @@
-"""Reads what trainings and predictions left behind and measures networks; never trains."""
+"""Reads the results of trainings and predictions, and measures networks; never trains."""

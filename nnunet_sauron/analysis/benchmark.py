@@ -1,4 +1,4 @@
-"""The verb `benchmark`: how long trained models' networks take, measured taking turns in one process."""
+"""The verb `benchmark`: network time of trained models, measured in alternation in one process."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def print_benchmark(timings: dict[str, Timing], *, json_output: bool, remarks: S
     console = plain_console()
     console.print(table)
     how = f"on {first.device}, {first.threads} CPU threads"
-    console.print(f"{first.repeats} forward passes each, after a warm-up, taking turns, {how}")
+    console.print(f"{first.repeats} forward passes each, after a warm-up, in alternation, {how}")
 
 
 def _check(network: torch.nn.Module, channels: int, size: Sequence[int], model: TrainedModel) -> None:
@@ -98,5 +98,5 @@ def _check(network: torch.nn.Module, channels: int, size: Sequence[int], model: 
         given, planned = (" x ".join(map(str, one)) for one in (size, model.patch_size))
         raise ValueError(
             f"{model.folder.name}, whose patches are {planned}, cannot take one of {given}; give as many numbers, each "
-            f"a multiple of what its strides divide by. {str(error)[:200]}"
+            f"a multiple of its total stride. {str(error)[:200]}"
         ) from error

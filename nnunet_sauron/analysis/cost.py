@@ -1,4 +1,4 @@
-"""What a network costs for one patch: parameters, multiply-accumulates, memory, and its size on disk."""
+"""The cost of a network for one patch: parameters, multiply-accumulates, memory, and its size on disk."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def network_cost(network: nn.Module, patch_size: Sequence[int], input_channels: 
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Bytes of the storages that operations made and that somebody still holds, and the most there ever were."""
+    """Bytes of the storages that operations made and that are still in use, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..console.options import add_folds_and_device, whole_numbers
+from ..console.options import add_folds_and_device, add_json, add_verb, whole_numbers
 
 
 def add_parsers(verbs: argparse._SubParsersAction) -> None:
@@ -19,66 +19,109 @@ def add_parsers(verbs: argparse._SubParsersAction) -> None:
 
 def _add_report(verbs: argparse._SubParsersAction) -> None:
     folders = {"type": Path, "nargs": "+", "metavar": "MODEL_FOLDER"}
-    report = verbs.add_parser("report", help="compare trained models: cost, time, quality; as table, data and page")
+    report = add_verb(
+        verbs, "report", _report,
+        "compare trained models: cost, time, quality; as table, data and page",
+        "Compares trained models: parameters, MACs, memory, network time, and Dice, HD95 and surface Dice per class "
+        "and case. Writes report.html, report.json and report.txt.",
+        "nnUNetTrainer__nnUNetPlans__2d SauronTrainer__nnUNetPlans__2d -o report",
+    )  # fmt: skip
     report.add_argument("models", **folders, help="Trainer__Plans__configuration folders; the first is the baseline")
     report.add_argument("-o", dest="output", type=Path, metavar="FOLDER", required=True, help="write the report here")
-    report.add_argument("--baseline", type=Path, metavar="MODEL_FOLDER", help="compare with this one of the models")
+    report.add_argument(
+        "--baseline", type=Path, metavar="MODEL_FOLDER", help="the model to compare with (default: the first)"
+    )
     report.add_argument(
         "--predictions", nargs="+", metavar="FOLDER", default=[],
-        help="segmentations to score for each model, in their order; the word validation for a model's own",
+        help="folder of segmentations of each model, in the order of the models, or the word validation (default: each "
+        "model's validation)",
     )  # fmt: skip
-    report.add_argument("--labels", type=Path, metavar="FOLDER", help="references; default those of the validation")
-    report.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="of surface Dice, %(default)s mm")
     report.add_argument(
-        "--timing", type=float, default=60.0, metavar="SECONDS", help="time networks about so long; %(default)s; 0: not"
+        "--labels", type=Path, metavar="FOLDER", help="reference segmentations (default: those of the validation)"
+    )
+    report.add_argument(
+        "--tolerance", type=float, default=1.0, metavar="MM", help="tolerance of surface Dice in mm (default: 1)"
+    )
+    report.add_argument(
+        "--timing",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="spend about SECONDS on timing the networks, 0 to skip it (default: 60)",
     )
     add_folds_and_device(report, device=False)
-    report.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    report.set_defaults(run=_report)
+    add_json(report)
 
 
 def _add_benchmark(verbs: argparse._SubParsersAction) -> None:
     folders = {"type": Path, "nargs": "+", "metavar": "MODEL_FOLDER"}
-    benchmark = verbs.add_parser("benchmark", help="time the networks of trained models, taking turns")
+    benchmark = add_verb(
+        verbs, "benchmark", _benchmark,
+        "time the networks of trained models in alternation",
+        "Times forward passes of the networks of trained models on one patch, in alternation, so that a busy machine "
+        "slows all of them alike.",
+        "-m nnUNetTrainer__nnUNetPlans__2d SauronTrainer__nnUNetPlans__2d --threads 2",
+    )  # fmt: skip
     benchmark.add_argument("-m", dest="models", required=True, **folders, help="trained models")
-    add_folds_and_device(benchmark, folds="default the first of each model")
-    benchmark.add_argument("--patch-size", nargs="+", metavar="VOXELS", help="default each model's own")
-    benchmark.add_argument("--batch-size", type=int, default=1, metavar="N", help="patches at once; %(default)s")
-    benchmark.add_argument("--threads", type=int, metavar="N", help="CPU threads; default PyTorch's")
-    benchmark.add_argument("--repeats", type=int, default=30, metavar="N", help="forward passes; %(default)s")
-    benchmark.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    benchmark.set_defaults(run=_benchmark)
+    add_folds_and_device(benchmark, folds="the first of each model")
+    benchmark.add_argument(
+        "--patch-size",
+        nargs="+",
+        metavar="VOXELS",
+        help="one number per axis, such as 64 64 64 (default: each model's own)",
+    )
+    benchmark.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="patches per forward pass (default: 1)"
+    )
+    benchmark.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's number)")
+    benchmark.add_argument(
+        "--repeats", type=int, default=30, metavar="N", help="forward passes of each network (default: 30)"
+    )
+    add_json(benchmark)
 
 
 def _add_feature_maps(verbs: argparse._SubParsersAction) -> None:
-    maps = verbs.add_parser("feature_maps", help="show all feature maps of a layer for a slice of an image")
+    maps = add_verb(
+        verbs, "feature_maps", _feature_maps,
+        "show all feature maps of a layer for a slice of an image",
+        "Draws every feature map of a layer for one slice of an image, beside the slice and its segmentation.",
+        "-m SauronTrainer__nnUNetPlans__2d -i CASE_0000.nii.gz",
+    )  # fmt: skip
     maps.add_argument("-m", dest="model", type=Path, metavar="MODEL_FOLDER", required=True, help="a trained model")
-    add_folds_and_device(maps, folds="default the first that is there")
-    maps.add_argument("-i", dest="image", type=Path, metavar="IMAGE", help="a case's file, such as CASE_0000.nii.gz")
-    maps.add_argument("--labels", type=Path, metavar="REFERENCE", help="the case's reference segmentation")
-    maps.add_argument("--layer", metavar="NAME", help="default the second-to-last block")
-    maps.add_argument("--slice", type=int, metavar="N", help="default the one with most foreground")
+    add_folds_and_device(maps, folds="the first that exists")
+    maps.add_argument(
+        "-i", dest="image", type=Path, metavar="IMAGE", help="a file of the case, such as CASE_0000.nii.gz"
+    )
+    maps.add_argument("--labels", type=Path, metavar="REFERENCE", help="reference segmentation of the case")
+    maps.add_argument("--layer", metavar="NAME", help="layer to show (default: the second-to-last block)")
+    maps.add_argument(
+        "--slice", type=int, metavar="N", help="index of the slice (default: the one with most foreground)"
+    )
     maps.add_argument("-o", dest="output", type=Path, metavar="FOLDER", default=Path("feature_maps"),
-                      help="write here; %(default)s")  # fmt: skip
-    maps.add_argument("--nifti", action="store_true", help="also write whole volumes, for a viewer")
+                      help="write to FOLDER (default: feature_maps)")  # fmt: skip
+    maps.add_argument("--nifti", action="store_true", help="write whole volumes as well, for a viewer")
     maps.add_argument("--list", action="store_true", help="list the layers and stop")
-    maps.set_defaults(run=_feature_maps)
 
 
 def _add_clusterability(verbs: argparse._SubParsersAction) -> None:
-    clusters = verbs.add_parser("clusterability", help="say whether feature maps clustered while models trained")
+    clusters = add_verb(
+        verbs, "clusterability", _clusterability,
+        "measure whether feature maps clustered during training",
+        "Measures whether the feature maps of each layer form clusters, and the trend over a training: dip test, "
+        "Hopkins statistic, near neighbours. Needs pip install diptest.",
+        "-m SauronTrainer__nnUNetPlans__2d StockTrainer__nnUNetPlans__2d",
+    )  # fmt: skip
     clusters.add_argument("-m", dest="models", type=Path, nargs="+", metavar="MODEL_FOLDER", required=True,
                           help="models trained with the setting snapshot_every")  # fmt: skip
-    add_folds_and_device(clusters, folds="default all with snapshots")
+    add_folds_and_device(clusters, folds="all with snapshots")
     clusters.set_defaults(checkpoint=None)  # of a training that still runs, the last one
     clusters.add_argument(
         "-i", dest="images", type=Path, metavar="FOLDER", help="raw images, for models that kept no snapshots"
     )
-    clusters.add_argument("--layer", metavar="NAME", help="the layer of the t-SNE; default the widest")
+    clusters.add_argument("--layer", metavar="NAME", help="layer of the t-SNE (default: the widest)")
     clusters.add_argument("-o", dest="output", type=Path, metavar="FOLDER", default=Path("clusterability"),
-                          help="write the pictures here; %(default)s")  # fmt: skip
-    clusters.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    clusters.set_defaults(run=_clusterability)
+                          help="write pictures to FOLDER (default: clusterability)")  # fmt: skip
+    add_json(clusters)
 
 
 def _report(options: argparse.Namespace) -> int:

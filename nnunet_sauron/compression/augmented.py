@@ -25,12 +25,12 @@ def store_images(model: TrainedModel, cases: Sequence[Case], folder: Path) -> It
 
     Args:
         model: The model.
-        cases: The cases; one that is there already is left.
+        cases: The cases; one that is stored already is skipped.
         folder: Gets NAME.image.npy, (channels, *voxels), and NAME.outside.npy, (1, *voxels), -1 where nnU-Net masks.
-            Both have an ending of their own, lest a case's file be another one's, as those of X_seg and X could be.
+            With endings of their own, the files of two cases such as X and X_seg never coincide.
 
     Yields:
-        The name of each case, once it is there.
+        The name of each case, once it is stored.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for case in cases:
@@ -38,13 +38,13 @@ def store_images(model: TrainedModel, cases: Sequence[Case], folder: Path) -> It
         if not stored.is_file():
             image, outside, _ = preprocess(model, *read_case(model, case))
             np.save(folder / f"{case.name}.outside.npy", outside)
-            # Last, and whole: a run that was interrupted goes on from the cases that are there.
+            # Last, and whole: an interrupted run continues after the cases that are stored.
             write_atomically(stored, partial(_save, image.numpy()), AGAIN)
         yield case.name
 
 
 class AugmentedPatches(Dataset):
-    """One batch a step. What a step gives depends on the seed and the step alone, whichever process makes it.
+    """One batch a step, which depends on the seed and the step alone, whichever process makes it.
 
     Args:
         model: The model, for its patch size and the augmentation that nnU-Net's trainer configures for it.
@@ -84,10 +84,10 @@ class AugmentedPatches(Dataset):
             initial_patch_size,
             configuration.patch_size,
             model.manager.get_label_manager(model.dataset_json),
-            oversample_foreground_percent=0.0,  # nobody knows where it is
+            oversample_foreground_percent=0.0,  # it is unknown here
             transforms=transforms,
         )
-        self._loader.has_ignore = False  # nor where nobody judged
+        self._loader.has_ignore = False  # without labels, there is no ignore label either
 
     def __getitem__(self, step: int) -> torch.Tensor:
         """The batch of a step, (B, channels, *patch)."""
@@ -96,7 +96,7 @@ class AugmentedPatches(Dataset):
 
 
 class _Stored:
-    """What nnU-Net's loader takes for a data set."""
+    """A data set for nnU-Net's loader."""
 
     def __init__(self, names: Sequence[str], folder: Path):
         self.identifiers, self.folder = list(names), folder
@@ -114,7 +114,7 @@ def _save(array: np.ndarray, path: str) -> None:
 
 @contextmanager
 def _seeded(seed: int, step: int) -> Iterator[None]:
-    """Everything that nnU-Net's augmentation draws from, and afterwards as it was: the caller's numbers are its own."""
+    """Seed all generators that nnU-Net's augmentation draws from; afterwards they are as before."""
     number = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
     of_python, of_numpy = random.getstate(), np.random.get_state()
     try:

@@ -1,215 +1,236 @@
-"""The verb `compress` from its first check to its last line."""
+"""The verb `compress`, from its first check to its last line."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import math
 import os
 import sys
-import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..console.progress import Progress
+from ..files import check_writable
 from ..model.cases import check_cases, find_cases
-from ..model.evaluation import CaseScore, mean_score
 from ..plugin.commands import predict_command
 from ..pruning.timing import chosen_device
-from .compressor import Compressor, Goal, Segmenter, provenance, split
-from .display import Trial, plot_trade_off, plot_widths, print_compressed, print_trials
+from .agreement import Measured, Segmenter, split
+from .compressor import Compressed
+from .goal import Goal
 from .images import batches, patches
-from .model import CHECKPOINT, STOCK, TRAINER, read_prunable, write_model
-from .recovery import STEPS, Recovery, RecoverySettings
-from .stages import UniformStages, check_plain, features_per_stage, plain_plans
+from .model_compressor import ModelCompressor
+from .model_folder import CHECKPOINT, STOCK, TRAINER, notes_of, read_prunable, write_model
+from .plots import plot_trade_off
+from .recovery import Recovery
+from .stages import check_plain, plain_plans
+from .student import RecoverySettings
+from .tables import print_compressed, print_trade_off
 
 TOLERANCES = (0.003, 0.01, 0.02, 0.05, 0.1, 0.2)
 
 
-def compress(
-    folder: Path,
-    images: Path,
-    output: Path,
-    goal: Goal | None,
-    *,
-    dry_run: bool = False,
-    folds: list[str] | None = None,
-    labels: Path | None = None,
-    max_images: int = 20,
-    round_to: int = 1,
-    recover: int | None = None,
-    recover_steps: int | None = None,
-    uniform_stages: bool = False,
-    device: str | None = None,
-    checkpoint: str = CHECKPOINT,
-    json_output: bool = False,
-) -> None:
-    """Write a smaller model, or show what sizes cost what.
+@dataclass(frozen=True)
+class Options:
+    """What to compress, with which images, and where to write it.
 
-    Args:
+    Attributes:
         folder: A trained model's folder.
-        images: Raw images in nnU-Net's naming; part of them is held out to measure on.
-        output: The new model's folder. Of a dry run, the trade-off's picture goes beside it, and nothing else.
-        goal: What to meet; may be None in a dry run.
-        dry_run: Show the trade-off over `TOLERANCES`, and the goal's own, instead of writing a model.
-        folds: Only these; None for 0 to 4, or all where it is alone. Each is made smaller by itself, but for uniform
+        images: Raw images in nnU-Net's naming; some of them are held out to measure on.
+        output: The new model's folder. It must not exist.
+        folds: Only these; None for 0 to 4, or all where it is alone. Each is compressed by itself, but for uniform
             stages.
-        labels: Reference segmentations of the images, to measure both models against.
-        max_images: So many are used.
-        round_to: Widths are multiples of this, where there are as many channels.
-        recover: At most so many epochs of learning from the old model on the images that were fitted on.
-        recover_steps: Of such an epoch; None for nnU-Net's 250.
-        uniform_stages: Give all layers of a stage, in all folds, one width: the model needs nnU-Net alone then.
+        labels: Reference segmentations of the images, to score both models against.
+        max_images: Use at most this number of images.
+        round_to: Widths are multiples of this, up to the channels that there are.
+        uniform_stages: Give all layers of a stage, in all folds, one width: the model then needs nnU-Net alone.
         device: As `chosen_device` takes it.
         checkpoint: File name of the checkpoints to read.
+    """
+
+    folder: Path
+    images: Path
+    output: Path
+    folds: list[str] | None = None
+    labels: Path | None = None
+    max_images: int = 20
+    round_to: int = 1
+    uniform_stages: bool = False
+    device: str | None = None
+    checkpoint: str = CHECKPOINT
+
+    def check(self) -> None:
+        """Raise ValueError or OSError unless the numbers are valid and the output can be written."""
+        for flag, number in (("--max-images", self.max_images), ("--round-to", self.round_to)):
+            if number < 1:
+                raise ValueError(f"{flag} must be at least 1; got {number}.")
+        if os.path.lexists(self.output):  # also a link that leads nowhere
+            raise FileExistsError(f"{self.output} exists; give the name of a folder that does not.")
+        parent = self.output.absolute().parent
+        if not parent.is_dir():
+            raise FileNotFoundError(f"{parent} is no folder; make it first, or give another -o.")
+        check_writable(parent)
+
+
+def compress(
+    options: Options, goal: Goal, recovery: RecoverySettings | None = None, *, json_output: bool = False
+) -> None:
+    """Write a compressed model, and print what it costs and how its segmentations agree with the old ones.
+
+    Args:
+        options: The model, the images and the output.
+        goal: What to meet.
+        recovery: How to train the compressed network with the old one as teacher; None for no training.
         json_output: Print JSON instead of tables.
 
     Raises:
-        FileExistsError: The output folder exists.
-        FileNotFoundError, PermissionError, ValueError: The model, the images, the labels, the goal, the device or the
-            place to write to do not do; nothing is written then.
+        OSError, ValueError: The model, the images, the labels, the goal, the device or the output is invalid; nothing
+            is written then.
     """
-    if goal is None and not dry_run:
-        raise ValueError("Nothing to meet: give --tolerance, --macs, --params or --latency, or --dry-run to see them.")
-    if recover is None and recover_steps is not None:
-        raise ValueError("--recover-steps says how long an epoch of --recover is; give --recover EPOCHS as well.")
-    if recover is not None and dry_run:
-        raise ValueError("--dry-run writes no model, so there is none to --recover; give one of the two.")
-    lessons = None if recover is None else RecoverySettings(recover, STEPS if recover_steps is None else recover_steps)
-    if os.path.lexists(output):  # also a link that leads nowhere
-        raise FileExistsError(f"{output} exists; give the name of a folder that does not.")
-    if max_images < 1:
-        raise ValueError(f"--max-images must be at least 1; got {max_images}.")
-    if round_to < 1:
-        raise ValueError(f"--round-to must be at least 1; got {round_to}.")
-    if not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{output.absolute().parent} is no folder; make it first, or give another -o.")
-    if not os.access(output.absolute().parent, os.W_OK):
-        raise PermissionError(f"{output.absolute().parent} cannot be written to; give another -o.")
-    on = chosen_device(device)
-    model = read_prunable(folder, folds, checkpoint)
-    remarks = model.remarks
-    if uniform_stages:
-        check_plain(model)
-    fitted_on, held_out = split(find_cases(images, model), max_images)
-    if dry_run:  # one fold shows it, and is compared with itself alone
-        model = replace(model, checkpoints=dict([next(iter(model.checkpoints.items()))]))
-    progress = Progress()
-    segmenter = Segmenter(model, held_out, on, progress, labels)
-    check_cases(model, [*fitted_on, *held_out], progress, segmenter.references)
-    recovery = None
-    if lessons:
-        made_with = {"goal": asdict(goal), "round_to": round_to, "uniform_stages": uniform_stages}
-        recovery = Recovery(model, output, lessons, fitted_on, held_out, on, progress, made_with)
-    with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's prediction prints a line a case
-        compressors = {fold: Compressor(model, fold, on, round_to) for fold in model.checkpoints}
-        cut, fitted_on = patches(model, fitted_on, max(len(fitted_on), *(one.wanted for one in compressors.values())))
-        for fold, one in compressors.items():
-            if too_few := one.leave_alone(len(cut)):
-                remarks.append(f"Fold {fold}: {too_few}")
-        for remark in remarks:
-            print(remark, file=sys.stderr)
-        inputs = batches(cut)
-        progress.say(
-            f"{len(cut)} patches of {len(fitted_on)} images to fit on, {len(held_out)} images held out to compare "
-            f"segmentations"
-        )
-        segmenter.segment_with_old_model()
-        old = segmenter.against_labels("old")
-        found = dict(recovery.found) if recovery else {}
-        unmade = {} if found else compressors
-        for fold, one in unmade.items():
-            with progress.bar(f"fold {fold}: ranking channels", one.probes(inputs)) as step:
-                one.rank(inputs, after_probe=step)
-        uniform = UniformStages(list(compressors.values()), round_to) if uniform_stages and unmade else None
-        if uniform and goal:
-            tolerances = dict.fromkeys(unmade, uniform.tolerance(goal))
-        else:
-            tolerances = {fold: one.tolerance(goal) for fold, one in unmade.items()} if goal else {}
-        if dry_run:
-            ((fold, compressor),) = compressors.items()
-            every = sorted({*TOLERANCES, *tolerances.values()})
-            trials = _trials(fold, compressor, every, segmenter, progress, uniform)
-        else:
-            for fold, one in unmade.items():
-                with progress.bar(f"fold {fold}: merging", len(one.before)) as step:
-                    widths = uniform and uniform.widths(tolerances[fold])
-                    found[fold] = one.compress(tolerances[fold], step, widths)
-            scores, before = segmenter.agreement([one.weights for one in found.values()]), None
-            if recovery:
-                before, found = scores, recovery.run(found)
-                scores = segmenter.agreement([one.weights for one in found.values()])
-            against = {"old": old, "new": segmenter.against_labels("new")}
-    agreements = [trial.agreement for trial in trials] if dry_run else [scores]
-    if held_out and all(math.isnan(mean_score(one, "dice").value) for one in agreements):
-        remarks.append("Neither model finds any class in the images held out, so how they agree is not known.")
-        progress.say(f"WARNING: {remarks[-1]}")
-    if dry_run:
-        picture = output.with_name(f"{output.name}_trade_off.png")
-        print_trials(trials, old, json_output=json_output, remarks=remarks)
-        plot_trade_off(trials, picture)
-        progress.say(f"Wrote {picture} and nothing else. Choose with --tolerance, --macs, ...")
-        return
-    notes = provenance(model, goal, round_to, fitted_on, found)
-    notes["uniform_stages"] = uniform_stages
-    notes["summary"] = _summary(scores, against["new"])
-    if recovery:
-        notes["recovery"] = recovery.notes(before, scores)
-    plans = None
-    if uniform_stages:
-        one = next(iter(found.values()))
-        notes["features_per_stage"] = features_per_stage(compressors[next(iter(found))].network, one.after)
-        plans = plain_plans(model, notes["features_per_stage"])
-        notes["plans"] = plans["plans_name"]
-    with tempfile.TemporaryDirectory() as pictures:
-        drawn = {fold: plot_widths(one, Path(pictures) / f"{fold}.png") for fold, one in found.items()}
-        write_model(model, output, {fold: one.weights for fold, one in found.items()}, notes, drawn, plans)
-    if recovery:
-        recovery.finish()
-    for fold, one in found.items():
-        if goal.latency is not None and one.seconds[1] > goal.latency * one.seconds[0]:
-            left = one.seconds[1] / one.seconds[0]
-            remarks.append(f"Fold {fold}: measured again, {left:.0%} of the time is left; this machine is busy.")
-            progress.say(f"WARNING: {remarks[-1]}")
-    needed = [STOCK] if plans else [TRAINER, *([model.builder.trainer_name] if model.builder.differs else [])]
-    predict = predict_command(output, found, needed)
+    work = _Work(options)
+    recover = recovery and Recovery(
+        work.model, options.output, recovery, work.fitted_on, work.held_out, work.device, work.progress,
+        made_with={"goal": asdict(goal), "round_to": options.round_to, "uniform_stages": options.uniform_stages},
+    )  # fmt: skip
+    with _nnunet_is_silent():
+        inputs = work.patches()
+        merged = recover.merged if recover else {}  # of an interrupted run
+        if not merged:
+            work.compressor.rank(inputs)
+            tolerances = work.compressor.tolerances(goal)
+            merged = work.compressor.merge(tolerances)
+        found, measured = merged, work.measure(merged)
+        if recover:
+            found = recover.run(merged)
+            measured = work.measure(found, before_recovery=measured)
+    notes, plans = _notes(work, options, goal, found, measured)
+    if recover:
+        notes["recovery"] = recover.notes(measured)
+    write_model(work.model, options.output, found, notes, plans)
+    if recover:
+        recover.finish()
+    work.remark_undefined([measured])
+    work.remark_slow(found, goal)
     print_compressed(
-        found, scores, against, output,
-        json_output=json_output, predict=predict, network=notes["network"], remarks=remarks, before_recovery=before,
+        found, measured, options.output, json_output=json_output, network=notes["network"], remarks=work.remarks,
+        predict=predict_command(options.output, found, [STOCK] if plans else [TRAINER, *work.own_builder]),
     )  # fmt: skip
     if plans:
         shared = f", shared by {len(found)} folds" if len(found) > 1 else ""
-        progress.say(
+        work.progress.say(
             f"A plain nnU-Net model, which predicts without this package: trainer {STOCK}, plans "
             f"{plans['plans_name']}, {'-'.join(map(str, notes['features_per_stage']))} channels{shared}"
         )
 
 
-def _trials(
-    fold: str,
-    compressor: Compressor,
-    tolerances: Sequence[float],
-    segmenter: Segmenter,
-    progress: Progress,
-    uniform: UniformStages | None,
-) -> list[Trial]:
-    trials = []
-    for tolerance in tolerances:
-        with progress.bar(f"fold {fold}: tolerance {tolerance:.3g}", len(compressor.before)) as step:
-            one = compressor.compress(tolerance, step, uniform and uniform.widths(tolerance))
-        trials.append(Trial(one, segmenter.agreement([one.weights]), segmenter.against_labels("new")))
-    return trials
+def show_trade_off(options: Options, goal: Goal | None = None, *, json_output: bool = False) -> None:
+    """Print what the tolerances of `TOLERANCES`, and the goal's own, cost and keep, for the first fold.
+
+    The trade-off's picture is written beside the output, and nothing else.
+
+    Args:
+        options: The model, the images and the output.
+        goal: A goal to show as well.
+        json_output: Print JSON instead of a table.
+
+    Raises:
+        OSError, ValueError: As `compress`.
+    """
+    work = _Work(options, first_fold_only=True)
+    (fold,) = work.model.checkpoints
+    with _nnunet_is_silent():
+        work.compressor.rank(work.patches())
+        tolerances = {*TOLERANCES, *(work.compressor.tolerances(goal).values() if goal else ())}
+        points = []
+        for tolerance in sorted(tolerances):
+            found = work.compressor.merge({fold: tolerance}, f"tolerance {tolerance:.3g}")
+            points.append((found[fold], work.measure(found)))
+    work.remark_undefined([measured for _, measured in points])
+    picture = options.output.with_name(f"{options.output.name}_trade_off.png")
+    print_trade_off(points, json_output=json_output, remarks=work.remarks)
+    plot_trade_off(points, picture)
+    work.progress.say(f"Wrote {picture} and nothing else. Choose with --tolerance, --macs, ...")
 
 
-def _summary(agreement: Sequence[CaseScore], against_labels: Sequence[CaseScore] | None) -> dict:
-    """In the form of nnU-Net's validation/summary.json, whose Dice is always one against references."""
-    summary = {
-        "agreement_with_the_old_model": {"Dice": mean_score(agreement, "dice").value},
-        "foreground_mean": {"Dice": math.nan},
-        "metric_per_case": [],
-    }
-    if against_labels:
-        summary["foreground_mean"]["Dice"] = mean_score(against_labels, "dice").value
-        summary["metric_per_case"] = [asdict(score) for score in against_labels]
-    return summary
+def _notes(
+    work: _Work, options: Options, goal: Goal, found: dict[str, Compressed], measured: Measured
+) -> tuple[dict, dict | None]:
+    """For compression.json, and the plans of a model with uniform stages."""
+    notes = notes_of(work.model, goal, options.round_to, work.fitted_on, found, measured)
+    notes["uniform_stages"] = options.uniform_stages
+    if not options.uniform_stages:
+        return notes, None
+    features = work.compressor.features_per_stage(found)
+    plans = plain_plans(work.model, features)
+    return {**notes, "features_per_stage": features, "plans": plans["plans_name"]}, plans
+
+
+class _Work:
+    """The model and the images, checked before anything that takes long.
+
+    Attributes:
+        model: The model.
+        fitted_on, held_out: Images to fit on, and to measure on.
+        compressor: Of the model.
+        remarks: What the user should know, for the end.
+    """
+
+    def __init__(self, options: Options, *, first_fold_only: bool = False):
+        options.check()
+        self.device, self.progress = chosen_device(options.device), Progress()
+        self.model = read_prunable(options.folder, options.folds, options.checkpoint)
+        self.remarks = self.model.remarks
+        if options.uniform_stages:
+            check_plain(self.model)
+        self.own_builder = [self.model.builder.trainer_name] if self.model.builder.differs else []
+        if first_fold_only:
+            fold, checkpoint = next(iter(self.model.checkpoints.items()))
+            self.model = replace(self.model, checkpoints={fold: checkpoint})
+        self.fitted_on, self.held_out = split(find_cases(options.images, self.model), options.max_images)
+        self._segmenter = Segmenter(self.model, self.held_out, self.device, self.progress, options.labels)
+        check_cases(self.model, [*self.fitted_on, *self.held_out], self.progress, self._segmenter.references)
+        with _nnunet_is_silent():
+            self.compressor = ModelCompressor(
+                self.model, self.device, options.round_to, options.uniform_stages, self.progress
+            )
+
+    def patches(self) -> list:
+        """Patches to fit on, (B, channels, *patch) each; the held-out images are segmented by the old model."""
+        cut, _ = patches(self.model, self.fitted_on, max(len(self.fitted_on), self.compressor.wanted))
+        self.remarks += self.compressor.leave_alone(len(cut))
+        for remark in self.remarks:
+            print(remark, file=sys.stderr)
+        self.progress.say(
+            f"{len(cut)} patches of {len(self.fitted_on)} images to fit on, {len(self.held_out)} images held out to "
+            f"compare segmentations"
+        )
+        self._segmenter.segment_with_old_model()
+        return batches(cut)
+
+    def measure(self, found: dict[str, Compressed], before_recovery: Measured | None = None) -> Measured:
+        """Score networks on the held-out images."""
+        weights = [one.weights for one in found.values()]
+        return self._segmenter.measure(weights, before_recovery and before_recovery.agreement)
+
+    def remark_undefined(self, measured: Iterable[Measured]) -> None:
+        """Say that there was nothing to compare, where that is so."""
+        if all(one.undefined for one in measured):
+            self._warn("Neither model finds any class in the images held out, so how they agree is not known.")
+
+    def remark_slow(self, found: dict[str, Compressed], goal: Goal) -> None:
+        """Say which folds miss a goal of time when they are timed again."""
+        for fold, one in found.items():
+            before, after = one.seconds
+            if goal.latency is not None and after > goal.latency * before:
+                self._warn(
+                    f"Fold {fold}: measured again, {after / before:.0%} of the time is left; this machine is busy."
+                )
+
+    def _warn(self, text: str) -> None:
+        self.remarks.append(text)
+        self.progress.say(f"WARNING: {text}")
+
+
+def _nnunet_is_silent() -> contextlib.redirect_stdout:
+    """nnU-Net prints a line for each case that it predicts."""
+    return contextlib.redirect_stdout(io.StringIO())

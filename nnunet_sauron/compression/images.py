@@ -23,7 +23,7 @@ VOXELS_AT_ONCE = 1 << 16  # in one forward: small patches are faster together
 def patches(
     model: TrainedModel, cases: Sequence[Case], wanted: int, seed: int = 0, *, more: bool = True
 ) -> tuple[list[torch.Tensor], list[Case]]:
-    """Patches at places of nnU-Net's sliding window, as evenly from all cases as there are; seeded.
+    """Patches at places of nnU-Net's sliding window, spread evenly over the cases; seeded.
 
     Where there are fewer places than patches wanted, as in 2D images of the size of the patch, more are made of them:
     mirrored, along axes that the model was trained to be mirrored along; shifted by a quarter of the patch, with the
@@ -44,7 +44,7 @@ def patches(
     if wanted < len(cases):
         cases = [cases[i * len(cases) // wanted] for i in range(wanted)]
     left: list[torch.Tensor] = []
-    # Of each case: spare ones, for cases that have fewer windows than their share, and such as can be made.
+    # Of each case: spare ones, for cases that have fewer windows than their share, and ones that are made.
     spare: list[list[torch.Tensor]] = []
     made: list[list[torch.Tensor]] = []
     for index, case in enumerate(cases):
@@ -69,7 +69,7 @@ def patches(
 
 
 def _drawn(image: torch.Tensor, size: Sequence[int], most: int, draw: random.Random) -> list[torch.Tensor]:
-    """At most so many windows of a padded image, in a random order."""
+    """At most `most` windows of a padded image, in a random order."""
     windows = _windows(image.shape[1:], size)
     # Cloned, so that the whole image does not stay in memory for a patch of it.
     return [image[(slice(None), *w)][None].clone() for w in draw.sample(windows, min(most, len(windows)))]
@@ -78,7 +78,7 @@ def _drawn(image: torch.Tensor, size: Sequence[int], most: int, draw: random.Ran
 def _more(
     image: torch.Tensor, size: Sequence[int], mirror_axes: Sequence[int] | None, draw: random.Random
 ) -> Iterator[torch.Tensor]:
-    """What can be made of all windows of a padded image: mirrored; shifted; both."""
+    """More patches from all windows of a padded image: mirrored; shifted; both."""
     axes = [axis + 2 for axis in mirror_axes or ()]
     mirrored = [flip for count in range(1, len(axes) + 1) for flip in itertools.combinations(axes, count)]
     margins = [side // SHIFT for side in reversed(size) for _ in range(2)]

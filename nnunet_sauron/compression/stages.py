@@ -1,4 +1,4 @@
-"""Widths that a model's folds and all layers of a stage share, so that nnU-Net alone can build its networks."""
+"""One width for each stage, in all folds, so that nnU-Net alone can build the networks."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from ..model.trained import TrainedModel
 from ..planning.derive import plans_of_model
 from ..planning.widths import UniformWidths
 from ..pruning.stages import Stages, stage_rankings
-from ..pruning.tolerance import tolerance_for, widths_at
-from .compressor import Compressor, Goal, with_left_alone
+from ..pruning.tolerance import widths_at
+from .compressor import FoldCompressor
+from .goal import Goal, tolerance_meeting
 
 
 class UniformStages:
-    """Chooses the widths of all folds together, for plans have one list of them.
+    """Chooses one width a stage for all folds, since plans hold one list of widths.
 
-    A layer that was pruned below its stage's width already is filled up with channels of zero.
+    A layer that is already narrower than its stage's width is padded with channels of zero.
 
     Args:
-        compressors: Of every fold; all have ranked.
-        round_to: Widths are multiples of this, where there are as many channels.
+        compressors: Of every fold; their channels are ranked.
+        round_to: Widths are multiples of this, up to the channels that there are.
     """
 
-    def __init__(self, compressors: Sequence[Compressor], round_to: int = 1):
+    def __init__(self, compressors: Sequence[FoldCompressor], round_to: int = 1):
         first, self.round_to = compressors[0], round_to
         self.stages = Stages.of(first.network)
         self._left_alone = list(dict.fromkeys(name for one in compressors for name in one.left_alone))
-        # Folds cost the same at the same widths, and what is left of it differs only where they were pruned before.
+        # Folds of equal widths have equal costs: only those that were pruned before differ.
         self._different = list({tuple(one.before.values()): one for one in compressors}.values())
         self.rankings = stage_rankings([one.ranked for one in compressors], self.stages, first.cost.macs)
 
@@ -38,18 +39,13 @@ class UniformStages:
         Raises:
             ValueError: The goal cannot be met.
         """
-        if goal.tolerance is not None:
-            return goal.tolerance
-        parts_left = [one.part_left(goal) for one in self._different]
+        of_folds = [one.fraction_left(goal) for one in self._different]
 
         def most_left(widths: dict[str, int]) -> float:
             units = self.stages.units(self.stages.buildable(widths, self.round_to))
-            return max(part_left(units) for part_left in parts_left)
+            return max(fraction_left(units) for fraction_left in of_folds)
 
-        try:
-            return tolerance_for(goal.part, most_left, self.rankings, self.round_to, goal.steps)
-        except ValueError as error:
-            raise with_left_alone(error, self._left_alone) from error
+        return tolerance_meeting(goal, most_left, self.rankings, self.round_to, self._left_alone)
 
     def widths(self, tolerance: float) -> dict[str, int]:
         """Channels of every unit."""

@@ -1,1 +1,1 @@
-"""What is shown in a terminal, or printed for programs: tables, progress, numbers, JSON."""
+"""Output for people and programs: tables, progress, numbers, JSON."""

@@ -1,4 +1,4 @@
-"""Data for JSON, which knows neither nan, nor tuples, nor paths, nor NumPy's numbers."""
+"""Data for JSON, which has no nan, tuples, paths or NumPy numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 
 def json_data(value):
-    """Dictionaries and lists through and through, with None in the place of nan and infinity."""
+    """The same as nested dictionaries and lists, with None for nan and infinity."""
     if hasattr(value, "tolist"):  # of NumPy or PyTorch
         value = value.tolist()
     if isinstance(value, Mapping):

@@ -15,7 +15,7 @@ _held_back: list[str] | None = None
 
 
 def print_json(document) -> None:
-    """Print a document as strict JSON, with null in the place of nan and infinity; in `json_alone`, at its end."""
+    """Print a document as strict JSON, with null for nan and infinity; inside `json_alone`, at its end."""
     text = json.dumps(json_data(document), indent=2, allow_nan=False)
     if _held_back is None:
         print(text)
@@ -58,7 +58,7 @@ def json_alone() -> Iterator[None]:
 
 
 def send_to_standard_error() -> None:
-    """From here on, whatever is printed goes to standard error; nowhere if that is closed."""
+    """Send all later output to standard error, or nowhere if that is closed."""
     sys.stdout = sys.stderr
     try:
         os.dup2(2, 1)
@@ -67,13 +67,13 @@ def send_to_standard_error() -> None:
 
 
 def send_nowhere() -> None:
-    """From here on, nothing is written to the descriptor of standard output any more."""
+    """Discard all later output to the descriptor of standard output."""
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
 
 
 def _flush(*streams) -> None:
-    """Python's streams, and those of C, which keep what they were given until they are full or the process ends."""
+    """Flush Python's streams and those of C, which buffer their text until they are full or the process ends."""
     for stream in streams:
         if stream is not None:
             stream.flush()

@@ -1,22 +1,59 @@
-"""Options that several verbs share, and how their values are read."""
+"""How verbs and the options that they share are described, and how values are read."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
+
+WIDTH = 79  # of help
+
+
+def add_verb(
+    verbs: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], int], summary: str,
+    description: str, example: str,
+) -> argparse.ArgumentParser:  # fmt: skip
+    """Add a verb, for its options to be added.
+
+    Args:
+        verbs: The verbs so far.
+        name: Its name.
+        run: Does it; returns the exit code.
+        summary: A line for the list of verbs.
+        description: Sentences for the verb's own help.
+        example: Words after the verb, which can be pasted.
+    """
+    verb = verbs.add_parser(
+        name,
+        help=summary,
+        description=textwrap.fill(description, WIDTH, break_on_hyphens=False),
+        epilog=f"example:\n  {' '.join(['nnUNetv2_sauron', name, example]).rstrip()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb.set_defaults(run=run)
+    return verb
 
 
 def add_folds_and_device(
-    verb: argparse.ArgumentParser, *, folds: str = "default 0 to 4, or all where it is alone", device: bool = True
+    verb: argparse.ArgumentParser, *, folds: str = "0 to 4, or all where it is alone", device: bool = True
 ) -> None:
-    """What every verb that reads trained models takes, as nnU-Net's own commands spell it."""
-    verb.add_argument("-f", dest="folds", metavar="FOLD", nargs="+", help=f"only these, such as 0 1, or all; {folds}")
+    """Options of every verb that reads trained models, as nnU-Net's own commands spell them."""
+    verb.add_argument(
+        "-f", dest="folds", metavar="FOLD", nargs="+", help=f"folds, such as 0 1, or all (default: {folds})"
+    )
     name = "checkpoint_final.pth"
-    verb.add_argument("-chk", dest="checkpoint", default=name, metavar="NAME", help=f"file in fold_*; default {name}")
+    verb.add_argument(
+        "-chk", dest="checkpoint", default=name, metavar="NAME", help=f"checkpoint in fold_* (default: {name})"
+    )
     if device:
         verb.add_argument(
-            "-device", metavar="DEVICE", help="cpu, cuda, cuda:1 or mps; default cuda where there is a GPU, else cpu"
+            "-device", metavar="DEVICE", help="cpu, cuda, cuda:1 or mps (default: cuda if there is a GPU, else cpu)"
         )
+
+
+def add_json(verb: argparse.ArgumentParser) -> None:
+    """The option --json."""
+    verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def whole_numbers(words: Sequence[str], flag: str) -> tuple[int, ...]:

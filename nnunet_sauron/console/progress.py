@@ -6,21 +6,31 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.console import Console
+
 from .terminal import plain_console
 
 
 class Progress:
-    """Plain lines and, on a terminal, a bar."""
+    """Plain lines and, on a terminal, a bar.
 
-    def __init__(self, quiet: bool = False):
-        self.console = plain_console(file=sys.stderr, quiet=quiet, soft_wrap=True)
+    Args:
+        quiet: Show nothing.
+        console: Where; by default standard error.
+    """
+
+    def __init__(self, quiet: bool = False, console: Console | None = None):
+        self.console = console or plain_console(file=sys.stderr, quiet=quiet, soft_wrap=True)
 
     def say(self, text: str) -> None:
         self.console.print(text)
 
     @contextmanager
-    def bar(self, text: str, total: int) -> Iterator[Callable[[str], None]]:
-        """A bar of so many units; what it yields is called with each unit's name."""
+    def bar(self, text: str, total: int | None, *, transient: bool = False) -> Iterator[Callable[[str], None]]:
+        """A bar of `total` units, or of a number that is not known; yields a function to call with each unit's name.
+
+        Without a terminal the text is printed, and that is all. A transient bar is removed at its end.
+        """
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
 
@@ -31,6 +41,7 @@ class Progress:
         columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         columns += (TextColumn("{task.fields[unit]}", markup=False),)
         # Left alone, standard output stays where the caller has redirected it.
-        with Bars(*columns, console=self.console, redirect_stdout=False, redirect_stderr=False) as bars:
+        options = {"redirect_stdout": False, "redirect_stderr": False, "transient": transient}
+        with Bars(*columns, console=self.console, **options) as bars:
             task = bars.add_task(text, total=total, unit="")
             yield lambda name: bars.update(task, advance=1, unit=name)

@@ -1,4 +1,4 @@
-"""The terminal, on which text of the user's appears as it is: names may have [brackets] and :words:."""
+"""A terminal that shows the user's text as it is: names may have [brackets] and :words:."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def plain_console(**options) -> Console:
 
 
 class PlainTable(Table):
-    """A table without markup and emoji codes, whatever console prints it, and with nothing of a long name left out."""
+    """A table without markup and emoji codes on any console, which folds long names rather than cutting them."""
 
     def add_column(self, header: str = "", *args, **options) -> None:
         super().add_column(Text(header), *args, **{"overflow": "fold", **options})

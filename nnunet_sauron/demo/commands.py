@@ -1,9 +1,9 @@
-"""Run a command with its output in a log file, its lines watched, and nothing of it left when we are interrupted."""
+"""Run a command with its output in a log file, and end all of it when we are interrupted."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -11,22 +11,18 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 LAST_LINES = 15
 SECONDS_TO_END = 10
-
-# NumPy prints float32 as np.float32(0.9194) and small values as 1e-04.
-NUMBER = re.compile(r"nan|\d+\.\d*(?:e-?\d+)?|\d+e-?\d+")
 
 
 class CommandError(RuntimeError):
     """A command ended with an error.
 
     Attributes:
-        last_lines: What it printed last.
-        log: The file with all that it printed.
+        last_lines: The last lines of its output.
+        log: The file with all of its output.
     """
 
     def __init__(self, message: str, last_lines: Sequence[str], log: Path) -> None:
@@ -44,19 +40,19 @@ def run_command(
 ) -> None:
     """Run a command to its end.
 
-    It gets a process group of its own: a Ctrl-C reaches only us, and we end the whole group, nnU-Net's workers
-    included.
+    It gets a process group of its own. So Ctrl-C reaches only us, and we end the whole group, with nnU-Net's workers.
 
     Args:
-        command: Program and arguments. A program without a folder is looked for beside this Python first, then on PATH.
+        command: Program and arguments. A program without a folder is taken from beside this Python, else from PATH.
         log: Its standard output and error are appended here.
         environment: Its whole environment.
         on_line: Called with every line it prints.
 
     Raises:
-        CommandError: If it cannot be found, or ends with another exit status than 0.
+        CommandError: It cannot be found, or its exit status is not 0.
     """
-    program = _find(command[0], environment)
+    folders = [str(Path(sys.executable).parent), environment.get("PATH", "")]
+    program = shutil.which(command[0], path=os.pathsep.join(folders))
     if program is None:
         raise CommandError(
             f"{command[0]} is neither beside {sys.executable} nor on PATH; install nnunetv2 into this environment.",
@@ -94,56 +90,11 @@ def run_command(
         raise CommandError(f"{name} ended with exit status {status}; its log is {log}", last_lines, log)
 
 
-@dataclass
-class TrainingProgress:
-    """What nnU-Net's trainer says of its progress.
-
-    Attributes:
-        epochs_done: Epochs that have ended, those of an earlier, interrupted run included.
-        pseudo_dice: Mean of the last epoch's pseudo Dice over the classes that have one; None before the first.
-        validating: Whether the epochs are over and the final validation runs.
-    """
-
-    epochs_done: int = 0
-    pseudo_dice: float | None = None
-    validating: bool = False
-
-    def read(self, line: str) -> bool:
-        """Take in one line of the trainer's output; True if an epoch began or ended or the validation began."""
-        if match := re.search(r": Epoch (\d+)\s*$", line):
-            self.epochs_done = int(match[1])
-        elif "Pseudo dice" in line:
-            values = [float(text) for text in NUMBER.findall(line.split("Pseudo dice", 1)[1])]
-            values = [value for value in values if value == value]
-            self.pseudo_dice = sum(values) / len(values) if values else None
-            return False
-        elif "Epoch time:" in line:
-            self.epochs_done += 1
-        elif "Training done" in line:
-            self.validating = True
-        else:
-            return False
-        return True
-
-
-def _find(program: str, environment: Mapping[str, str]) -> str | None:
-    beside_python = shutil.which(program, path=str(Path(sys.executable).parent))
-    return beside_python or shutil.which(program, path=environment.get("PATH"))
-
-
 def _end(process: subprocess.Popen) -> None:
-    """End the command and whatever it started; without effect on what has ended by itself."""
-    for name in ("SIGTERM", "SIGKILL"):
-        try:
-            if hasattr(os, "killpg"):
-                os.killpg(process.pid, getattr(signal, name))
-            elif process.poll() is None:
-                process.terminate()
-        except (ProcessLookupError, PermissionError):
-            break
-        try:
+    """End the command and its workers; without effect on those that have ended."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            continue
     process.stdout.close()
-    process.wait()

@@ -1,23 +1,26 @@
-"""What the demo shows: a line a step, a live bar on a terminal, and the report."""
+"""The demo's output: a line for each step, a bar for each training on a terminal, and the report."""
 
 from __future__ import annotations
 
+import re
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
-from .commands import TrainingProgress
+from ..console.progress import Progress
 
-# Without a terminal, one line in so many epochs.
-EPOCHS_PER_LINE = 8
+EPOCHS_PER_LINE = 8  # without a terminal
+
+# Of nnU-Net's log. NumPy prints float32 as 0.9194, np.float32(0.9194) or np.float32(1e-04).
+EPOCH = re.compile(r": Epoch (\d+)\s*$")
+DICE = re.compile(r"(\d[\d.]*(?:e-\d+)?)(?=[),\]])")
 
 
 class Display:
-    """Prints one line a step with its time; on a terminal also a live line while it runs.
+    """Prints a line with its time for each step.
 
     Args:
         console: Where to print.
@@ -25,12 +28,12 @@ class Display:
     """
 
     def __init__(self, console: Console, steps: int) -> None:
-        self._console = console
+        self._progress = Progress(console=console)
         self._steps = steps
 
     def skip(self, number: int, title: str, seconds: float) -> None:
         """Say that a step was done before."""
-        self._console.print(f"[{number}/{self._steps}] {title}: done before, in {seconds:.0f} s")
+        self._progress.say(f"[{number}/{self._steps}] {title}: done before, in {seconds:.0f} s")
 
     @contextmanager
     def step(self, number: int, title: str, epochs: int | None) -> Iterator[Callable[[str], None]]:
@@ -44,44 +47,26 @@ class Display:
         Yields:
             A function that takes every line of the step's output, to follow a training's epochs.
         """
-        head = f"[{number}/{self._steps}] {title}"
-        live = self._console.is_terminal
-        if not live:
-            self._console.print(f"{head} ...")
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            TimeElapsedColumn(),
-        )
-        start = time.monotonic()
-        with Progress(*columns, console=self._console, transient=True, disable=not live) as progress:
-            task = progress.add_task(head, total=epochs, note="")
-            training = TrainingProgress()
+        head, start = f"[{number}/{self._steps}] {title}", time.monotonic()
 
-            def follow(line: str) -> None:
-                if epochs is None or not training.read(line):
-                    return
-                note = _training_note(training, epochs)
-                progress.update(task, completed=training.epochs_done, note=note)
-                worth_a_line = "Epoch time" in line and training.epochs_done % EPOCHS_PER_LINE == 0
-                if not live and (worth_a_line or training.validating):
-                    self._console.print(f"      {time.monotonic() - start:.0f} s: {note}")
+        def say(note: str) -> None:
+            if not self._progress.console.is_terminal:
+                self._progress.say(f"      {time.monotonic() - start:.0f} s: {note}")
 
-            yield follow
-        self._console.print(f"{head}: {time.monotonic() - start:.0f} s")
+        with self._progress.bar(f"{head} ...", epochs, transient=True) as advance:
+            yield _follow_training(epochs, advance, say) if epochs else lambda line: None
+        self._progress.say(f"{head}: {time.monotonic() - start:.0f} s")
 
 
 def print_comparison(console: Console, comparison: Mapping, table: str) -> None:
-    """Print the report, and what a case cost.
+    """Print the report, and the time of a case.
 
     Args:
-        console: Where to print.
+        console: Where to print; it takes no markup.
         comparison: The content of `demo.json`.
         table: The content of `report.txt`.
     """
-    console.print(Text(table))
+    console.print(table)
     seconds = comparison["seconds_per_case"].items()
     known = ", ".join(f"{trainer} {value:.2f}" for trainer, value in seconds if value is not None)
     console.print(f"Seconds per test case, from reading to writing, without mirroring: {known or 'not known'}")
@@ -89,8 +74,22 @@ def print_comparison(console: Console, comparison: Mapping, table: str) -> None:
     console.print(f"Channels over the epochs: {comparison['pruning_png']}")
 
 
-def _training_note(training: TrainingProgress, epochs: int) -> str:
-    dice = "" if training.pseudo_dice is None else f", pseudo Dice {training.pseudo_dice:.2f}"
-    if training.validating:
-        return f"epochs done, validating{dice}"
-    return f"epoch {min(training.epochs_done + 1, epochs)} of {epochs}{dice}"
+def _follow_training(epochs: int, advance: Callable[[str], None], say: Callable[[str], None]) -> Callable[[str], None]:
+    """A function that follows the epochs in the lines of nnU-Net's log, also those of a continued training."""
+    done, dice = 0, ""
+
+    def follow(line: str) -> None:
+        nonlocal done, dice
+        if "Pseudo dice" in line:
+            values = [float(text) for text in DICE.findall(line.split("Pseudo dice", 1)[1])]
+            dice = f", pseudo Dice {statistics.fmean(values):.2f}" if values else ""
+        elif (match := EPOCH.search(line)) or "Training done" in line:
+            ended = int(match[1]) if match else epochs
+            note = f"epoch {ended} of {epochs}{dice}" if match else f"epochs done, validating{dice}"
+            for _ in range(ended - done):
+                advance(note)
+            done = ended
+            if not match or (done and done % EPOCHS_PER_LINE == 0):
+                say(note)
+
+    return follow

@@ -1,4 +1,4 @@
-"""The demo's folder: what has been done in it, and nobody else's files."""
+"""The demo's folder, which remembers the finished steps and holds no foreign files."""
 
 from __future__ import annotations
 

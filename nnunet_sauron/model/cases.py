@@ -112,7 +112,7 @@ def check_cases(
 
 
 def read_case(model: TrainedModel, case: Case) -> tuple[np.ndarray, dict]:
-    """Image (channels, z, y, x), and the properties that nnU-Net's reader tells of it.
+    """Image (channels, z, y, x), and the properties that nnU-Net's reader gives for it.
 
     Raises:
         ValueError: A file is damaged, the files do not go together, or the image is not what the model takes: it has
@@ -144,7 +144,7 @@ def read_case(model: TrainedModel, case: Case) -> tuple[np.ndarray, dict]:
 def preprocess(
     model: TrainedModel, image: np.ndarray, properties: dict, labels: np.ndarray | None = None
 ) -> tuple[torch.Tensor, np.ndarray | None, dict]:
-    """What nnU-Net makes of what `read_case` read before it predicts.
+    """nnU-Net's preprocessing of a case, as before its prediction.
 
     Args:
         model: The model.
@@ -153,7 +153,7 @@ def preprocess(
         labels: Its segmentation, (1, z, y, x), to be brought to the same grid.
 
     Returns:
-        Image (channels, *voxels) in float32, segmentation (1, *voxels) or whatever nnU-Net makes of none, and the
+        Image (channels, *voxels) in float32, segmentation (1, *voxels) or nnU-Net's stand-in if there is none, and the
         properties that say where this lies in the original.
     """
     manager = model.manager

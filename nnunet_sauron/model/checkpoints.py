@@ -1,4 +1,4 @@
-"""nnU-Net's checkpoints: read with an error that says what is wrong with the file, and written without pruning."""
+"""nnU-Net's checkpoints: read with errors that explain a bad file, and written without pruning."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def densify_checkpoint(source: Path, target: Path) -> None:
     described = trained_with(checkpoint, source)
     try:
         network, _ = network_of_plans(*described, device="cpu")
-    except Exception as error:  # whatever the class that its plans name raises
+    except Exception as error:  # the class that the plans name may raise anything
         raise ValueError(f"{source}: its plans' network cannot be built: {type(error).__name__}: {error}") from error
     accept_pruned_weights(network)
     widths = channel_layout(network).widths

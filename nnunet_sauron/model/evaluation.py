@@ -18,7 +18,7 @@ from .labels import class_values, foreground_values
 from .reading import read_segmentation
 
 TOLERANCE_MM = 1.0
-ROUNDING = 1e-6  # mm; two voxels of 0.1 mm are 0.2 mm apart, whatever floating point makes of it
+ROUNDING = 1e-6  # mm; two voxels of 0.1 mm are 0.2 mm apart, up to the rounding of floating point
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class CaseScore:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean that says what it leaves out.
+    """A mean, with the number of values that it leaves out.
 
     Attributes:
         value: Mean of the defined values; nan if there is none.
@@ -83,7 +83,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Segmentations:
-    """How a data set's segmentations are stored and what is in them.
+    """How a data set's segmentations are stored, and their classes.
 
     Attributes:
         classes: Names and values, as in nnU-Net's `dataset.json`; several values are a region. The value 0 is
@@ -102,7 +102,7 @@ class Segmentations:
     values: frozenset[int] | None = None
 
     def files(self, folder: Path) -> list[Path]:
-        """The segmentations in a folder, sorted, without what nnU-Net writes beside them."""
+        """The segmentations in a folder, sorted, without other files of nnU-Net."""
         return sorted(path for path in Path(folder).glob(f"*{self.ending}") if path.name[0] != ".")
 
 
@@ -165,7 +165,7 @@ def evaluate_folder(
             if note and note not in notes:
                 notes.add(note)
                 on_note(note)
-        except Exception as error:  # whatever it is, other cases are scored
+        except Exception as error:  # one bad case must not stop the others
             if on_error is None:
                 raise
             on_error(f"{error}" if isinstance(error, (ValueError, OSError, RuntimeError)) else f"{name}: {error!r}")
@@ -174,7 +174,7 @@ def evaluate_folder(
 
 
 def read_labels(file: Path, kind: Segmentations) -> tuple[np.ndarray, tuple[float, ...] | None]:
-    """A segmentation (z, y, x), and its spacing in mm; None where nothing tells it.
+    """A segmentation (z, y, x), and its spacing in mm; None where it is not stored.
 
     Raises:
         ValueError: It cannot be read, has several channels, or values that are no class of the data set.
@@ -198,11 +198,11 @@ def check_values(file: Path, labels: np.ndarray, kind: Segmentations) -> None:
 
 
 Grid = tuple[str | Path, tuple[int, ...], tuple[float, ...] | None]
-"""A file, its shape (z, y, x) and its spacing in mm if it tells one."""
+"""A file, its shape (z, y, x) and its spacing in mm if it stores one."""
 
 
 def check_same_voxels(one: Grid, other: Grid) -> None:
-    """Raise ValueError unless two files have the same shape and, where both tell it, the same spacing."""
+    """Raise ValueError unless two files have the same shape and, where both store it, the same spacing."""
     (file, shape, spacing), (other_file, other_shape, other_spacing) = one, other
     in_plane = [axis for axis, length in enumerate(shape) if length > 1]
     same = tuple(shape) == tuple(other_shape)
@@ -277,7 +277,7 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 def _evaluate_case(
     prediction_file: Path, reference_file: Path, kind: Segmentations, tolerance_mm: float
 ) -> tuple[CaseScore, str | None]:
-    """A case's score, and what to know about its distances."""
+    """A case's score, and a remark about its distances."""
     for what, path in (("prediction", prediction_file), ("reference", reference_file)):
         if not path.exists():
             raise FileNotFoundError(f"Case {path.name} has no {what} in {path.parent}.")

@@ -18,7 +18,7 @@ def class_values(labels: Mapping) -> dict[str, tuple[int, ...]]:
 
 
 def foreground_values(labels: Mapping, ignore_label: int | None = None) -> dict[str, tuple[int, ...]]:
-    """`class_values` without background (0) and the label of voxels that nobody judged."""
+    """`class_values` without background (0) and the ignore label."""
     skipped = ({0}, {ignore_label})
     return {name: values for name, values in class_values(labels).items() if set(values) not in skipped}
 

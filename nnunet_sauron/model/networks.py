@@ -88,7 +88,7 @@ class NetworkBuilder:
         if self._trainer is None:
             try:
                 network, _ = network_of_plans(*self._arguments, device="cpu")
-            except Exception as error:  # whatever the class that the plans name raises
+            except Exception as error:  # the class that the plans name may raise anything
                 raise ValueError(
                     f"The network that the plans describe cannot be built: {type(error).__name__}: {error}"
                 ) from error
@@ -136,7 +136,7 @@ class NetworkBuilder:
 
 
 def builder_of(checkpoint: dict, path) -> NetworkBuilder | None:
-    """Who builds the network of a checkpoint; None where it does not say what it was trained with.
+    """The builder of a checkpoint's network; None where the checkpoint does not name its plans and trainer.
 
     Args:
         checkpoint: nnU-Net's, or one that `compress` wrote.
@@ -159,7 +159,7 @@ def find_trainer(name: str) -> type[nnUNetTrainer]:
     if name in trainer_names():  # also where nnU-Net has not been shown them
         return getattr(importlib.import_module(TRAINERS.module), name)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net tells of every folder that it looks into
+        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints every folder that it searches
             return recursive_find_trainer_class_by_name(name)
     except (Exception, SystemExit) as error:  # whatever a module of somebody else's does when it is imported
         said = "" if isinstance(error, RuntimeError) else f" ({type(error).__name__}: {error})"
@@ -205,7 +205,7 @@ def network_of_trainer(
             return trainer.build_network_architecture(
                 *described, input_channels, outputs, enable_deep_supervision=deep_supervision
             )
-    except Exception as error:  # whatever somebody else's code raises
+    except Exception as error:  # code of other packages may raise anything
         raise ValueError(
             f"The trainer {trainer.__name__} cannot build its network, for nnU-Net's prediction either: "
             f"{type(error).__name__}: {error}"

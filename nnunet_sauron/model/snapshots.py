@@ -24,7 +24,7 @@ FOLDER = "feature_maps"
 PATCHES = "patches.npz"
 MAX_PATCHES = 4
 SIDE = {2: 8, 3: 4}
-"""Pooled maps have at most so many values per axis, for patches of 2 and of 3 axes."""
+"""The most values per axis of a pooled map, for patches of 2 and of 3 axes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,10 @@ class Snapshots:
         self._data: torch.Tensor | None = None
 
     def start(self) -> None:
-        """Clear what an earlier training left, get the patches, and take the first snapshot; after the network is set
-        up and, when a training is continued, loaded."""
+        """Remove the snapshots of an earlier training, get the patches, and take the first snapshot.
+
+        Call it once the network is set up and, when a training is continued, loaded.
+        """
         if self._trainer.local_rank > 0:
             return
         self._forget_the_future()

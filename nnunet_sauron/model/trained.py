@@ -1,4 +1,4 @@
-"""A trained model's folder, as nnU-Net writes it: its networks and what they were trained with."""
+"""A trained model's folder, as nnU-Net writes it: its networks, plans and data set description."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class TrainedModel:
 
     @property
     def patch_size(self) -> tuple[int, ...]:
-        """Voxels per axis of what the network sees."""
+        """Voxels per axis of the network's input."""
         return tuple(self.manager.get_configuration(self.configuration).patch_size)
 
     @property
@@ -134,7 +134,7 @@ class TrainedModel:
 
     @property
     def ignore_label(self) -> int | None:
-        """The value of voxels that nobody judged, if references have them."""
+        """The value of voxels without a reference label, if there is one."""
         return self.manager.get_label_manager(self.dataset_json).ignore_label
 
     @property
@@ -173,7 +173,7 @@ class TrainedModel:
 
     @property
     def remarks(self) -> list[str]:
-        """What to tell before working with it: which folds were not read, what had to be assumed."""
+        """Remarks for the user: folds that were not read, assumptions that were made."""
         return [*self.left_out, *([self.builder.assumed] if self.builder.assumed else [])]
 
     @functools.cached_property
@@ -225,7 +225,7 @@ def _read(path: Path) -> dict:
 def _chosen_folds(
     folder: Path, wanted: list[str] | None, checkpoint_name: str, every_fold: bool
 ) -> tuple[list[str], list[str]]:
-    """The folds to read, and what to say of others.
+    """The folds to read, and a sentence for each one that is left out.
 
     Raises:
         FileNotFoundError: One of them does not have that checkpoint, or none has.

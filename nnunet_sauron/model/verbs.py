@@ -5,13 +5,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..console.options import add_verb
+
 
 def add_parsers(verbs: argparse._SubParsersAction) -> None:
     """Describe the verb's options."""
-    densify = verbs.add_parser("densify", help="write a pruned checkpoint at its plans' widths, with the same output")
+    densify = add_verb(
+        verbs, "densify", _densify,
+        "write a pruned checkpoint at its plans' widths, with the same output",
+        "Pads a pruned checkpoint with zeros to the widths of its plans. The output of the network stays the same, and "
+        "nnU-Net can take the checkpoint for -pretrained_weights.",
+        "fold_0/checkpoint_final.pth -o dense.pth",
+    )  # fmt: skip
     densify.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the pruned checkpoint, a .pth file")
     densify.add_argument("-o", dest="output", type=Path, metavar="OUT", required=True, help="the checkpoint to write")
-    densify.set_defaults(run=_densify)
 
 
 def _densify(options: argparse.Namespace) -> int:

@@ -129,7 +129,7 @@ def derive_plans(
 
 
 def plans_of_model(plans: dict, configuration: str, widths: Widths) -> dict:
-    """A trained model's plans with other widths: its configuration, and what that needs, under the derived name.
+    """A trained model's plans with other widths: its configuration and those it inherits from, under the derived name.
 
     Raises:
         ValueError: The widths do not fit.
@@ -229,7 +229,7 @@ def _steps(configuration: dict) -> tuple[int, ...]:
 
 
 def _enlarge(plans: dict, new: dict, name: str, dataset_json: dict, keep_patch: bool, keep_batch: bool) -> str:
-    """Let patch and batch of a new configuration grow within the old one's memory estimate; says what stopped them."""
+    """Let patch and batch of a new configuration grow within the old one's memory estimate; returns the limits."""
     old, entry = PlansManager(plans).get_configuration(name).configuration, new["configurations"][name]
     if "median_image_size_in_voxels" not in old:
         raise ValueError(f"{name} has no median_image_size_in_voxels, up to which patches grow; leave --same-memory.")
@@ -269,7 +269,7 @@ def _dataset_voxels(plans: dict, configuration: dict, dataset_json: dict) -> flo
 
 
 def _inherit_what_is_equal(plans: dict, new: dict) -> None:
-    """Leave out what an heir did not set itself and would inherit unchanged."""
+    """Leave out values that an heir did not set itself and inherits unchanged."""
     for name, entry in new["configurations"].items():
         if "inherits_from" in entry:
             inherited = PlansManager(new).get_configuration(entry["inherits_from"]).configuration

@@ -1,4 +1,4 @@
-"""The patch and batch of lean plans: what pooling allows, and how far they grow within a memory estimate."""
+"""The patch and batch of lean plans: sizes that pooling allows, and growth within a memory estimate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_DATASET_COVERED = 0.05
 
 
 def pooling_steps(strides: Sequence[int | Sequence[int]], axes: int) -> tuple[int, ...]:
-    """Voxels of the input that one voxel of the lowest resolution stands for, by axis."""
+    """The total stride: voxels of the input per voxel of the lowest resolution, by axis."""
     per_stage = [[stride] * axes if isinstance(stride, int) else stride for stride in strides]
     return tuple(math.prod(stage[axis] for stage in per_stage) for axis in range(axes))
 

@@ -13,7 +13,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 
 
 class _FlatPlanner(ExperimentPlanner):
-    """Plans one width for all stages; what else is planned is its base's."""
+    """Plans one width for all stages; all else is planned by its base class."""
 
     width = 32
     default_plans_name: str

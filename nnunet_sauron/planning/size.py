@@ -1,4 +1,4 @@
-"""What a configuration of plans costs, without building its network's weights."""
+"""The cost of a configuration of plans, without building its network's weights."""
 
 from __future__ import annotations
 

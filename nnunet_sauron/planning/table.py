@@ -26,7 +26,7 @@ ROWS = (
 
 
 def print_derived(derived: DerivedPlans, *, json_output: bool = False) -> None:
-    """Print what changed, configuration by configuration; the ratios are new over old."""
+    """Print the old and the new numbers of each configuration, and new over old."""
     if json_output:
         print_json(_as_json(derived))
         return
@@ -48,7 +48,7 @@ def print_derived(derived: DerivedPlans, *, json_output: bool = False) -> None:
 
 
 def ratios(change: ConfigurationChange) -> dict[str, float]:
-    """What each number of the new configuration is of the old one's, patches by their voxels."""
+    """Each number of the new configuration over the old one's; patches are compared by their voxels."""
     numbers = ("parameters", "macs", "batch_size", "feature_map_values")
     found = {name: getattr(change.new, name) / getattr(change.old, name) for name in numbers}
     return {**found, "patch_size": math.prod(change.new.patch_size) / math.prod(change.old.patch_size)}

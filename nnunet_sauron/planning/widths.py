@@ -162,7 +162,7 @@ class PerStage(StageWidths):
 
 
 class UniformWidths(PerStage):
-    """The widths of all stages of what was pruned: nnU-Net's own class takes the place of one with other widths."""
+    """The widths of all stages of a pruned network, for nnU-Net's own network class."""
 
     def architecture(self, configuration: str, old: dict) -> dict:
         dense = PRUNED.get(_dense_class(old))

@@ -1,4 +1,4 @@
-"""How nnU-Net finds our trainers and planners: the shims put into it or taken out, and what is wrong if not."""
+"""How nnU-Net finds our trainers and planners: installing and removing the shims, and checking them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that are shown to be pasted into a shell: quoted, and with what nnU-Net needs to find the trainer."""
+"""Commands for the user to paste into a shell: quoted, and with the variable by which nnU-Net finds the trainer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def train_command(
 
 
 def continue_command(model_folder: Path, fold: object) -> str:
-    """nnU-Net's command that ends a training which left a folder `DATASET/TRAINER__PLANS__CONFIGURATION/fold_X`."""
+    """nnU-Net's command that continues the training of a folder `DATASET/TRAINER__PLANS__CONFIGURATION/fold_X`."""
     dataset, trainer, plans, configuration = told_by_name(model_folder)
     return train_command(dataset, configuration, fold, trainer, plans, "--c")
 
@@ -71,7 +71,7 @@ def checkpoint_flag(checkpoint_name: str) -> tuple[str, ...]:
 
 
 def _folders_with(trainers: Iterable[str]) -> str | None:
-    """What `nnUNet_extTrainer` must be for these trainers; None where nnU-Net has them, or nobody knows them."""
+    """The value of `nnUNet_extTrainer` for these trainers; None where nnU-Net has them, or they are unknown."""
     nnunet, given, needed = find_nnunet(), os.environ.get(EXTERNAL, ""), False
     folders = [str(Path(folder).absolute()) for folder in given.split(os.pathsep) if folder.strip()]
     for trainer in trainers:

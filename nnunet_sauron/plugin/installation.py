@@ -1,4 +1,4 @@
-"""The shims through which nnU-Net finds our classes: where ours lie, and putting copies into nnU-Net's own folders."""
+"""The shims through which nnU-Net finds our classes: their places, and copying them into nnU-Net's folders."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def install(nnunet_folder: Path | None = None) -> list[Path]:
 
 
 def uninstall(nnunet_folder: Path | None = None) -> list[Path]:
-    """Take the shims and what Python compiled of them out of an nnU-Net installation.
+    """Remove the shims and their compiled files from an nnU-Net installation.
 
     Args:
         nnunet_folder: The package folder `nnunetv2`; by default that of this Python.
@@ -178,7 +178,7 @@ def shim_state(nnunet_folder: Path | None = None, shim: Shim = TRAINERS) -> Shim
         RuntimeError: If there is no nnU-Net.
     """
     path = _require_nnunet(nnunet_folder) / shim.place / shim.file
-    # Not `exists`, which is False for a link that leads nowhere: somebody put it there all the same.
+    # Not `exists`, which is False for a link that leads nowhere: that is a foreign file as well.
     if not os.path.lexists(path):
         return "absent"
     try:
@@ -199,7 +199,7 @@ def find_nnunet() -> Path | None:
 
 
 def reads_external_trainers(nnunet_folder: Path) -> bool:
-    """Whether this nnU-Net heeds `nnUNet_extTrainer`, as it does since 2.8.0."""
+    """Whether this nnU-Net reads `nnUNet_extTrainer`, as it does since 2.8.0."""
     try:
         return "nnUNet_extTrainer" in (nnunet_folder / "paths.py").read_text(encoding="utf-8")
     except OSError:

@@ -5,21 +5,39 @@ from __future__ import annotations
 import argparse
 import sys
 
+from ..console.options import add_json, add_verb
+
 
 def add_parsers(verbs: argparse._SubParsersAction) -> None:
     """Describe the verbs' options."""
-    path = verbs.add_parser("path", help="print the folder for nnUNet_extTrainer, which leaves nnU-Net untouched")
-    path.set_defaults(run=_path)
-
-    install = verbs.add_parser("install", help="put small shims into nnU-Net, so that it finds trainers and planners")
-    install.set_defaults(run=_install)
-
-    uninstall = verbs.add_parser("uninstall", help="take the shims out of nnU-Net again")
-    uninstall.set_defaults(run=_uninstall)
-
-    doctor = verbs.add_parser("doctor", help="say whether nnU-Net finds trainers and planners, and why not")
-    doctor.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    doctor.set_defaults(run=_doctor)
+    add_verb(
+        verbs, "path", _path,
+        "print the folder for nnUNet_extTrainer, which leaves nnU-Net untouched",
+        "Prints the folder of the trainers. With export nnUNet_extTrainer=\"$(nnUNetv2_sauron path)\" nnU-Net finds "
+        "them, and nothing is installed into it.",
+        "",
+    )  # fmt: skip
+    add_verb(
+        verbs, "install", _install,
+        "let nnU-Net find the trainers and planners",
+        "Writes two small files, the shims, into nnU-Net's own folder, so that nnU-Net finds the trainers and planners "
+        "by name.",
+        "",
+    )  # fmt: skip
+    add_verb(
+        verbs, "uninstall", _uninstall,
+        "undo install",
+        "Removes the shims that install wrote into nnU-Net's folder.",
+        "",
+    )  # fmt: skip
+    doctor = add_verb(
+        verbs, "doctor", _doctor,
+        "check whether nnU-Net finds the trainers and planners",
+        "Checks versions, folders and whether nnU-Net finds every trainer and planner; says what to do about each "
+        "problem. The exit code is 1 if training is not possible.",
+        "",
+    )  # fmt: skip
+    add_json(doctor)
 
 
 def _path(options: argparse.Namespace) -> int:

@@ -22,8 +22,9 @@ from nnunet_sauron.analysis.plot_text import as_is
 from nnunet_sauron.analysis.report.compare import make_report
 from nnunet_sauron.analysis.report.table import print_report
 from nnunet_sauron.cli import main
+from nnunet_sauron.compression.agreement import Measured
 from nnunet_sauron.compression.compressor import Compressed
-from nnunet_sauron.compression.display import print_compressed
+from nnunet_sauron.compression.tables import print_compressed
 from nnunet_sauron.console.progress import Progress
 from nnunet_sauron.console.terminal import PlainTable, plain_console
 from nnunet_sauron.model.cases import case_of
@@ -95,7 +96,7 @@ def test_compress(capsys):
     one = Compressed(0.1, {"a": 2}, {"a": 1}, (2, 1), (2, 1), (2.0, 1.0), {})
     network = {"built_by": "nnUNetTrainer", "assumed": None, "differs_from_plans": False}
     print_compressed(
-        {"0": one}, scores, {"old": None}, Path(FOLDER), json_output=False, predict=f"-m {FOLDER}", network=network
+        {"0": one}, Measured(scores), Path(FOLDER), json_output=False, predict=f"-m {FOLDER}", network=network
     )
     text = capsys.readouterr().out
     assert set(NAMES) <= {row[0] for row in columns(text) if len(row) > 1} | {

@@ -13,7 +13,9 @@ import SimpleITK
 import torch
 
 from nnunet_sauron.cli import main
-from nnunet_sauron.compression.compressor import Compressor, Goal, Segmenter
+from nnunet_sauron.compression.agreement import Segmenter
+from nnunet_sauron.compression.compressor import FoldCompressor
+from nnunet_sauron.compression.goal import Goal
 from nnunet_sauron.compression.images import batches, patches
 from nnunet_sauron.model.cases import find_cases
 from nnunet_sauron.model.trained import TrainedModel
@@ -404,8 +406,11 @@ class TestErrors:
         self.refused(model, capsys, "--macs", "0.5", "--labels", str(model / "labels"), said="3, 4, 5")
 
     def test_a_place_that_cannot_be_written_to(self, model, capsys, monkeypatch):
-        monkeypatch.setattr("nnunet_sauron.compression.command.os.access", lambda path, mode: False)
-        self.refused(model, capsys, "--macs", "0.5", said="cannot be written to; give another -o")
+        def read_only(**_):
+            raise PermissionError("read-only")
+
+        monkeypatch.setattr("nnunet_sauron.files.tempfile.TemporaryFile", read_only)
+        self.refused(model, capsys, "--macs", "0.5", said="cannot be written (read-only); choose another folder")
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_a_gpu_that_is_not_there(self, model, capsys):
@@ -435,9 +440,9 @@ def test_help_does_not_import_nnunet():
 
 def test_compressing_leaves_the_model_as_it_was_for_the_next_tolerance(folders):
     model = TrainedModel.read(write_model(folders / "model"))
-    compressor = Compressor(model, "0", torch.device("cpu"))
+    compressor = FoldCompressor(model, "0", torch.device("cpu"))
     compressor.rank(batches(patches(model, find_cases(folders / "images", model), compressor.wanted)[0]))
-    one, other, same = (compressor.compress(tolerance) for tolerance in (0.3, 0.05, 0.3))
+    one, other, same = (compressor.merge(tolerance) for tolerance in (0.3, 0.05, 0.3))
     assert one.after != other.after
     assert all(torch.equal(tensor, same.weights[name]) for name, tensor in one.weights.items())
 
@@ -445,10 +450,10 @@ def test_compressing_leaves_the_model_as_it_was_for_the_next_tolerance(folders):
 @pytest.mark.parametrize("regions", [False, True])
 def test_positions_count_by_how_unsure_the_network_is(folders, regions):
     model = TrainedModel.read(write_model(folders / "model", **({"whole": [1, 2]} if regions else {})))
-    compressor = Compressor(model, "0", torch.device("cpu"))
+    compressor = FoldCompressor(model, "0", torch.device("cpu"))
     inputs = batches(patches(model, find_cases(folders / "images", model), compressor.wanted)[0])
     compressor.rank(inputs)
-    one = compressor.compress(compressor.tolerance(Goal(macs=0.5)))
+    one = compressor.merge(compressor.tolerance(Goal(macs=0.5)))
     results = {}
     for kind in (regions, not regions, None):
         network = model.network("0")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnunet_sauron.compression.compressor import split
+from nnunet_sauron.compression.agreement import split
 from nnunet_sauron.compression.images import (
     _windows,
     batches,

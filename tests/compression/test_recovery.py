@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nnunet_sauron.cli import main
-from nnunet_sauron.compression import recovery
+from nnunet_sauron.compression import recovery, student
 from nnunet_sauron.compression.augmented import AugmentedPatches, store_images
 from nnunet_sauron.compression.images import patches
 from nnunet_sauron.model.cases import find_cases
@@ -150,9 +150,9 @@ def test_an_interrupted_run_ends_as_one_that_was_not(folders, monkeypatch, capsy
     assert not (folders / "small").exists()
     monkeypatch.setattr("nnunet_sauron.compression.compressor.rank_units", lambda *_: pytest.fail("ranked again"))
     trained = []
-    train_epoch = recovery._Training._train_epoch
+    train_epoch = student.StudentTraining._train_epoch
     monkeypatch.setattr(
-        recovery._Training, "_train_epoch", lambda self, *args: trained.append(1) or train_epoch(self, *args)
+        student.StudentTraining, "_train_epoch", lambda self, *args: trained.append(1) or train_epoch(self, *args)
     )
     assert compress(folders, *RECOVER, "3") == 0
     assert len(trained) == 6 - epochs
@@ -186,7 +186,7 @@ def test_what_was_interrupted_with_other_settings_is_begun_anew(folders, monkeyp
 def scripted(monkeypatch, agreements: list[float]) -> None:
     """What is measured, in the place of what would be."""
     given = iter(agreements)
-    monkeypatch.setattr(recovery._Training, "agreement", lambda self: next(given))
+    monkeypatch.setattr(student.StudentTraining, "agreement", lambda self: next(given))
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
@@ -194,14 +194,14 @@ def test_it_cools_down_and_stops_when_agreement_no_longer_rises(folders, monkeyp
     write_model(folders / "model")
     scripted(monkeypatch, [0.5, 0.6, 0.8, *[0.7] * 4, 0.8002, 0.81, 0.82, 0.83, 0.82])
     rates = []
-    train_epoch = recovery._Training._train_epoch
+    train_epoch = student.StudentTraining._train_epoch
 
     def noting(self, *args):
         loss = train_epoch(self, *args)
         rates.append(self.optimizer.param_groups[0]["lr"])
         return loss
 
-    monkeypatch.setattr(recovery._Training, "_train_epoch", noting)
+    monkeypatch.setattr(student.StudentTraining, "_train_epoch", noting)
     words = ("--macs", "0.3", "--recover-steps", "2", "--recover", "16")
     if interrupted:
         with monkeypatch.context() as patched:
@@ -211,7 +211,7 @@ def test_it_cools_down_and_stops_when_agreement_no_longer_rises(folders, monkeyp
     found = notes(folders)["folds"]["0"]
     assert found["epochs"] == 11 and found["best_epoch"] == 10
     assert "stopped after 11 epochs" in capsys.readouterr().err
-    poly = [recovery.INITIAL_LR * (1 - epoch / 16) ** 0.9 for epoch in range(8)]
+    poly = [student.INITIAL_LR * (1 - epoch / 16) ** 0.9 for epoch in range(8)]
     assert rates == pytest.approx(poly[:7] + [poly[7] * part for part in (0.8, 0.6, 0.4, 0.2)])
 
 
@@ -349,7 +349,7 @@ def test_on_a_gpu(folders, monkeypatch):
 
 def test_other_processes_make_the_same_batches(folders, monkeypatch):
     write_model(folders / "model")
-    monkeypatch.setattr(recovery.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(student.os, "cpu_count", lambda: 3)
     for output, processes in (("one", "0"), ("two", "2")):
         monkeypatch.setenv("nnUNet_n_proc_DA", processes)
         assert compress(folders, "--macs", "0.5", "--recover-steps", "3", "--recover", "1", output=output) == 0

@@ -16,7 +16,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_sauron.cli import main
-from nnunet_sauron.compression.compressor import Goal
+from nnunet_sauron.compression.goal import Goal
 from nnunet_sauron.compression.stages import UniformStages
 from nnunet_sauron.model.architecture import network_of_plans
 from nnunet_sauron.model.trained import TrainedModel
@@ -237,7 +237,7 @@ def test_a_dry_run_shows_what_the_run_gives(folders, capsys, monkeypatch):
 
 
 def ranked_fold(widths=(20, 21, 22), share: float = 1.0) -> SimpleNamespace:
-    """What `UniformStages` asks of a compressor; `share` scales the errors of the first stage's layers."""
+    """What `UniformStages` needs of a `FoldCompressor`; `share` scales the errors of the first stage's layers."""
     network = build("resenc", 2, widths)
     before, cost = channel_layout(network).widths, CostModel(network, (16, 16), 2)
     ranked = {}
@@ -246,7 +246,7 @@ def ranked_fold(widths=(20, 21, 22), share: float = 1.0) -> SimpleNamespace:
         ranked[name] = Ranking(tuple(range(width)), (1.0, *(factor * 2.0**-k for k in range(1, width)), 0.0))
     left = cost_left(cost.macs, before)
     return SimpleNamespace(
-        network=network, before=before, cost=cost, ranked=ranked, part_left=lambda goal: left, left_alone=[]
+        network=network, before=before, cost=cost, ranked=ranked, fraction_left=lambda goal: left, left_alone=[]
     )
 
 
@@ -257,7 +257,7 @@ def test_the_widths_that_residual_stages_are_kept_apart_by_count_towards_the_tar
     for percent in range(10, 90, 4):
         goal = Goal(macs=percent / 100)
         tolerance = uniform.tolerance(goal)
-        assert fold.part_left(goal)(uniform.widths(tolerance)) <= goal.macs
+        assert fold.fraction_left(goal)(uniform.widths(tolerance)) <= goal.macs
         moved += tuple(uniform.of_stages(tolerance).values()) != tuple(
             widths_at(tolerance, uniform.rankings, 4).values()
         )

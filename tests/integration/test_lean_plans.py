@@ -94,14 +94,12 @@ def test_planners_are_found_by_name_once_installed_and_plan_for_the_same_data(ow
 
     own.run("nnUNetv2_sauron", "install", **there)
     own.run("nnUNetv2_plan_experiment", "-d", TINY, "-pl", "LUnet8Planner", **there)
-    own.run("nnUNetv2_plan_experiment", "-d", TINY, "-pl", "ResEncLUnetPlanner", **there)
     own.run("nnUNetv2_sauron", "uninstall", **there)
     assert not list(copy.rglob("*sauron*"))
 
-    for name, width in (("nnUNetLUnet8Plans", 8), ("nnUNetResEncLUnet32Plans", 32)):
-        for key, configuration in plans(own, name)["configurations"].items():
-            assert set(configuration["architecture"]["arch_kwargs"]["features_per_stage"]) == {width}
-            assert configuration["data_identifier"] == f"nnUNetPlans_{key}"
+    for key, configuration in plans(own, "nnUNetLUnet8Plans")["configurations"].items():
+        assert set(configuration["architecture"]["arch_kwargs"]["features_per_stage"]) == {8}
+        assert configuration["data_identifier"] == f"nnUNetPlans_{key}"
     lean = {"trainer": "StockTrainer", "plans": "nnUNetLUnet8Plans"}
     own.train(TINY, "2d", 0, **lean, setting=SHORT)
     assert len(own.predict(TINY, "2d", tmp_path / "out", "-f", 0, **lean)) == 2

@@ -83,20 +83,8 @@ def nnunet(copied_nnunet: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def old_nnunet(nnunet: Path) -> Iterator[Path]:
-    """The copy, with what nnU-Net has for external trainers since 2.8.0 taken out."""
-    search, paths = nnunet / "utilities" / "find_objects.py", nnunet / "paths.py"
-    sources = {path: path.read_text() for path in (search, paths)}
-    search.unlink()
-    paths.write_text(sources[paths].replace("nnUNet_extTrainer", "not_there_yet"))
-    yield nnunet
-    for path, source in sources.items():
-        path.write_text(source)
-
-
-@pytest.fixture
 def without_trainers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes `import nnunet_sauron.trainers` fail, which spares tests of other things the search through nnU-Net."""
+    """Lets the search for trainers fail at once, which saves time in tests of other checks."""
     monkeypatch.setitem(sys.modules, "nnunet_sauron.trainers", None)
 
 
@@ -229,24 +217,12 @@ def test_shim_of_another_version_is_to_be_updated(examine_copy: Examine, nnunet:
     assert checks["SauronTrainer"].remedy == "Run: nnUNetv2_sauron install"
 
 
-def test_nnunet_before_2_8_is_sent_to_the_shim(examine_copy: Examine, old_nnunet: Path) -> None:
-    sauron = examine_copy(nnUNet_extTrainer=str(trainer_folder()))["SauronTrainer"]
-    assert sauron.ok is False
-    assert "nnU-Net reads nnUNet_extTrainer only since 2.8.0" in sauron.detail
-    assert sauron.remedy == "Run: nnUNetv2_sauron install"
-
-
-def test_nnunet_before_2_8_finds_trainers_through_the_shim(examine_copy: Examine, old_nnunet: Path) -> None:
-    install(old_nnunet)
-    assert examine_copy()["SauronTrainer"] == Check("SauronTrainer", True, "found through the installed shim")
-
-
 @pytest.mark.usefixtures("without_trainers")
 def test_trainers_that_cannot_be_imported_are_said_to_be_so() -> None:
     checks = found_here()
     for name in trainer_names():
         assert checks[name].ok is False
-        assert checks[name].detail.startswith("importing nnunet_sauron.trainers stops at ModuleNotFoundError")
+        assert checks[name].detail.startswith("nnU-Net's search for trainers stops at ModuleNotFoundError")
 
 
 @pytest.mark.usefixtures("without_trainers")

@@ -63,7 +63,7 @@ def find_folds(
     checkpoint: str | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[list[TrainedFold], list[str]]:
-    """The trainings with feature maps, and what is missing elsewhere, with the command that makes it."""
+    """The trainings with feature maps, and for each of the others a problem with the command that makes them."""
     models, problems = [], []
     for folder in dict.fromkeys(Path(folder) for folder in model_folders):
         there = sorted(path for path in folder.glob("fold_*") if path.is_dir())
@@ -122,7 +122,7 @@ def _how_to_get_snapshots(fold_folder: Path) -> str:
     again = train_command(dataset, configuration, fold, keeps_them, plans, settings="snapshot_every=10")
     return (
         f"{fold_folder} has no {FOLDER}/epoch_*.npz: it was trained without snapshots of feature maps. Train with "
-        f"them: {again} (With --c, a training of our trainers that is over gets the one of its end, without a trend; "
+        f"them: {again} (With --c, a finished training of our trainers gets one snapshot, without a trend; "
         f"and -i IMAGES measures the trained network of any model.)"
     )
 
@@ -144,7 +144,7 @@ def _model(fold_folder: Path, found: Mapping[int, Path | dict], name: str | None
 
 
 def _named(models: list[TrainedFold]) -> list[TrainedFold]:
-    """Names that tell them apart, and no longer than needed for that."""
+    """The shortest names that distinguish them."""
     names = [f"{m.trainer}{'' if math.isnan(m.lambda_) else f', lambda {m.lambda_:g}'}" for m in models]
     if len({model.fold for model in models}) > 1:
         names = [f"{name}, fold {model.fold}" for name, model in zip(names, models, strict=True)]

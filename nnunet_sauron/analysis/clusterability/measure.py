@@ -1,4 +1,4 @@
-"""Do a layer's feature maps cluster as training goes on? What Sauron's regulariser, delta_opt, is meant to bring about.
+"""Whether a layer's feature maps cluster during training, as Sauron's regulariser, delta_opt, intends.
 
 After Figure 1 of Valverde, Shatillo, Tohka: Sauron U-Net. arXiv 2209.13590; Neurocomputing 594 (2024) 127817. A layer's
 feature maps are points (`points`), taken from the snapshots that our trainers keep with `snapshot_every`; three
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.spatial import Delaunay, cKDTree
-from scipy.spatial.distance import num_obs_y, pdist
-from scipy.stats import kendalltau, theilslopes
+from scipy.spatial.distance import pdist
+from scipy.stats import kendalltau
 from sklearn.decomposition import PCA
 
 from ...console.json_data import json_data
@@ -38,16 +37,13 @@ HOPKINS_REPEATS = 50
 
 @dataclass(frozen=True)
 class Clusterability:
-    """What was measured.
+    """The result.
 
     Attributes:
         models: The trainings.
-        values: A row per model, layer and epoch: channels, the three measures, the dip's p-value (`dip_p`), how much of
-            the variance the Hopkins statistic sees (`variance_kept`), and the plain number of neighbours
-            (`neighbours_count`). nan where it is not defined.
-        trends: A row per model, layer and measure: its first and last value, Kendall's tau and its p, the Theil-Sen
-            slope per epoch with its 95 % confidence interval, whether it is `rising` or `falling`, and a note where
-            there is no trend to speak of.
+        values: A row per model, layer and epoch: channels and the three measures; nan where one is not defined.
+        trends: A row per model, layer and measure: its first and last value, Kendall's tau against the epoch and its p,
+            whether it is `rising` or `falling`, and a note where no trend can be computed.
         problems: What could not be read, and what to do.
     """
 
@@ -56,24 +52,12 @@ class Clusterability:
     trends: pd.DataFrame
     problems: tuple[str, ...]
 
-    def to_frame(self) -> pd.DataFrame:
-        """`values`."""
-        return self.values
-
-    def summary(self, by: str = "model") -> pd.DataFrame:
-        """How many layers rise, fall, and can have a trend (`layers`), and the median of their first and last values.
-
-        Args:
-            by: "model" or "lambda_".
-
-        Returns:
-            A row per model or lambda_, and measure.
-        """
+    def summary(self) -> pd.DataFrame:
+        """A row per lambda_ and measure: how many layers rise, fall, and can have a trend (`layers`), and the median of
+        their first and last values."""
         trends = self.trends.assign(layers=self.trends.tau.notna() | (self.trends.note == CONSTANT))
-        groups = trends.groupby([by, "measure"], dropna=False, sort=by == "lambda_")
-        return groups.agg(
-            {"rising": "sum", "falling": "sum", "layers": "sum", "first": "median", "last": "median"},
-        )
+        groups = trends.groupby(["lambda_", "measure"], dropna=False)
+        return groups.agg({"rising": "sum", "falling": "sum", "layers": "sum", "first": "median", "last": "median"})
 
     def to_dict(self) -> dict:
         """Plain dictionaries and lists for JSON; nan becomes None."""
@@ -84,8 +68,7 @@ class Clusterability:
             "models": models,
             "values": self.values.to_dict("records"),
             "trends": self.trends.to_dict("records"),
-            "by_model": self.summary("model").reset_index().to_dict("records"),
-            "by_lambda": self.summary("lambda_").reset_index().to_dict("records"),
+            "by_lambda": self.summary().reset_index().to_dict("records"),
             "problems": list(self.problems),
         }
         return json_data(found)
@@ -159,32 +142,25 @@ def points(feature_maps: np.ndarray) -> np.ndarray:
     return ((maps - low) / np.where(constant, np.inf, high - low)).reshape(len(maps), -1)
 
 
-def dip_of_distances(distances: np.ndarray) -> tuple[float, float]:
-    """Hartigans' dip of all pairwise distances, and its p-value: small distances within clusters and large ones
-    between them make several modes.
+def dip_of_distances(distances: np.ndarray) -> float:
+    """Hartigans' dip of all pairwise distances: small ones within clusters and large ones between make several modes.
 
-    Hartigan, Hartigan: The dip test of unimodality. Annals of Statistics 13 (1985) 70-84. On distances: Kalogeratos,
-    Likas: Dip-means. NeurIPS 2012 (seen from each point); Ackerman, Adolfsson, Brownstein: An effective and efficient
-    approach for clusterability evaluation. arXiv 1602.06687 (all pairs, as here).
-
-    Distances among the same points are not independent, which the p-value takes them to be: on clouds of 32 uniform or
-    Gaussian points it is below 0.05 in less than 1 of 100. A single tight cluster has one mode and does not show; and
-    of the same cloud, fewer points have a larger dip (0.016 for 32 points, 0.055 for 8).
+    Hartigan, Hartigan: The dip test of unimodality. Annals of Statistics 13 (1985) 70-84. On all pairwise distances:
+    Ackerman, Adolfsson, Brownstein: An effective and efficient approach for clusterability evaluation, arXiv
+    1602.06687. A single tight cluster has one mode and does not show; and of the same cloud, fewer points have a larger
+    dip (0.016 for 32 points, 0.055 for 8).
 
     Args:
         distances: Of n points, n (n - 1) / 2 of them (`scipy.spatial.distance.pdist`).
     """
     import diptest
 
-    with warnings.catch_warnings():
-        # Above 72000 distances the largest tabulated sample is taken as asymptotic, as it should be.
-        warnings.filterwarnings("ignore", message="Sample size exceeds")
-        return diptest.diptest(distances)
+    return float(diptest.dipstat(distances))
 
 
-def hopkins(feature_points: np.ndarray) -> tuple[float, float]:
+def hopkins(feature_points: np.ndarray) -> float:
     """The Hopkins statistic of the points projected on their first principal components: about 0.5 without clusters,
-    near 1 with them.
+    near 1 with them, nan where all points are the same.
 
         H = sum_i u_i^d / (sum_i u_i^d + sum_i w_i^d)
 
@@ -194,26 +170,21 @@ def hopkins(feature_points: np.ndarray) -> tuple[float, float]:
     Hopkins, Skellam: A new method for determining the type of distribution of plant individuals. Annals of Botany 18
     (1954) 213-227; with d dimensions as exponent: Cross, Jain: Measurement of clustering tendency. IFAC 1982.
 
-    d is at most 3: in the hundreds of dimensions of the maps, space is so empty that H is 1 for whatever lies in it.
-    The uniform points fill the convex hull, not the bounding box, whose empty corners let H grow with the number of
-    points: one Gaussian cloud of 100 dimensions had 0.36 with 8 points, 0.59 with 32 and 0.93 with 512 in the box, and
-    has 0.30, 0.36 and 0.60 in the hull; four clusters have over 0.98 in both.
+    d is at most 3: in the hundreds of dimensions of the maps, H is 1 for any points. The uniform points fill the convex
+    hull, since the empty corners of a bounding box let H grow with the number of points.
 
     Args:
         feature_points: (n, dimensions), n > 3.
-
-    Returns:
-        H, and the part of the variance that the components hold; nan where all points are the same.
     """
     # Few lines of our own: of the packages, hopkins-statistic is a beta that needs a newer Python than we do, and
     # pyclustertend leaves out the exponent, cannot be seeded, and brings numba and pytest along.
     if np.ptp(feature_points, axis=0).max() == 0:
-        return math.nan, math.nan
+        return math.nan
     pca = PCA(min(HOPKINS_DIMENSIONS, feature_points.shape[1]), svd_solver="full")  # another one would draw numbers
     projected = pca.fit_transform(feature_points)
     # A direction with a thousandth of the extent is rounding noise of float16, and no dimension.
     projected = projected[:, pca.singular_values_ > 1e-3 * pca.singular_values_[0]]
-    projected = projected[np.lexsort(projected.T)]  # the draws shall not depend on the order of the channels
+    projected = projected[np.lexsort(projected.T)]  # the draws must not depend on the order of the channels
     count, dimensions = projected.shape
     drawn = min(max(1, count // 10), HOPKINS_MOST_DRAWN)
     generator = np.random.default_rng(0)
@@ -222,7 +193,7 @@ def hopkins(feature_points: np.ndarray) -> tuple[float, float]:
     chosen = np.argsort(generator.random((HOPKINS_REPEATS, count)), axis=1)[:, :drawn]
     w = tree.query(projected, k=2)[0][:, 1][chosen]
     u, w = ((distances**dimensions).sum(1) for distances in (u, w))
-    return float(np.mean(u / (u + w))), float(pca.explained_variance_ratio_[:dimensions].sum())
+    return float(np.mean(u / (u + w)))
 
 
 def _uniform_in_hull(corners: np.ndarray, generator: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
@@ -236,34 +207,25 @@ def _uniform_in_hull(corners: np.ndarray, generator: np.random.Generator, shape:
     return np.einsum("...k,...kd->...d", generator.dirichlet(np.ones(dimensions + 1), shape), simplices[chosen])
 
 
-def neighbours(distances: np.ndarray, radius: float) -> tuple[float, float]:
-    """How many of the other points lie within a radius, on average over the points.
+def neighbours(distances: np.ndarray, radius: float) -> float:
+    """The fraction of the other points that lie within a radius, on average over the points.
 
-    The paper's radius is not known to us; ours is the distance within which a tenth of the pairs of maps lie in the
-    layer's first snapshot, kept for the whole training. So each layer begins at 0.1, and rises as its maps draw nearer:
-    a radius of each snapshot's own would hide just that. (A part of the largest distance is no measure: in hundreds of
-    dimensions distances are nearly alike, and within 0.2 of the largest lies no pair at all in most layers.)
+    The paper's radius is not known to us. Ours is the distance within which a tenth of the pairs of maps lie in the
+    layer's first snapshot, for the whole training: each layer begins at 0.1, and rises as its maps draw nearer.
 
     Args:
         distances: Of n points, n (n - 1) / 2 of them.
         radius: A distance that still counts.
-
-    Returns:
-        As a fraction of the n - 1 others, which can be compared between layers and widths; and their number.
     """
-    fraction = float(np.mean(distances <= radius))
-    return fraction, fraction * (num_obs_y(distances) - 1)
+    return float(np.mean(distances <= radius))
 
 
 @dataclass(frozen=True)
 class Trend:
-    """Kendall's tau of a measure against the epoch, its p, and the Theil-Sen slope per epoch with its 95 % interval."""
+    """Kendall's tau of a measure against the epoch, and its p."""
 
     tau: float = math.nan
     p: float = math.nan
-    slope: float = math.nan
-    slope_low: float = math.nan
-    slope_high: float = math.nan
     note: str = ""
 
     @property
@@ -276,39 +238,34 @@ class Trend:
 
 
 def trend(epochs: Sequence[float], values: Sequence[float]) -> Trend:
-    """The Mann-Kendall test for a trend (Kendall's tau against time) and Sen's slope; what is nan is left out.
+    """The Mann-Kendall test for a trend (Kendall's tau against time); values that are nan are left out.
 
-    Snapshots of one training follow from each other, which the test takes to be independent: p is a description, to be
-    compared with that of a training without delta_opt, and 1 of 20 layers without a trend is below 0.05 by chance.
-    Four snapshots are the fewest, and only five or more can get below 0.05.
+    The test takes snapshots to be independent, and those of one training are not: compare p with that of a training
+    without delta_opt. Four snapshots are the fewest, and only five or more can get below 0.05.
     """
     defined = np.isfinite(values)
     x, y = np.asarray(epochs, float)[defined], np.asarray(values, float)[defined]
     if len(y) < FEWEST_SNAPSHOTS:
         return Trend(note=f"defined in {len(y)} snapshots, a trend needs {FEWEST_SNAPSHOTS}")
     if np.ptp(y) == 0:
-        return Trend(slope=0.0, note=CONSTANT)
+        return Trend(note=CONSTANT)
     tau, p = kendalltau(x, y)
-    slope, _, low, high = theilslopes(y, x)
-    return Trend(float(tau), float(p), float(slope), float(low), float(high))
+    return Trend(float(tau), float(p))
 
 
 def _measured(layer: str, feature_maps: np.ndarray, radius: dict[str, float]) -> dict:
     """The measures of one layer in one snapshot; the layer's radius is set by the first one that has enough maps."""
     channels = feature_maps.shape[1]
-    names = ("dip", "dip_p", "hopkins", "variance_kept", "neighbours", "neighbours_count")
-    undefined = {"channels": channels, **dict.fromkeys(names, math.nan)}
-    # Maps are not finite where a training went to pieces; one of a single value has nothing to compare.
-    if channels < FEWEST_MAPS or feature_maps[0, 0].size < 2 or not np.isfinite(feature_maps).all():
-        return undefined
-    where = points(feature_maps)
-    distances = pdist(where)
-    numbers = (
-        *dip_of_distances(distances),
-        *hopkins(where),
-        *neighbours(distances, radius.setdefault(layer, np.quantile(distances, NEAR))),
-    )
-    return {"channels": channels, **dict(zip(names, numbers, strict=True))}
+    found = {"channels": channels, **dict.fromkeys(MEASURES, math.nan)}
+    # Maps of a training that diverged are not finite; pooled maps of a single value have nothing to compare.
+    if channels >= FEWEST_MAPS and feature_maps[0, 0].size > 1 and np.isfinite(feature_maps).all():
+        where = points(feature_maps)
+        distances = pdist(where)
+        near = radius.setdefault(layer, np.quantile(distances, NEAR))
+        found |= {
+            "dip": dip_of_distances(distances), "hopkins": hopkins(where), "neighbours": neighbours(distances, near)
+        }  # fmt: skip
+    return found
 
 
 def _trends(values: pd.DataFrame) -> pd.DataFrame:

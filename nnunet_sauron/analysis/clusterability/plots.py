@@ -1,4 +1,4 @@
-"""What `clusterability` found, as a table for the terminal and as pictures."""
+"""The result of `clusterability`, as a table for the terminal and as pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..plot_text import as_is
 from .folders import TrainedFold
 from .measure import FEWEST_MAPS, MEASURES, SIGNIFICANT, Clusterability, points
 
-# Okabe and Ito's colours, which can be told apart with any colour vision.
+# Okabe and Ito's colours, distinct with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v")
 TITLES = {
@@ -31,15 +31,14 @@ UNITS = {"dip": "dip", "hopkins": "H", "neighbours": "fraction of the other maps
 FEWEST_MAPS_TO_CHOOSE = 8
 NOTE = (
     "dip: Hartigans' dip of the pairwise distances between a layer's feature maps, larger with more modes. hopkins: "
-    "Hopkins statistic on at most 3 principal components, 0.5 random, near 1 clustered. neighbours: part of the "
-    "other maps that lie as near as a tenth of them did in the first snapshot (our definition; the paper's radius is "
-    "not known to us). tau: Kendall's, of the measure against the epoch (Mann-Kendall), with its p; rising and falling "
-    f"are p < {SIGNIFICANT}. Snapshots of a training follow from each other: p describes, and is best compared with "
-    "that of a training without delta_opt."
+    "Hopkins statistic on at most 3 principal components, 0.5 random, near 1 clustered. neighbours: fraction of the "
+    "other maps within the distance that held a tenth of them in the first snapshot. tau: Kendall's tau of the measure "
+    f"against the epoch, with its p; rising and falling are p < {SIGNIFICANT}. Snapshots of a training depend on each "
+    "other, so compare p with that of a training without delta_opt."
 )
 NOTE_ON_WIDTHS = (
-    "{} layers lost channels, which changes the measures, too: maps with near neighbours are cut first, and of fewer "
-    "maps the dip is larger and the Hopkins statistic smaller. To see what delta_opt does alone, train without cuts: "
+    "{} layers lost channels, which changes the measures as well: maps with near neighbours are removed first, and "
+    "with fewer maps the dip is larger and the Hopkins statistic smaller. To see delta_opt alone, train without cuts: "
     'nnunet_sauron="cut_until=0,snapshot_every=10".'
 )
 
@@ -72,7 +71,7 @@ def draw(result: Clusterability, folder: Path, layer: str | None = None) -> list
 def embedding(model: TrainedFold, layer: str, epoch: int) -> np.ndarray:
     """t-SNE of a layer's maps in one snapshot, (channels, 2); axes and distances between groups have no meaning.
 
-    nan where the maps are not finite, as in a training that went to pieces.
+    nan where the maps are not finite, as in a training that diverged.
     """
     where = points(model.maps(epoch)[layer])
     if not np.isfinite(where).all():
@@ -84,7 +83,7 @@ def embedding(model: TrainedFold, layer: str, epoch: int) -> np.ndarray:
 
 
 def print_table(result: Clusterability, console=None) -> None:
-    """A table a model, the number of trends, and what the columns mean."""
+    """Print a table for each model, the number of trends, and the meaning of the columns."""
     from rich.text import Text
 
     console = console or plain_console()
@@ -106,7 +105,7 @@ def print_table(result: Clusterability, console=None) -> None:
             table.add_row(*row)
         console.print(table)
     table = PlainTable("lambda", "measure", "median of the layers", "rising", "falling", "of layers", title="Trends")
-    for (value, measure), row in result.summary("lambda_").iterrows():
+    for (value, measure), row in result.summary().iterrows():
         counts = (f"{row[key]:.0f}" for key in ("rising", "falling", "layers"))
         table.add_row(lambda_label(value), measure, _change(row["first"], row["last"], DIGITS[measure]), *counts)
     console.print(table)
@@ -151,7 +150,7 @@ def _measures(result: Clusterability) -> Figure:
 
 
 def _trends(result: Clusterability) -> Figure:
-    summary = result.summary("lambda_")
+    summary = result.summary()
     groups = list(dict.fromkeys(value for value, _ in summary.index))
     figure = Figure(figsize=(max(8, 3 + 2.2 * len(groups)), 3.6), layout="constrained")
     panels = figure.subplots(1, len(MEASURES), sharey=True)

@@ -33,7 +33,7 @@ from .windows import Bar, Layer, Windows, silent
 
 @dataclass(frozen=True, eq=False)
 class FeatureMaps:
-    """One layer's maps of one slice, and what to show beside them; all on the same grid.
+    """One layer's maps of one slice, with the image and segmentations; all on the same grid.
 
     Attributes:
         model: Dataset, trainer, plans, configuration and fold.
@@ -209,7 +209,7 @@ def _preprocessed(
         labels = labels[None]
         # By itself: a reference may change the mask that an image is normalised in, but must not change the maps.
         labels = preprocess(model, original, properties, labels)[1][0].astype(np.int16)
-        labels[labels < 0] = 0  # nnU-Net marks what lies outside the image's mask
+        labels[labels < 0] = 0  # nnU-Net marks voxels outside the image's mask
     return image, labels, Grid.of(of_image, model.manager.transpose_forward, image.shape[1:])
 
 
@@ -221,7 +221,7 @@ def _check_slice(wanted: int | None, slices: int) -> None:
 def _choose_slice(
     reference: np.ndarray | None, prediction: np.ndarray, ignore_label: int | None
 ) -> tuple[int, str | None]:
-    """The slice with most foreground, and what to know about the choice."""
+    """The slice with most foreground, and a remark about the choice."""
     empty: list[str] = []
     for name, labels in (("reference", reference), ("prediction", prediction)):
         if labels is None:

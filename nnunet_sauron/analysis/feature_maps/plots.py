@@ -35,7 +35,7 @@ WIDTH, MARGIN, GAP, LINE = 10.0, 0.35, 0.12, 0.2  # inches; for A4 with its marg
 WIDEST = 2.9  # of the image
 SHEET = 40.0  # more than any page is high
 LEGEND_COLUMNS = 5
-# Height over width of what a map is drawn in; very long or very flat slices do not fill it.
+# Height over width of a map's panel; very long or very flat slices do not fill it.
 FLATTEST, LONGEST = 0.4, 1.6
 # Voxels stay squares where there is room for them; where there is not, none is left out.
 SAMPLING = "antialiased"
@@ -153,7 +153,7 @@ class _Upright:
 
 
 class _Sheet:
-    """A figure that is filled from the top; what stays empty below is cut off. Lengths are in inches."""
+    """A figure that is filled from the top; empty space below is cut off. Lengths are in inches."""
 
     def __init__(self):
         self.figure = Figure(figsize=(WIDTH, SHEET))
@@ -227,7 +227,7 @@ def _title(maps: FeatureMaps, channels: Sequence[int], number: int, pages: int) 
 
 
 def _panels(maps: FeatureMaps) -> list[tuple[str, int, np.ndarray | None]]:
-    """What stands above the maps, as title, channel of the image, and segmentation to lay over it."""
+    """The panels above the maps, as title, channel of the image, and segmentation to lay over it."""
     panels: list[tuple[str, int, np.ndarray | None]] = []
     panels += [(name, i, None) for i, name in enumerate(maps.input_channels[:MOST_INPUTS])]
     panels += [("reference", 0, maps.reference)] if maps.reference is not None else []

@@ -19,7 +19,7 @@ from torch.nn import functional
 from ...pruning.eval_mode import eval_mode
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
-"""Shows progress: bar(what is done, steps) is a context that yields what to call with each step's name, or ""."""
+"""Shows progress: bar(text, steps) is a context that yields a function to call with each step's name, or ""."""
 
 
 class Layer(NamedTuple):
@@ -75,7 +75,7 @@ class Windows:
 
     @torch.inference_mode()
     def _add(self, totals: torch.Tensor, plane: int | None, bar: Bar) -> torch.Tensor:
-        """Add every window's weighted maps to `totals`, of all planes or of one; what their weights add up to."""
+        """Add every window's weighted maps to `totals`, of all planes or of one; returns the sum of their weights."""
         sums = torch.zeros(totals.shape[1:])
         slicers = [one for one in self.slicers if plane is None or _holds(one[1], plane)]
         outputs: list[torch.Tensor] = []

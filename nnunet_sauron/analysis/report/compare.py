@@ -1,4 +1,4 @@
-"""What trained models cost and how well they segment, measured from the folders that trainings left behind."""
+"""Cost and quality of trained models, measured from their folders."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from .paired import PairedDifference, paired_difference
 from .scores import PREDICTIONS, score_model, was_validated
 
 SECONDS_OF_TIMING = 60.0  # for all networks of a report together
-SCATTER = 0.3  # of a median: a wider middle half tells of other work on the machine
+SCATTER = 0.3  # of a median: a wider middle half is a sign of other work on the machine
 # Attributes of ClassScore that are compared with the baseline's, case by case.
 COMPARED = ("dice", "hd95", "surface_dice", "absolute_volume_error")
 
 
 @dataclass(frozen=True)
 class FoldReport:
-    """One fold's network and what its training logged.
+    """One fold's network and the log of its training.
 
     Attributes:
         cost: Of its network, for one patch.
@@ -48,7 +48,7 @@ class FoldReport:
 
     @property
     def target(self) -> dict | None:
-        """What its pruning was to end with, as the newest epoch tells (`trainers.pruning.PruningTrainer`): `name`,
+        """The target of its pruning, from the newest epoch's record (`trainers.pruning.PruningTrainer`): `name`,
         `value`, the parts `asked` for and `left`, `reached` (None: cuts went on) and `why` not. None without a target.
         """
         found = self.history[-1].get("target") if self.history else None
@@ -73,7 +73,7 @@ class ModelReport:
         patch_size: Voxels per axis.
         dense_widths, dense_cost: What its plans describe; empty or None where that cannot be told.
         folds: By fold; none whose network could not be built.
-        scores: Of the validation cases by fold, or of a folder under "predictions"; what could not be scored is absent.
+        scores: Of the validation cases by fold, or of a folder under "predictions"; others are absent.
         differences: Against the baseline, case by case, for the attributes of `ClassScore` in `COMPARED` (means over
             classes); empty for the baseline, and without cases in common.
     """
@@ -190,7 +190,7 @@ def make_report(
         progress.say(f"reading {folder}")
         try:
             trained = TrainedModel.read(folder, folds, checkpoint, problems.append, every_fold=True)
-        except Exception as error:  # whatever is in that folder, the other models are reported
+        except Exception as error:  # one bad folder must not stop the report of the others
             problems.append(f"{folder} is not in the report: {_words(error)}")
             left_out.append(folder)
             continue
@@ -217,7 +217,7 @@ def make_report(
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """The folders' last parts, as many as tell them apart."""
+    """The last parts of the folders' paths, as many as distinguish them."""
     parts = [folder.resolve().parts for folder in folders]
     for length in range(1, max(len(part) for part in parts) + 1):
         names = ["/".join(part[-length:]) for part in parts]
@@ -254,11 +254,11 @@ def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[Mod
         dense_widths, dense_cost = _widths(dense), network_cost(dense, trained.patch_size, channels)
         if trained.builder.assumed:
             problems.append(f"{name}: {trained.builder.assumed}")
-    except Exception as error:  # a network class of somebody else's
+    except Exception as error:  # a network class of another package
         known = trained.plans["configurations"][trained.configuration].get("architecture", {})
         problems.append(
             f"{name}: the network of its plans, {known.get('network_class_name', 'an inherited one')}, cannot be "
-            f"built, so what they describe is not known: {_words(error)}"
+            f"built, so the channels in the plans are not known: {_words(error)}"
         )
     for fold, checkpoint in trained.checkpoints.items():
         try:
@@ -397,7 +397,7 @@ def _unequal(model: ModelReport, baseline: ModelReport) -> list[str]:
         found.append(f"{both}: {', '.join(other)} are not the same classes, and not in the differences.")
     if (model.configuration, model.patch_size) != (baseline.configuration, baseline.patch_size):
         found.append(
-            f"{both}: their patches differ, so what one patch costs is not what an image costs; no ratios are given."
+            f"{both}: their patches differ, so the cost of a patch is not the cost of an image; no ratios are given."
         )
     return found
 

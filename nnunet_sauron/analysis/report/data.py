@@ -25,7 +25,7 @@ MEAN = "mean"  # stands for a fold
 
 
 def fold_numbers(model: ModelReport, fold: str) -> dict[str, float]:
-    """All that is known of one fold, or of the folder of predictions; what is not known is absent.
+    """All known numbers of one fold, or of the folder of predictions; unknown ones are absent.
 
     Returns:
         channels; parameters; macs and flops of one patch; weights_bytes; peak_memory_bytes; seconds_cpu, seconds_cuda

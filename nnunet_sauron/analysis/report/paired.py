@@ -1,4 +1,4 @@
-"""Two models on the same cases: how much one is better, and whether chance explains it."""
+"""Two models on the same cases: their difference, its interval and a significance test."""
 
 from __future__ import annotations
 

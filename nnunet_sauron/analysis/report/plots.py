@@ -20,7 +20,7 @@ from ..plot_text import as_is
 from .compare import ModelReport, Report, common_values
 from .data import fold_numbers, mean_numbers
 
-# Colours that nobody draws with stand for the page's own, see `_svg`.
+# Placeholder colours, replaced by the page's own in `_svg`.
 INK, FAINT = "#010203", "#010204"
 SERIES = tuple(f"#0102{16 + i:02x}" for i in range(8))
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
@@ -142,7 +142,7 @@ def _cases(report: Report) -> Iterator[Picture]:
         _legend_below(figure, axes)
         yield Picture(
             "Dice of each case against the baseline's",
-            "A mark a case, mean over classes; above the line the model is better than the baseline.",
+            "One mark per case, mean over classes; above the line the model is better than the baseline.",
             _svg(figure, "cases", "Dice of each case against the baseline's"),
         )
 
@@ -168,7 +168,7 @@ def _layers(report: Report) -> Iterator[Picture]:
             axes.remove()
         yield Picture(
             "Channels of each layer",
-            "Wide bars: what the plans describe; narrow bars: the network now (the first fold's).",
+            "Wide bars: the network of the plans; narrow bars: the network now (first fold).",
             _svg(figure, "layers", "Channels of each layer, in the plans and now"),
         )
 
@@ -192,8 +192,7 @@ def _epoch_time(report: Report) -> Iterator[Picture]:
         _legend_below(figure, axes)
         yield Picture(
             "Epoch time",
-            "Each epoch's time over the first one's (the first fold's training); what else the machine did then is in "
-            "it.",
+            "Each epoch's time over the first one's (first fold); other work on the machine is included.",
             _svg(figure, "epoch_time", "Epoch time over the first epoch's"),
         )
 
@@ -208,7 +207,7 @@ def _history(model: ModelReport, number: int) -> Iterator[Picture]:
         draw_channels(figure, figure.subplots(), history, model.dense_widths)
         yield Picture(
             f"Channels over the epochs: {title}",
-            "A row a layer (the first fold's training); right: channels at the end, of those in the plans.",
+            "One row per layer (first fold); right: channels at the end, of those in the plans.",
             _svg(figure, f"channels_{number}", f"Channels over the epochs of {model.name}"),
         )
         if all("tau" in epoch["state"] for epoch in history):
@@ -218,7 +217,7 @@ def _history(model: ModelReport, number: int) -> Iterator[Picture]:
             draw_thresholds(axes, history, names)
             yield Picture(
                 f"Thresholds over the epochs: {title}",
-                "Below its layer's threshold a channel is redundant; each layer's adjusts itself.",
+                "A channel below its layer's threshold is redundant; each layer adjusts its own threshold.",
                 _svg(figure, f"tau_{number}", f"Thresholds over the epochs of {model.name}"),
             )
 

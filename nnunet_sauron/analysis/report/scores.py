@@ -1,4 +1,4 @@
-"""What the segmentations that trained models left behind are worth."""
+"""Scores of the segmentations in trained models' folders."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def score_model(
             problems.append(f"{what} has no quality in the report: {why}")
     if not predictions and scores and trained.checkpoint_name != CHECKPOINT:
         problems.append(
-            f"{name}: its costs are of {trained.checkpoint_name}, its quality of what nnU-Net validated, which is "
+            f"{name}: its costs are of {trained.checkpoint_name}, its quality of nnU-Net's validation, which is "
             f"{CHECKPOINT} but after --val_best. Predict with -chk and give --predictions and --labels to be sure."
         )
     if "all" in scores:
@@ -92,7 +92,7 @@ def _check_validation(trained: TrainedModel, fold: str, folder: Path) -> None:
 
 
 def _validate(trained: TrainedModel, fold: str) -> str:
-    """The command that validates, which nnU-Net does with trainings only that have ended; else the one that ends it."""
+    """The command that validates a finished training, or else the one that finishes it."""
     trainer, plans = trained.checkpoints[fold]["trainer_name"], trained.plans["plans_name"]
     flags = ["--val"] if (trained.folder / f"fold_{fold}" / CHECKPOINT).is_file() else ["--c"]
     if trained.checkpoint_name == BEST:
@@ -110,7 +110,7 @@ def _references(trained: TrainedModel, validation: Path, problems: list[str]) ->
     except ValueError as error:  # the segmentations can be scored all the same
         problems.append(str(error))
     except (KeyError, IndexError, TypeError):
-        problems.append(f"{summary} is not nnU-Net's: it does not tell where the references are.")
+        problems.append(f"{summary} is not nnU-Net's: it does not name the references' folder.")
     named.append(Path(nnUNet_preprocessed or "") / trained.plans["dataset_name"] / "gt_segmentations")
     for folder in named:
         if folder.is_dir():

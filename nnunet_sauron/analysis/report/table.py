@@ -19,7 +19,7 @@ from .paired import PairedDifference
 
 @dataclass(frozen=True)
 class Row:
-    """A number of `mean_numbers`, what it is called, and how it is written."""
+    """A number of `mean_numbers`, its title, and its format."""
 
     key: str
     title: str
@@ -112,7 +112,7 @@ def stage_rows(report: Report) -> list[tuple[str, list[str]]]:
 
 
 def target_rows(report: Report) -> list[tuple[str, list[str]]]:
-    """Each model's pruning target and what became of it; where folds differ in that, they are named."""
+    """Each model's pruning target and whether it was reached; folds are named where they differ."""
     cells = []
     for model in report.models:
         outcomes: dict[tuple, list[str]] = {}
@@ -130,7 +130,7 @@ def target_rows(report: Report) -> list[tuple[str, list[str]]]:
 
 
 def fold_rows(model: ModelReport) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """The folds' names, and a title and a cell for each fold; what its plans describe comes first."""
+    """The folds' names, and a title and a cell for each fold; the plans' own widths come first."""
     numbers = [dense_numbers(model)]
     numbers += [fold_numbers(model, part) for part in model.parts]
     titles = ["plans", *(f"fold {part}" if part in model.folds else part for part in model.parts)]
@@ -190,13 +190,13 @@ def notes(report: Report) -> list[str]:
     """What the numbers mean, with their sources."""
     timed = [one for model in report.models for fold in model.folds.values() for one in fold.timing.values()]
     timing = [
-        f"Times: median of {timed[0].repeats} forward passes after a warm-up; the networks took turns in one process, "
+        f"Times: median of {timed[0].repeats} forward passes after a warm-up; the networks alternated in one process, "
         f"{report.threads} CPU threads."
     ] if timed else []  # fmt: skip
     return [
         "MACs, FLOPs, memory and times are of one patch of the plans' size, batch 1, float32. FLOPs are PyTorch's flop "
         "counter's, of convolutions and transposed convolutions; MACs are half of them. Peak memory is weights, input "
-        "and live tensors, without what a convolution allocates for itself.",
+        "and live tensors, without the workspace of convolutions.",
         *timing,
         f"Dice, HD95 (the larger direction's 95th percentile) and surface Dice (tolerance {report.tolerance_mm:g} mm) "
         "are defined as MONAI's, over surface voxels; means over cases and classes, then over folds. Where prediction "

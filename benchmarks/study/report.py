@@ -85,7 +85,7 @@ def rows(found: dict[str, list[dict]]) -> list[dict]:
 
 
 def draw(table: list[dict], path: Path) -> None:
-    """Dice of each run against its part of stock's MACs; a line from the lowest fold to the highest."""
+    """Dice of each run against its part of stock's MACs; a line from the lowest run to the highest."""
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
     for row in table:
         ours = row["run"].startswith(OURS)
@@ -94,7 +94,7 @@ def draw(table: list[dict], path: Path) -> None:
         axes.plot(row["macs"] * 100, statistics.fmean(row["dice"]), "o" if ours else "s", color=colour, markersize=5)
     axes.set_xscale("log")
     axes.set_xlabel("multiply-accumulates, % of stock nnU-Net's")
-    axes.set_ylabel("Dice, validation cases; a line from the lowest fold to the highest")
+    axes.set_ylabel("Dice, validation cases; a line from the lowest run to the highest")
     axes.set_xticks([1, 2, 5, 10, 25, 50, 100], labels=["1", "2", "5", "10", "25", "50", "100"])
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Fold what removed channels carried into those that stay, so that a network shrinks without training.
+"""Merge removed channels into those that are kept, so that a network shrinks without training.
 
 A feature map is redundant when the kept maps of its layer reproduce it. Second moments of the maps on a few inputs give
 the fit of a layer's maps by the kept ones, and the layers that read them read that fit instead. Known as channel
@@ -166,12 +166,12 @@ def _fold(
     moments: Moments,
 ) -> None:
     """Let all layers that read a unit in one place read the fit by its kept channels, in place; removes nothing."""
-    stay = torch.tensor(list(kept), device=next(network.parameters()).device)
+    indices = torch.tensor(list(kept), device=next(network.parameters()).device)
     for where, conv, read, start in readers(network, layout, unit):
         if where != place:
             continue
         transposed = isinstance(conv, _ConvTransposeNd)
-        fit, offset = fitted(moments, stay, unit.width, conv.bias is not None and not transposed)
+        fit, offset = fitted(moments, indices, unit.width, conv.bias is not None and not transposed)
         read = read.double()
         folded = torch.einsum("ck,cot->kot", fit, read).to(conv.weight.dtype)
         dim = 0 if transposed else 1
@@ -179,25 +179,25 @@ def _fold(
         if conv.bias is not None:
             conv.bias += torch.einsum("c,cot->o", offset, read).to(conv.bias.dtype)
         conv.weight.narrow(dim, start, unit.width).zero_()
-        conv.weight.index_copy_(dim, start + stay, folded)
+        conv.weight.index_copy_(dim, start + indices, folded)
 
 
-def fitted(moments: Moments, stay: torch.Tensor, channels: int, intercept: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def fitted(moments: Moments, kept: torch.Tensor, channels: int, intercept: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """W (C, kept) and b (C) of `x ~ W x'_K + b`, float64; b is 0 without an intercept.
 
     The moments are of x' and x, (2C), or of x alone, which is fitted by its own kept channels then.
     """
     matrix = moments.covariance if intercept else moments.second
-    of_kept, with_aims = matrix[stay][:, stay], matrix[stay][:, -channels:]
+    of_kept, with_aims = matrix[kept][:, kept], matrix[kept][:, -channels:]
     # The second and third term are for maps that hardly vary: something positive to divide by, above their rounding.
     level = moments.second.diagonal().mean()
     diagonal = RIDGE * of_kept.diagonal().mean() + ROUNDING * level + torch.finfo(torch.float64).tiny
-    identity = torch.eye(len(stay), dtype=torch.float64, device=stay.device)
-    own = torch.linalg.solve(of_kept + diagonal * identity, matrix[stay][:, :channels])
-    own[:, stay] = identity
+    identity = torch.eye(len(kept), dtype=torch.float64, device=kept.device)
+    of_now = torch.linalg.solve(of_kept + diagonal * identity, matrix[kept][:, :channels])
+    of_now[:, kept] = identity
     diagonal = diagonal + AIM_RIDGE * of_kept.diagonal().mean()
-    fit = (own + torch.linalg.solve(of_kept + diagonal * identity, with_aims - of_kept @ own)).T
+    fit = (of_now + torch.linalg.solve(of_kept + diagonal * identity, with_aims - of_kept @ of_now)).T
     if not fit.isfinite().all():
         raise torch.linalg.LinAlgError("A fit of feature maps has no finite solution: they are not finite, or huge.")
-    offset = moments.mean[-channels:] - fit @ moments.mean[stay]
+    offset = moments.mean[-channels:] - fit @ moments.mean[kept]
     return fit, offset if intercept else torch.zeros_like(offset)

@@ -312,7 +312,7 @@ def test_what_compress_wrote_can_be_validated_and_is_no_training_to_continue(fol
     trainer.load_checkpoint(str(path))
     assert all(torch.equal(tensor, weights(path)[name]) for name, tensor in trainer.network.state_dict().items())
     assert trainer.inference_allowed_mirroring_axes == (1,)
-    with pytest.raises(ValueError, match="written by compress and is no training to continue"):
+    with pytest.raises(ValueError, match="written by compress, so there is no training to continue"):
         trainer.run_training()
 
 

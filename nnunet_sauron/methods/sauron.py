@@ -87,6 +87,7 @@ class Sauron(PruningMethod):
     def measure(self, training: TrainingState) -> dict[str, list[int]]:
         if self.settings.published:
             return super().measure(training)
+        self.unmeasured = None
         if self._reached(training.epoch)(training.widths_now, 0.0):
             return {}
         batches = training.batches(self.settings.prune_batches)

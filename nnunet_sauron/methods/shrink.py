@@ -198,14 +198,17 @@ def batches_to_rank_on(
         network: The network that is trained, unwrapped.
         training: Draws the batches.
         patches: Number of patches, at least.
-        drawn: Batches that are drawn already, and are taken first.
+        drawn: Batches that are drawn already, and are taken first, as many as are needed.
 
     Returns:
         Batches (B, channels, *patch); none where no batch is finite.
     """
-    batches = list(drawn)
+    batches: list[torch.Tensor] = []
+    left = list(drawn)
 
     def draw(least: int) -> None:
+        while left and sum(map(len, batches)) < least:
+            batches.append(left.pop(0))
         missing = least - sum(map(len, batches))
         batches.extend(training.batches(-(-missing // training.batch_size)) if missing > 0 else ())
 

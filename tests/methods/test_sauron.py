@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nnunet_sauron.methods.delta import delta_prune
+from nnunet_sauron.methods.measuring import NOTHING_MEASURED
 from nnunet_sauron.methods.sauron import Sauron
 from nnunet_sauron.methods.sauron_settings import PUBLISHED, SauronSettings
 from nnunet_sauron.methods.similar_channels import mean_distances, nearest_pairs, remove_from_pairs
@@ -158,6 +159,14 @@ def test_widths_are_multiples_and_the_target_is_met_but_not_by_far(target):
         merge_channels(network, keep, batches(8))
         assert all(width % 4 == 0 for width in channel_layout(network).widths.values())
     assert target - 0.15 < method.target()[2](channel_layout(network).widths) <= target
+
+
+def test_an_epoch_without_a_finite_batch_is_named_once():
+    network = build(widths=(16, 24, 32)).eval()
+    method = prepared(network, cuts=2, target_macs=0.5, lambda_=0)
+    assert method.measure(state(network, 9, batches=lambda count: [])) == {}
+    assert method.unmeasured == NOTHING_MEASURED
+    assert method.measure(state(network, 0)) == {} and method.unmeasured is None  # no cut is due
 
 
 def test_without_a_target_the_last_cut_has_its_limit_as_well():

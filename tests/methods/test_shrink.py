@@ -11,7 +11,7 @@ import torch
 from nnunet_sauron.methods import shrink
 from nnunet_sauron.methods.base import TrainingState
 from nnunet_sauron.methods.measuring import NOTHING_MEASURED
-from nnunet_sauron.methods.shrink import Schedule, Shrink, ShrinkSettings
+from nnunet_sauron.methods.shrink import Schedule, Shrink, ShrinkSettings, batches_to_rank_on
 from nnunet_sauron.pruning import CostModel, channel_layout, merge_channels
 
 from ..contracts.networks import build
@@ -147,6 +147,14 @@ def test_nothing_is_cut_where_no_patch_is_finite():
     method = prepared(network, cuts=1, target_macs=0.5)
     assert method.measure(state(network, 14, batches=lambda count: [])) == {}
     assert method.unmeasured == NOTHING_MEASURED
+
+
+def test_ranking_takes_drawn_batches_first_and_no_more_than_it_needs():
+    network = build(widths=(6, 8, 10)).eval()
+    drawn, asked = batches(3), []
+    training = state(network, 0, batches=lambda count: asked.append(count) or batches(count))
+    assert [id(one) for one in batches_to_rank_on(network, training, 8, drawn)] == [id(one) for one in drawn[:2]]
+    assert len(batches_to_rank_on(network, training, 18, drawn)) == 5 and asked == [2]
 
 
 @pytest.mark.parametrize(

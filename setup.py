@@ -16,7 +16,11 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["nnunet_sauron", "nnunet_sauron.*"]),
+    packages=[
+        *find_packages(include=["nnunet_sauron", "nnunet_sauron.*"], exclude=["nnunet_sauron.dataset_conversion"]),
+        *(f"nnunet_sauron.{name}" for name in find_packages(include=["dataset_conversion", "dataset_conversion.*"])),
+    ],
+    package_dir={"nnunet_sauron.dataset_conversion": "dataset_conversion"},
     package_data={"nnunet_sauron": ["py.typed"], "nnunet_sauron.plugin": ["shims/*.py", "planner_shim/*.py"]},
     python_requires=">=3.10",
     install_requires=[
@@ -36,8 +40,8 @@ setup(
     extras_require={
         # The dip test, which only `nnUNetv2_sauron clusterability` needs: GPL, so it is for the user to choose.
         "clusterability": ["diptest>=0.8"],
-        # benchmarks/study reads its grid from YAML: MIT.
-        "study": ["PyYAML>=6"],
+        # benchmarks/study reads its grid from YAML, and hands trainings to a cluster with `--cluster`: both MIT.
+        "study": ["PyYAML>=6", "submitit>=1.5"],
         "test": [
             "pytest>=8",
             # Tests in two processes, half the time: pytest's own project, MIT.
@@ -48,6 +52,9 @@ setup(
             "diptest>=0.8",
             # The independent judge of which channels belong together, and nothing but a judge: MIT.
             "torch-pruning>=1.6",
+            # The study's grids and its jobs.
+            "PyYAML>=6",
+            "submitit>=1.5",
         ],
     },
     entry_points={"console_scripts": ["nnUNetv2_sauron = nnunet_sauron.cli:main"]},

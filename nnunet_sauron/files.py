@@ -67,25 +67,54 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         replace: Let it hold something, which is removed once the new folder is whole.
 
     Raises:
-        OSError: It could not be written, or holds something.
+        OSError: It could not be written, or holds something; or another process is writing it.
     """
     target = target.resolve()  # a link to a folder stays one
-    beside = target.with_name(f".{target.name}{TEMPORARY}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    beside, old = (target.with_name(f".{target.name}{ending}") for ending in (TEMPORARY, ".old"))
+    beside.mkdir(parents=True, exist_ok=True)
+    with _locked(beside, target):
+        try:
+            if old.is_dir() and not target.exists():  # a process was killed between the two renamings below
+                os.replace(old, target)
+            for left in beside.iterdir():  # by a process that was killed
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            yield beside
+            if target.is_dir() and not replace:
+                target.rmdir()
+            elif target.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+                os.replace(target, old)  # at once: while it is being removed, half of it would stand there
+            os.replace(beside, target)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, target: Path) -> Iterator[None]:
+    """Keep other processes from writing into a folder; the lock ends with the process, however this ends."""
     try:
-        yield beside
-        if target.is_dir():
-            shutil.rmtree(target) if replace else target.rmdir()
-        os.replace(beside, target)
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FileExistsError(f"{target} is being written by another process; wait until it has ended.") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        os.close(opened)
 
 
-def check_writable(output: Path) -> None:
+def check_writable(output: Path, remedy: str = "choose another folder with -o") -> None:
     """Raise OSError unless files can be written into a folder, which need not be there yet and is not made."""
     if output.exists() and not output.is_dir():
-        raise FileExistsError(f"{output} is a file; give the name of a folder with -o.")
+        raise FileExistsError(f"{output} is a file; {remedy}.")
     try:
         place = output.resolve()  # a link may lead to what is not there yet
         nearest = next(folder for folder in (place, *place.parents) if folder.exists())
@@ -93,7 +122,7 @@ def check_writable(output: Path) -> None:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        raise OSError(f"{output} cannot be written ({error}); choose another folder with -o.") from error
+        raise OSError(f"{output} cannot be written ({error}); {remedy}.") from error
 
 
 def read_json_object(path: Path, remedy: str) -> dict:

@@ -72,9 +72,27 @@ class TestFolder:
             assert (tmp_path / "data/old").exists()
         assert names(tmp_path) == ["data", "data/new"]
 
+    def test_what_a_killed_run_had_moved_aside_is_there_again(self, tmp_path):
+        (tmp_path / ".data.old").mkdir()
+        (tmp_path / ".data.old/thesis.tex").touch()
+        with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "data", replace=True):
+            raise ZeroDivisionError
+        assert names(tmp_path) == ["data", "data/thesis.tex"]
+
     def test_what_a_killed_run_left_beside_is_removed(self, tmp_path):
         (tmp_path / ".model.tmp").mkdir()
         (tmp_path / ".model.tmp/half").touch()
+        (tmp_path / ".model.tmp/link").symlink_to(tmp_path)
         with new_folder(tmp_path / "model"):
             pass
         assert names(tmp_path) == ["model"]
+
+    def test_two_processes_do_not_write_the_same_one(self, tmp_path):
+        with new_folder(tmp_path / "data") as beside:
+            (beside / "of the first").touch()
+            with (
+                pytest.raises(FileExistsError, match="being written by another process"),
+                new_folder(tmp_path / "data"),
+            ):
+                pass
+        assert names(tmp_path) == ["data", "data/of the first"]

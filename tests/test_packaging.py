@@ -34,7 +34,8 @@ def test_a_wheel_holds_every_file_of_the_package_and_installs_offline(source, tm
     wheel = built(source, "build_wheel", tmp_path)
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("nnunet_sauron/")}
     there = {str(path.relative_to(source)) for path in (source / "nnunet_sauron").rglob("*") if path.is_file()}
-    assert held == there and "nnunet_sauron/py.typed" in held
+    there |= {f"nnunet_sauron/{path.relative_to(source)}" for path in (source / "dataset_conversion").rglob("*.py")}
+    assert held == there and {"nnunet_sauron/py.typed", "nnunet_sauron/dataset_conversion/msd.py"} < held
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", tmp_path / "site"]
     subprocess.run([*install, wheel], check=True)
     code = "import nnunet_sauron.plugin as p; print(p.trainer_folder())"
@@ -49,5 +50,7 @@ def test_a_wheel_holds_every_file_of_the_package_and_installs_offline(source, tm
 def test_a_source_distribution_holds_tests_and_docs(source, tmp_path):
     with tarfile.open(built(source, "build_sdist", tmp_path)) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
+    for name in ("dataset_conversion/raw_dataset/cases.py", "nnunet_sauron/dataset_conversion/__init__.py"):
+        assert name in held
     for name in ("docs/design.md", "tests/test_packaging.py", "LICENSE", "README.md", "benchmarks/study/run.py"):
         assert name in held

@@ -4,10 +4,48 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from nnunet_sauron.files import write_text_atomically
 
 BASELINE = "stock"
 OURS = ("shrink", "sauron", "compressed")
+HEAD = ("run", "MACs", "parameters", "Dice", "to stock", "HD95, mm", "to stock", "epochs", "minutes", "folds")
+
+
+def write(folder: Path, missing: Sequence[tuple[str, int]] = ()) -> None:
+    """Print the table and what is missing in it, and write it as table.md beside front.png.
+
+    Args:
+        folder: Of the results.
+        missing: Name and fold of runs that have none yet.
+    """
+    table = rows(read(folder))
+    lines = [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
+    for row in table:
+        cells = (
+            row["run"], _part(row["macs"]), _part(row["parameters"]), _values(row["dice"], 3),
+            _signed(row["dice_difference"], 3), _values(row["hd95_mm"], 2), _signed(row["hd95_mm_difference"], 2),
+            _sum(row["epochs"], 0), _sum(row["minutes"], 0), ", ".join(map(str, row["folds"])),
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    by_run: dict[str, list[int]] = {}
+    for name, fold in missing:
+        by_run.setdefault(name, []).append(fold)
+    if by_run:
+        waiting = (f"{name} (fold {', '.join(map(str, folds))})" for name, folds in by_run.items())
+        lines += ["", f"Not there yet: {'; '.join(waiting)}."]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(folder / "table.md", text)
+    draw([row for row in table if row["macs"]], folder / "front.png")
 
 
 def read(folder: Path) -> dict[str, list[dict]]:
@@ -20,7 +58,11 @@ def read(folder: Path) -> dict[str, list[dict]]:
 
 
 def rows(found: dict[str, list[dict]]) -> list[dict]:
-    """One row a run, largest network first; differences are to stock's same folds."""
+    """One row a run, largest network first; differences are to stock's same folds, in the mean.
+
+    `epochs` and `minutes` of training are means over folds: those of the model that the run starts from or learns from,
+    if there is one, then its own.
+    """
     stock = {one["fold"]: one for one in found.get(BASELINE, [])}
     table = []
     for name, results in found.items():
@@ -33,48 +75,52 @@ def rows(found: dict[str, list[dict]]) -> list[dict]:
         for key in ("macs", "parameters"):
             parts = [one[key] / stock[one["fold"]][key] for one in compared]
             row[key] = statistics.fmean(parts) if parts else None
+        before = results[0]["start"] or results[0].get("teacher")
+        stages = [stage for stage in (found.get(before), results) if stage]
+        times = [[one["epoch_seconds"] for one in stage] for stage in stages]
+        row["epochs"] = [statistics.fmean(map(len, of_folds)) for of_folds in times]
+        row["minutes"] = [statistics.fmean(map(sum, of_folds)) / 60 for of_folds in times]
         table.append(row)
     return sorted(table, key=lambda row: -(row["macs"] or 0))
 
 
-def write(folder: Path) -> None:
-    """Print the table, and write it as table.md beside front.png."""
-    table = rows(read(folder))
-    lines = ["| run | MACs | parameters | Dice | to stock | HD95, mm | to stock | folds |", "|---" * 8 + "|"]
-    for row in table:
-        lines.append(
-            f"| {row['run']} | {_part(row['macs'])} | {_part(row['parameters'])} | {_values(row['dice'], 3)} | "
-            f"{_signed(row['dice_difference'], 3)} | {_values(row['hd95_mm'], 2)} | "
-            f"{_signed(row['hd95_mm_difference'], 2)} | {', '.join(map(str, row['folds']))} |"
-        )
-    text = "\n".join(lines) + "\n"
-    print(text)
-    (folder / "table.md").write_text(text, encoding="utf-8")
-    draw([row for row in table if row["macs"]], folder / "front.png")
-
-
 def draw(table: list[dict], path: Path) -> None:
     """Dice of each run against its part of stock's MACs; a line from the lowest fold to the highest."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
     for row in table:
         ours = row["run"].startswith(OURS)
         colour = "C0" if ours else "black" if row["run"] == BASELINE else "0.55"
-        mean = statistics.fmean(row["dice"])
         axes.plot([row["macs"] * 100] * 2, [min(row["dice"]), max(row["dice"])], color=colour, linewidth=1)
-        axes.plot(row["macs"] * 100, mean, "o" if ours else "s", color=colour, markersize=5)
-        axes.annotate(row["run"], (row["macs"] * 100, mean), xytext=(5, 0), textcoords="offset points", fontsize=7,
-                      color=colour, va="center")  # fmt: skip
+        axes.plot(row["macs"] * 100, statistics.fmean(row["dice"]), "o" if ours else "s", color=colour, markersize=5)
     axes.set_xscale("log")
     axes.set_xlabel("multiply-accumulates, % of stock nnU-Net's")
-    axes.set_ylabel("Dice, validation cases")
+    axes.set_ylabel("Dice, validation cases; a line from the lowest fold to the highest")
+    axes.set_xticks([1, 2, 5, 10, 25, 50, 100], labels=["1", "2", "5", "10", "25", "50", "100"])
+    axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
+    if table:
+        _label(figure, axes, table)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _label(figure, axes, table: list[dict]) -> None:
+    """Names beside the marks, moved up where they would lie on each other."""
+    axes.margins(x=0.2)
+    figure.draw_without_rendering()
+    taken: list[tuple[float, float]] = []
+    for row in sorted(table, key=lambda row: statistics.fmean(row["dice"])):
+        place = row["macs"] * 100, statistics.fmean(row["dice"])
+        x, y = axes.transData.transform(place)
+        height = 11 * figure.dpi / 100
+        while any(abs(x - other) < 130 and abs(y - at) < height for other, at in taken):
+            y += 1
+        taken.append((x, y))
+        own = y - axes.transData.transform(place)[1]
+        axes.annotate(
+            row["run"], place, xytext=(6, own * 72 / figure.dpi), textcoords="offset points", fontsize=7, va="center",
+            arrowprops={"arrowstyle": "-", "linewidth": 0.3, "color": "0.7"} if own > height else None,
+        )  # fmt: skip
 
 
 def _part(value: float | None) -> str:
@@ -83,6 +129,10 @@ def _part(value: float | None) -> str:
 
 def _values(values: list[float], digits: int) -> str:
     return ", ".join(f"{value:.{digits}f}" for value in values)
+
+
+def _sum(values: list[float], digits: int) -> str:
+    return " + ".join(f"{value:.{digits}f}" for value in values)
 
 
 def _signed(value: float | None, digits: int) -> str:

@@ -2,9 +2,12 @@
 
     python benchmarks/study/run.py benchmarks/study/hippocampus.yaml --data .../Task04_Hippocampus [--resume]
     python benchmarks/study/run.py benchmarks/study/hippocampus.yaml --report
+    python benchmarks/study/run.py benchmarks/study/hippocampus.yaml -o /shared/study --cluster slurm --workers 16
+        --cluster-options slurm_partition=gpu gpus_per_node=1 --device cuda
 
-Results are written to `benchmarks/results/study`, one file a run and fold, and what has one is not run again. An
-interrupted training goes on from its last checkpoint. `--report` prints the table and draws Dice against MACs.
+Results are written to a folder of the grid's name in `benchmarks/results`, one file a run and fold, and what has one is
+not run again. An interrupted training goes on from its last checkpoint. `--dry-run` prints the commands that are left;
+`--report` prints the table and draws Dice against MACs.
 """
 
 from __future__ import annotations
@@ -15,227 +18,18 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import hippocampus
+from grid import Grid, Step
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE.parent / "results" / "study"
-CONFIGURATION = "2d"
-FINAL = "checkpoint_final.pth"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One method with its settings, on some folds; see hippocampus.yaml."""
-
-    name: str
-    trainer: str
-    settings: dict = field(default_factory=dict)
-    folds: tuple[int, ...] = (0,)
-    plan: tuple = ()
-    widths_from: str | None = None
-    start: str | None = None
-    compress: tuple = ()
-
-    @property
-    def needs(self) -> list[str]:
-        return [name for name in (self.start, self.widths_from) if name]
-
-    @property
-    def plans(self) -> str:
-        own = self.plan or self.widths_from
-        return f"Study_{self.name.replace('-', '_')}" if own else hippocampus.PLANS
-
-
-class Study:
-    """A grid, the folder it works in, and what is done of it.
-
-    Args:
-        grid: The YAML file.
-        folder: For data and models.
-
-    Raises:
-        ValueError: The grid names a run twice, or one that starts from a run that does not stand before it.
-    """
-
-    def __init__(self, grid: Path, folder: Path):
-        content = yaml.safe_load(grid.read_text(encoding="utf-8"))
-        self.folder, self.dataset = folder.resolve(), content["dataset"]
-        self.runs: dict[str, Run] = {}
-        for one in content["runs"]:
-            settings = {**content["settings"], **one.pop("settings", {})}
-            run = Run(**{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()}, settings=settings)
-            if run.name in self.runs:
-                raise ValueError(f"{grid} has two runs called {run.name}.")
-            for needed in run.needs:
-                if needed not in self.runs or not set(run.folds) <= set(self.runs[needed].folds):
-                    raise ValueError(f"{run.name} begins with {needed}, which must stand before it with its folds.")
-            self.runs[run.name] = run
-        self._plans_lock = threading.Lock()
-
-    def result(self, run: Run, fold: int) -> Path:
-        return RESULTS / f"{run.name}_fold{fold}.json"
-
-    def model(self, run: Run) -> Path:
-        name = f"{run.trainer}__{run.plans}__{CONFIGURATION}"
-        return self.folder / "study" / run.name / self.dataset / name
-
-    def do(self, run: Run, fold: int) -> None:
-        """Train, validate, measure, and write the result."""
-        started = time.time()
-        self._make_plans(run, fold)
-        settings = dict(run.settings)
-        if run.start:
-            settings["start_from"] = str(self._start(run, fold))
-        fold_folder = self.model(run) / f"fold_{fold}"
-        again = any((fold_folder / name).is_file() for name in (FINAL, "checkpoint_latest.pth", "checkpoint_best.pth"))
-        words = [self.dataset, CONFIGURATION, str(fold), "-tr", run.trainer, "-p", run.plans, "-device", "cpu"]
-        (self.folder / "study" / run.name).mkdir(parents=True, exist_ok=True)
-        given = self.folder / "study" / run.name / f"settings_{fold}.json"
-        given.write_text(json.dumps(settings, indent=1))
-        variables = {"nnUNet_results": str(self.folder / "study" / run.name), "nnUNet_n_proc_DA": "0"}
-        if not again:
-            variables["nnunet_sauron"] = f"@{given}"
-        self._pinned(run, fold, "train", *words, *(["--c"] if again else []), **variables)
-        self.result(run, fold).parent.mkdir(parents=True, exist_ok=True)
-        self._write(run, fold, time.time() - started, interrupted=again)
-
-    def _write(self, run: Run, fold: int, seconds: float, *, interrupted: bool) -> None:
-        from nnunet_sauron.pruning.timing import machine
-
-        written = {
-            "run": run.name, "fold": fold, "trainer": run.trainer, "settings": run.settings, "plan": list(run.plan),
-            "start": run.start, "compress": list(run.compress), "date": time.strftime("%Y-%m-%d"), "machine": machine(),
-            "seconds": None if interrupted else round(seconds), **measured(self.model(run), fold, self._references),
-        }  # fmt: skip
-        partial = self.result(run, fold).with_suffix(".partial")
-        partial.write_text(json.dumps(written, indent=1) + "\n")
-        os.replace(partial, self.result(run, fold))
-        print(f"{run.name} fold {fold}: Dice {written['dice']:.4f}, MACs {written['macs'] / 1e6:.1f} M", flush=True)
-
-    @property
-    def _references(self) -> Path:
-        return self.folder / "preprocessed" / self.dataset / "gt_segmentations"
-
-    def _make_plans(self, run: Run, fold: int) -> None:
-        preprocessed = self.folder / "preprocessed" / self.dataset
-        if run.plans == hippocampus.PLANS:
-            return
-        with self._plans_lock:
-            if (preprocessed / f"{run.plans}.json").is_file():
-                return
-            words = [str(word) for word in run.plan]
-            if run.widths_from:
-                words = ["--widths-from", str(self.model(self.runs[run.widths_from]) / f"fold_{fold}" / FINAL)]
-            command = [
-                "plan",
-                "-d",
-                self.dataset,
-                "-c",
-                CONFIGURATION,
-                "-p",
-                hippocampus.PLANS,
-                "-o",
-                run.plans,
-                *words,
-            ]
-            self._pinned(run, fold, "sauron", *command)
-
-    def _start(self, run: Run, fold: int) -> Path:
-        """The model that a run starts from: another run's, compressed if it says so."""
-        before = self.model(self.runs[run.start])
-        if not run.compress:
-            return before
-        output = self.folder / "study" / run.name / f"compressed_{fold}"
-        if not output.is_dir():
-            images = self.folder / "raw" / self.dataset / "imagesTr"
-            words = ["-m", before, "-i", images, "-o", output, "-f", fold, *run.compress]
-            self._pinned(run, fold, "sauron", "compress", *map(str, words))
-        return output
-
-    def _pinned(self, run: Run, fold: int, *words: str, **variables: str) -> None:
-        log = self.folder / "logs" / f"{run.name}_fold{fold}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {name: value for name, value in os.environ.items() if name.lower() != "nnunet_sauron"}
-        environment |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "nnUNet_def_n_proc": "1", **variables}
-        with log.open("a") as output:
-            output.write(f"$ {' '.join(words)}\n")
-            output.flush()
-            command = [sys.executable, str(HERE / "pinned.py"), *words]
-            subprocess.run(command, check=True, env=environment, stdout=output, stderr=subprocess.STDOUT)
-
-
-def measured(model: Path, fold: int, references: Path) -> dict:
-    """Dice and HD95 of a fold's validation cases, and the network's cost."""
-    from nnunet_sauron.model.evaluation import evaluate_folder, mean_score
-    from nnunet_sauron.model.trained import TrainedModel
-    from nnunet_sauron.pruning import channel_layout, count_macs, count_parameters
-
-    trained = TrainedModel.read(model, [str(fold)])
-    network, kind = trained.network(str(fold)), trained.segmentations
-    validation = model / f"fold_{fold}" / "validation"
-    cases = [path.name for path in kind.files(validation)]
-    scores = evaluate_folder(validation, references, kind, cases=cases)
-    log = trained.checkpoints[str(fold)]["logging"]
-    times = zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=True)
-    return {
-        "cases": len(scores),
-        "dice": mean_score(scores, "dice").value,
-        "hd95_mm": mean_score(scores, "hd95").value,
-        "classes": {
-            name: {key: mean_score(scores, key, name).value for key in ("dice", "hd95")} for name in scores[0].classes
-        },
-        "parameters": count_parameters(network),
-        "macs": count_macs(network, trained.patch_size, 1),
-        "widths": channel_layout(network).widths,
-        "epoch_seconds": [round(end - start, 2) for start, end in times],
-    }
-
-
-def run_all(study: Study, chosen: list[str], workers: int) -> None:
-    """Run what has no result yet, in the grid's order, as many at a time as there are workers."""
-    left = [(run, fold) for run in study.runs.values() for fold in run.folds if not study.result(run, fold).is_file()]
-    left = sorted(((run, fold) for run, fold in left if not chosen or run.name in chosen), key=lambda task: task[1])
-    busy: set[tuple[str, int]] = set()
-    lock = threading.Lock()
-
-    def next_task():
-        with lock:
-            for index, (run, fold) in enumerate(left):
-                if all((study.model(study.runs[n]) / f"fold_{fold}" / FINAL).is_file() and (n, fold) not in busy
-                       for n in run.needs):  # fmt: skip
-                    busy.add((run.name, fold))
-                    return left.pop(index)
-            return None
-
-    def work() -> None:
-        while left:
-            task = next_task()
-            if task is None:  # what is left waits for what another worker trains
-                if not busy:
-                    print("Waiting for runs that nobody makes:", *(run.name for run, _ in left))
-                    return
-                time.sleep(5)
-                continue
-            run, fold = task
-            try:
-                study.do(run, fold)
-            except Exception as error:  # one failed run must not end the night's
-                print(f"{run.name} fold {fold} failed: {error}; see {study.folder / 'logs'}", flush=True)
-            with lock:
-                busy.discard((run.name, fold))
-
-    with ThreadPoolExecutor(workers) as pool:
-        for future in [pool.submit(work) for _ in range(workers)]:
-            future.result()
+RESULTS = HERE.parent / "results"
+POLL = 2.0  # seconds
+Task = tuple[str, int]
 
 
 def main() -> None:
@@ -243,28 +37,249 @@ def main() -> None:
     parser.add_argument("grid", type=Path)
     parser.add_argument("--data", type=Path, default=HERE.parents[2] / "shared" / "data" / "Task04_Hippocampus")
     parser.add_argument("-o", type=Path, default=Path("study"), help="folder to work in; %(default)s")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where results go; %(default)s")
     parser.add_argument("--resume", action="store_true", help="go on in a folder that is there already")
     parser.add_argument("--only", nargs="+", default=[], metavar="RUN")
+    parser.add_argument("--folds", nargs="+", type=int, metavar="FOLD", help="only these")
     parser.add_argument("--workers", type=int, default=1, help="trainings at a time, one thread each; %(default)s")
+    parser.add_argument("--device", default="cpu", help="where to train; %(default)s")
+    parser.add_argument("--cluster", help="submit trainings: slurm, or local to try it (needs submitit)")
+    parser.add_argument("--cluster-options", nargs="+", default=[], metavar="NAME=VALUE", help="submitit's parameters")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands that are left, run nothing")
     parser.add_argument("--report", action="store_true", help="table and picture of the results, nothing is run")
+    parser.add_argument("--one", nargs=2, metavar=("RUN", "FOLD"), help="one training, prepared already")
     arguments = parser.parse_args()
 
+    try:
+        grid = Grid(arguments.grid, arguments.o, arguments.device)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if unknown := [name for name in arguments.only if name not in grid.runs]:
+        parser.error(f"the grid has no {', '.join(unknown)}; it has {', '.join(grid.runs)}")
+    if arguments.workers < 1:
+        parser.error(f"--workers is at least 1; got {arguments.workers}")
+    study = Study(grid, arguments.results)
     if arguments.report:
         import report
 
-        report.write(RESULTS)
+        report.write(study.results, [task for task in grid.tasks() if not study.result(*task).is_file()])
+        return
+    if arguments.one:
+        study.do(arguments.one[0], int(arguments.one[1]))
+        return
+    tasks = [
+        (name, fold) for name, fold in study.left()
+        if name in (arguments.only or grid.runs) and (arguments.folds is None or fold in arguments.folds)
+    ]  # fmt: skip
+    if arguments.dry_run:
+        print(study.listed(tasks, arguments.data))
         return
     if arguments.o.exists() and not arguments.resume:
         parser.error(f"{arguments.o} is there already; --resume goes on in it")
     if shutil.which("nnUNetv2_train") is None:
         parser.error("nnunetv2 is not installed in this environment")
-    study = Study(arguments.grid, arguments.o)
-    unknown = [name for name in arguments.only if name not in study.runs]
-    if unknown:
-        parser.error(f"the grid has no {', '.join(unknown)}; it has {', '.join(study.runs)}")
-    hippocampus.set_environment(study.folder)
-    hippocampus.prepare(arguments.data, study.folder)
-    run_all(study, arguments.only, arguments.workers)
+    try:
+        study.prepare(arguments.data)
+    except (OSError, RuntimeError) as error:
+        parser.error(str(error))
+    with executor(arguments.cluster, arguments.workers, arguments.cluster_options, study.logs) as pool:
+        failed = run_all(tasks, study.is_ready, lambda task: study.submit(pool, task), arguments.workers)
+    if failed:
+        sys.exit(f"Not done: {', '.join(f'{name} fold {fold}' for name, fold in failed)}; see {study.logs}")
+
+
+class Study:
+    """A grid that is worked through.
+
+    Args:
+        grid: The grid.
+        results: Folder of all studies' results.
+    """
+
+    def __init__(self, grid: Grid, results: Path = RESULTS):
+        self.grid, self.results = grid, results.resolve() / grid.name
+        self.logs = grid.folder / "logs" / grid.name
+
+    def result(self, name: str, fold: int) -> Path:
+        return self.results / f"{name}_fold{fold}.json"
+
+    def left(self) -> list[Task]:
+        """What has no result yet."""
+        return [task for task in self.grid.tasks() if not self.result(*task).is_file()]
+
+    def is_ready(self, task: Task) -> bool:
+        """Whether all that it begins with is trained."""
+        name, fold = task
+        return all(self.grid.is_trained(needed, fold) for needed in self.grid.runs[name].needs)
+
+    def listed(self, tasks: Sequence[Task], data: Path) -> str:
+        """The commands, one a line, with what is there already as a comment."""
+        lines = [f"export {name}={value}" for name, value in self.grid.environment().items()]
+        plans = f"plans {self.grid.plans}: {self.grid.from_plans} with a batch of {self.grid.batch_size}"
+        titled = [(f"preparation, then {plans}", self.grid.preparation(data))]
+        titled += [(f"{name}, fold {fold}", self.grid.steps(name, fold)) for name, fold in tasks]
+        for title, steps in titled:
+            lines.append(f"# {title}")
+            lines += [f"# done: {step}" if step.made and step.made.exists() else str(step) for step in steps]
+        return "\n".join(lines)
+
+    def prepare(self, data: Path) -> None:
+        """Raw data, preprocessing, and the plans of the grid.
+
+        Raises:
+            FileNotFoundError: There are no data to convert.
+            RuntimeError: A command failed.
+        """
+        steps = self.grid.preparation(data)
+        if not data.is_dir() and any(str(data) in step.words and not step.made.exists() for step in steps):
+            raise FileNotFoundError(f"there is no folder {data}; name that of the data set's task with --data")
+        for kind in ("raw", "preprocessed"):
+            (self.grid.folder / kind).mkdir(parents=True, exist_ok=True)
+        self.grid.write_raw()
+        for step in steps:
+            self._run(step, self.logs / "preparation.log")
+        self.grid.write_plans()
+
+    def submit(self, pool, task: Task):
+        """Make its plans, here since two folds share them, and hand the rest to the pool."""
+        name, fold = task
+        first, *others = self.grid.steps(name, fold)
+        if others and first.words[0] == "plan":
+            self._run(first, self._log(task))
+        one = [sys.executable, str(HERE / "run.py"), str(self.grid.path.resolve()), "-o", str(self.grid.folder)]
+        one += ["--results", str(self.results.parent), "--device", self.grid.device, "--one", name, str(fold)]
+        return pool.submit(subprocess.run, one, check=True)
+
+    def do(self, name: str, fold: int) -> None:
+        """Train, validate, measure, and write the result."""
+        run = self.grid.runs[name]
+        for step in self.grid.steps(name, fold):
+            if step.settings:
+                step = self._with_settings_file(step, self.grid.folder_of(run) / f"settings_{fold}.json")
+            self._run(step, self._log((name, fold)))
+        os.environ.update(self.grid.environment())  # nnU-Net reads it when it is imported
+        from measure import measured
+
+        from nnunet_sauron.files import write_text_atomically
+        from nnunet_sauron.pruning.timing import machine
+
+        written = {
+            "run": name, "fold": fold, "trainer": run.trainer, "settings": run.settings, "plan": list(run.plan),
+            "start": run.start, "teacher": run.teacher, "compress": list(run.compress),
+            "date": time.strftime("%Y-%m-%d"), "machine": machine(),
+            **measured(self.grid.model(run), fold, self.grid.preprocessed / "gt_segmentations"),
+        }  # fmt: skip
+        self.results.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(self.result(name, fold), json.dumps(written, indent=1) + "\n")
+        print(f"{name} fold {fold}: Dice {written['dice']:.4f}, MACs {written['macs'] / 1e6:.1f} M", flush=True)
+
+    def _with_settings_file(self, step: Step, path: Path) -> Step:
+        """Its settings given by a file, since a path in them may hold a comma."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(dict(step.settings), indent=1), encoding="utf-8")
+        return Step(step.program, step.words, variables={**step.variables, "nnunet_sauron": f"@{path}"})
+
+    def _log(self, task: Task) -> Path:
+        return self.logs / f"{task[0]}_fold{task[1]}.log"
+
+    def _run(self, step: Step, log: Path) -> None:
+        """Run a command, on one thread, unless what it makes is there.
+
+        Raises:
+            RuntimeError: It failed.
+        """
+        if step.made and step.made.exists():
+            return
+        log.parent.mkdir(parents=True, exist_ok=True)
+        own = {name: value for name, value in os.environ.items() if name.lower() != "nnunet_sauron"}
+        pinned = {"nnUNetv2_train": "train", "nnUNetv2_sauron": "sauron"}.get(step.program)
+        command = [sys.executable, str(HERE / "pinned.py"), pinned] if pinned else [step.program]
+        with log.open("a", encoding="utf-8") as output:
+            output.write(f"$ {step}\n")
+            output.flush()
+            ended = subprocess.run(
+                [*command, *step.words], env={**own, **self.grid.environment(), **step.variables}, stdout=output,
+                stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        if ended.returncode:
+            raise RuntimeError(f"{step.program} ended with {ended.returncode}; see {log}")
+
+
+def executor(cluster: str | None, workers: int, options: Sequence[str], logs: Path):
+    """Where trainings run: threads of this process, or jobs of a cluster.
+
+    Args:
+        cluster: submitit's name of it, such as "slurm"; None for this machine without submitit.
+        workers: Trainings at a time.
+        options: submitit's parameters, "NAME=VALUE".
+        logs: Folder for what submitit writes.
+    """
+    if cluster is None:
+        return ThreadPoolExecutor(workers)
+    try:
+        import submitit
+    except ImportError as error:
+        raise SystemExit("--cluster needs submitit: pip install 'nnunet-sauron[study]'") from error
+    jobs = submitit.AutoExecutor(folder=logs / "submitit", cluster=cluster)
+    if wrong := [option for option in options if "=" not in option]:
+        raise SystemExit(f"--cluster-options are NAME=VALUE, as in timeout_min=600; got {wrong[0]}")
+    given = {name: yaml.safe_load(value) for name, _, value in (option.partition("=") for option in options)}
+    jobs.update_parameters(**{"timeout_min": 24 * 60, "cpus_per_task": 2, **given})
+    return Jobs(jobs)
+
+
+class Jobs:
+    """submitit's executor, used as Python's are."""
+
+    def __init__(self, jobs):
+        self.submit = jobs.submit
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+
+def run_all(
+    tasks: Sequence[Task], is_ready: Callable[[Task], bool], submit: Callable, workers: int, poll: float = POLL
+) -> list[Task]:
+    """Submit tasks in their order, each once it is ready, as many at a time as there are workers.
+
+    Args:
+        tasks: What to do.
+        is_ready: Whether a task can begin; asked again and again.
+        submit: Begins one; returns a job with `done()` and `result()`.
+        workers: Jobs at a time.
+        poll: Seconds between two looks at the jobs.
+
+    Returns:
+        The tasks that failed, or never became ready.
+    """
+    left, running, failed = list(tasks), {}, []
+
+    def fails(task: Task, why: object) -> None:
+        failed.append(task)
+        print(f"{task[0]} fold {task[1]} failed: {why}", flush=True)
+
+    while left or running:
+        for task in [task for task in left if is_ready(task)][: workers - len(running)]:
+            left.remove(task)
+            try:
+                running[task] = submit(task)
+            except Exception as error:  # one failed run must not end the night's
+                fails(task, error)
+        for task in [task for task, job in running.items() if job.done()]:
+            try:
+                running.pop(task).result()
+            except Exception as error:
+                fails(task, error)
+        if not running and not any(map(is_ready, left)):
+            break
+        time.sleep(poll)
+    for task in left:
+        fails(task, "it waits for a run that is not trained, and that nobody trains")
+    return failed
 
 
 if __name__ == "__main__":

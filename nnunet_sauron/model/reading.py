@@ -58,6 +58,25 @@ def read_segmentation(reader: BaseReaderWriter, file: str | Path) -> tuple[np.nd
     return labels[0], tuple(float(length) for length in properties["spacing"]) if told else None
 
 
+def check_file(file: Path) -> None:
+    """Raise ValueError unless it is a file that can be opened, and whole as far as its kind tells."""
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; expected was an image file. Remove it or give another.")
+    if not file.exists():
+        broken = "is a link to a file that is not there" if file.is_symlink() else "is not there"
+        raise ValueError(f"{file} {broken}; expected was an image file. Put it there or leave the case out.")
+    if not os.access(file, os.R_OK):
+        raise ValueError(f"{file} must not be read: no permission. Change it: chmod u+r FILE")
+    if file.stat().st_size == 0:
+        raise ValueError(f"{file} is empty (0 bytes); expected was an image. Copy it anew or leave the case out.")
+    try:
+        _check_length(file)
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(
+            f"{file} is damaged or was cut short: {error or type(error).__name__}. Copy it anew or leave the case out."
+        ) from error
+
+
 def not_finite(reader: BaseReaderWriter, file: str | Path) -> int:
     """How many values of a NIfTI file are nan or infinite that SimpleITK, and nnU-Net with it, reads as 0."""
     if not isinstance(reader, SimpleITKIO) or not str(file).endswith((".nii", ".nii.gz")):
@@ -81,7 +100,7 @@ def _read(
     reader: BaseReaderWriter, files: list[Path], read: Callable[[list[str]], tuple[np.ndarray, dict]], what: str
 ) -> tuple[np.ndarray, dict]:
     for file in files:
-        _check_file(file)
+        check_file(file)
     named, printed, complaints = ", ".join(map(str, files)), io.StringIO(), []
     try:
         with contextlib.redirect_stdout(printed), _complaints_of_tifffile(complaints):
@@ -99,25 +118,6 @@ def _read(
             f"mend the file or leave the case out."
         ) from error
     return image, properties
-
-
-def _check_file(file: Path) -> None:
-    """Raise ValueError unless it is a file that can be opened, and whole as far as its kind tells."""
-    if file.is_dir():
-        raise ValueError(f"{file} is a folder; expected was an image file. Remove it or give another.")
-    if not file.exists():
-        broken = "is a link to a file that is not there" if file.is_symlink() else "is not there"
-        raise ValueError(f"{file} {broken}; expected was an image file. Put it there or leave the case out.")
-    if not os.access(file, os.R_OK):
-        raise ValueError(f"{file} must not be read: no permission. Change it: chmod u+r FILE")
-    if file.stat().st_size == 0:
-        raise ValueError(f"{file} is empty (0 bytes); expected was an image. Copy it anew or leave the case out.")
-    try:
-        _check_length(file)
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(
-            f"{file} is damaged or was cut short: {error or type(error).__name__}. Copy it anew or leave the case out."
-        ) from error
 
 
 def _check_length(file: Path) -> None:

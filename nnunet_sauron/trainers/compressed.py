@@ -73,8 +73,10 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
             architecture, or the teacher of another data set or other classes.
     """
 
+    Settings = CompressedSettings  # a subclass may add its own
+
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
-        self._given = Given(type(self), TrainingSettings, CompressedSettings, SnapshotSettings)
+        self._given = Given(type(self), TrainingSettings, self.Settings, SnapshotSettings)
         training, settings, snapshot_settings = self._given.settings()
         self._more_settings = [settings]
         self._start_name = settings.start_from

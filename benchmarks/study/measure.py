@@ -1,0 +1,45 @@
+"""What became of a training: Dice and HD95 of its validation cases, the network's cost, the time it took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nnunet_sauron.model.evaluation import evaluate_folder, mean_score
+from nnunet_sauron.model.trained import TrainedModel
+from nnunet_sauron.pruning import channel_layout, count_macs, count_parameters
+
+
+def measured(model: Path, fold: int, references: Path) -> dict:
+    """The numbers of a fold, for its JSON file.
+
+    Args:
+        model: A trained model's folder, with its validation.
+        fold: The fold.
+        references: Folder of the reference segmentations.
+    """
+    trained = TrainedModel.read(model, [str(fold)])
+    network, kind = trained.network(str(fold)), trained.segmentations
+    validation = model / f"fold_{fold}" / "validation"
+    cases = [path.name for path in kind.files(validation)]
+    scores = evaluate_folder(validation, references, kind, cases=cases)
+    log = trained.checkpoints[str(fold)]["logging"]
+    times = zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=True)
+    return {
+        "cases": len(scores),
+        "dice": mean_score(scores, "dice").value,
+        "hd95_mm": mean_score(scores, "hd95").value,
+        "classes": {
+            name: {key: mean_score(scores, key, name).value for key in ("dice", "hd95")} for name in scores[0].classes
+        },
+        "parameters": count_parameters(network),
+        "macs": count_macs(network, trained.patch_size, trained.input_channels),
+        "widths": _widths(network),
+        "epoch_seconds": [round(end - start, 2) for start, end in times],
+    }
+
+
+def _widths(network) -> dict[str, int] | None:
+    try:
+        return channel_layout(network).widths
+    except ValueError:  # convolutions in low rank
+        return None

@@ -1,0 +1,183 @@
+"""From each public layout to nnU-Net's plans, by nnU-Net's own commands; and what is special to a data set."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK
+
+from nnunet_sauron.dataset_conversion import acdc, kits19, msd
+
+from ..integration.nnunet import NnUNet, voxels
+from .trees import convert, write_acdc, write_kits19, write_msd
+
+HIPPOCAMPUS = Path(__file__).parents[3] / "shared/data/Task04_Hippocampus"
+
+
+@pytest.fixture
+def nnunet(raw: Path) -> NnUNet:
+    return NnUNet(*(raw.parent / f"nnUNet_{name}" for name in ("raw", "preprocessed", "results")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "write_tree", "number", "flags"),
+    [
+        (acdc, write_acdc, 27, ["--link"]),
+        (kits19, write_kits19, 40, ["--regions"]),
+        (msd, lambda root: write_msd(root, channels=2), 2, []),
+    ],
+)
+def test_nnunet_verifies_and_plans_what_is_written(module, write_tree, number, flags, nnunet, tmp_path) -> None:
+    assert convert(module, write_tree(tmp_path / "download"), *flags) == 0
+    told = nnunet.run("nnUNetv2_plan_and_preprocess", "-d", number, "--verify_dataset_integrity", "--no_pp", "-npfp", 1)
+    assert "verify_dataset_integrity Done" in told and "Error" not in told and "Warning" not in told
+    preprocessed = nnunet.dataset_folder(nnunet.preprocessed, number)
+    assert (preprocessed / "nnUNetPlans.json").is_file()
+    raw = nnunet.dataset_folder(nnunet.raw, number)
+    assert (preprocessed / "splits_final.json").read_text() == (raw / "splits_final.json").read_text()
+
+
+@pytest.mark.slow
+def test_the_command_in_two_processes(nnunet: NnUNet, tmp_path: Path) -> None:
+    source = write_msd(tmp_path)
+    command = ["-m", "nnunet_sauron.dataset_conversion.msd", source, "-np", 2]
+    assert "6 training and 1 test cases" in nnunet.run(sys.executable, *command, anew=True)
+    told = nnunet.run(sys.executable, *command, anew=True, fails=True)
+    assert "is there already" in told and "Traceback" not in told
+    assert json.loads((nnunet.raw / "Dataset002_Heart/conversion.json").read_text())["converter"] == "msd"
+
+
+@pytest.mark.slow
+def test_a_decathlon_task_becomes_what_nnunets_own_converter_makes_of_it(nnunet: NnUNet, tmp_path: Path) -> None:
+    task = write_msd(tmp_path, channels=2)
+    nnunet.run("nnUNetv2_convert_MSD_dataset", "-i", task, "-overwrite_id", 3, "-np", 1)
+    assert convert(msd, task) == 0
+    theirs, ours = (nnunet.dataset_folder(nnunet.raw, number) for number in (3, 2))
+    names = sorted(str(path.relative_to(theirs)) for path in theirs.rglob("*.nii.gz"))
+    assert names == sorted(str(path.relative_to(ours)) for path in ours.rglob("*.nii.gz")) and len(names) == 20
+    for name in names:
+        images = [SimpleITK.ReadImage(str(folder / name)) for folder in (theirs, ours)]
+        assert np.array_equal(voxels(theirs / name), voxels(ours / name))
+        for geometry in ("GetSpacing", "GetOrigin", "GetDirection"):
+            assert np.allclose(*(getattr(image, geometry)() for image in images), atol=1e-5)
+    described = [json.loads((folder / "dataset.json").read_text()) for folder in (theirs, ours)]
+    for key in ("channel_names", "labels", "numTraining", "file_ending"):
+        assert described[0][key] == described[1][key]
+
+
+class TestMSD:
+    @pytest.mark.parametrize(
+        ("fault", "words"),
+        [
+            (lambda task: (task / "imagesTr/la_002.nii.gz").unlink(), "la_002: there is no image"),
+            (lambda task: (task / "labelsTr/la_002.nii.gz").unlink(), "la_002: there is no segmentation"),
+            (lambda task: edit(task, numTraining=7), "numTraining is 7, but 6 cases are listed"),
+            (lambda task: edit(task, modality={"0": "T1", "1": "T2"}), "expected were four axes"),
+            (lambda task: edit(task, labels={"0": "background", "2": "la"}), "nnU-Net needs 0, 1, 2"),
+            (lambda task: edit(task, labels=None), "is none of the Decathlon"),
+            (lambda task: (task / "dataset.json").write_text('{"labels":'), "is no JSON file, or was cut short"),
+        ],
+    )
+    def test_a_fault_is_named(self, fault, words: str, tmp_path: Path, raw: Path, capsys) -> None:
+        task = write_msd(tmp_path)
+        fault(task)
+        assert convert(msd, task) == 2
+        assert words in capsys.readouterr().err and [*raw.iterdir()] == []
+
+    @pytest.mark.parametrize("volumes", [2, 4])
+    def test_files_with_other_than_a_volume_a_channel(self, volumes: int, tmp_path: Path, raw: Path, capsys) -> None:
+        task = write_msd(tmp_path, channels=volumes)
+        edit(task, modality={"0": "T1", "1": "T2", "2": "FLAIR"})
+        assert convert(msd, task) == 2
+        assert f"la_000.nii.gz has the shape (20, 24, 8, {volumes}); expected were 3 volumes" in capsys.readouterr().err
+
+    def test_a_renamed_task_takes_its_name_from_dataset_json_and_needs_a_number(self, tmp_path, raw, capsys) -> None:
+        task = write_msd(tmp_path).rename(tmp_path / "download")
+        assert convert(msd, task) == 2
+        assert "needs a number" in capsys.readouterr().err
+        assert convert(msd, task, "-d", 12) == 0 and (raw / "Dataset012_LeftAtrium").is_dir()
+
+    def test_small_is_a_seeded_subset(self, tmp_path: Path, raw: Path) -> None:
+        task, names = write_msd(tmp_path), []
+        for seed in (1, 1, 2):
+            assert convert(msd, task, "--small", 3, "--overwrite", "--seed", seed) == 0
+            names.append(sorted(path.name for path in (raw / "Dataset002_Heart/labelsTr").iterdir()))
+        assert names[0] == names[1] != names[2] and [len(drawn) for drawn in names] == [3, 3, 3]
+
+    def test_real_hippocampi(self, raw: Path) -> None:
+        if not HIPPOCAMPUS.is_dir():
+            pytest.skip("The Decathlon's Task04_Hippocampus is not at ../shared/data (see its website; CC-BY-SA 4.0).")
+        assert convert(msd, HIPPOCAMPUS, "--small", 12) == 0
+        dataset = raw / "Dataset004_Hippocampus"
+        for path in (dataset / "labelsTr").iterdir():
+            written, source = nibabel.load(path), nibabel.load(HIPPOCAMPUS / "labelsTr" / path.name)
+            assert written.get_data_dtype() == np.uint8 and np.array_equal(written.dataobj, source.dataobj)
+            image = nibabel.load(dataset / "imagesTr" / path.name.replace(".nii", "_0000.nii"))
+            assert np.array_equal(image.affine, written.affine) and image.shape == written.shape
+        assert json.loads((dataset / "dataset.json").read_text())["numTraining"] == 12
+
+
+class TestKiTS19:
+    def test_faulty_cases_are_left_out_unless_kept(self, tmp_path: Path, raw: Path, capsys) -> None:
+        tree = write_kits19(tmp_path / "kits19")
+        assert convert(kits19, tree) == 0
+        assert "Left out as faulty: case_00015" in capsys.readouterr().err
+        assert not (raw / "Dataset040_KiTS19/labelsTr/case_00015.nii.gz").exists()
+        assert convert(kits19, tree, "--keep-faulty", "--overwrite") == 0
+        assert (raw / "Dataset040_KiTS19/labelsTr/case_00015.nii.gz").exists()
+        assert [path.name for path in (raw / "Dataset040_KiTS19/imagesTs").iterdir()] == ["case_00210_0000.nii.gz"]
+
+    def test_regions(self, tmp_path: Path, raw: Path) -> None:
+        assert convert(kits19, write_kits19(tmp_path / "kits19"), "--regions") == 0
+        told = json.loads((raw / "Dataset040_KiTS19/dataset.json").read_text())
+        assert told["labels"] == {"background": 0, "kidney and tumour": [1, 2], "tumour": [2]}
+        assert told["regions_class_order"] == [1, 2]
+
+    def test_a_clone_without_its_images(self, tmp_path: Path, raw: Path, capsys) -> None:
+        tree = write_kits19(tmp_path / "kits19")
+        for file in tree.rglob("imaging.nii.gz"):
+            file.unlink()
+        (tree / "data/case_00002/segmentation.nii.gz").unlink()
+        assert convert(kits19, tree) == 2
+        told = capsys.readouterr().err
+        assert "case_00000: there is no imaging.nii.gz; the clone has none until get_imaging" in told
+
+    def test_a_labelled_case_without_its_segmentation(self, tmp_path: Path, raw: Path, capsys) -> None:
+        tree = write_kits19(tmp_path / "kits19")
+        (tree / "data/case_00002/segmentation.nii.gz").unlink()
+        assert convert(kits19, tree) == 2
+        assert "case_00002: there is no segmentation.nii.gz" in capsys.readouterr().err
+
+    def test_masks_with_qform_alone_as_the_corrected_ones_have(self, tmp_path: Path, raw: Path) -> None:
+        tree = write_kits19(tmp_path / "kits19")
+        file = tree / "data/case_00001/segmentation.nii.gz"
+        stored = nibabel.load(file)
+        labels = np.asarray(stored.dataobj, dtype=np.uint16)
+        again = nibabel.Nifti1Image(labels, stored.affine)
+        again.set_sform(None, 0)
+        again.set_qform(stored.affine, 1)
+        nibabel.save(again, file)
+        assert convert(kits19, tree) == 0
+        written = nibabel.load(raw / "Dataset040_KiTS19/labelsTr/case_00001.nii.gz")
+        assert written.header["sform_code"] == 1 and np.array_equal(written.dataobj, labels)
+
+
+def test_acdc_without_labels_for_testing_has_no_labels_ts(tmp_path: Path, raw: Path) -> None:
+    tree = write_acdc(tmp_path / "ACDC", training=2)
+    for file in (tree / "testing").rglob("*_gt.nii.gz"):
+        file.unlink()
+    assert convert(acdc, tree) == 0
+    assert not (raw / "Dataset027_ACDC/labelsTs").exists()
+    assert len([*(raw / "Dataset027_ACDC/imagesTs").iterdir()]) == 2
+
+
+def edit(task: Path, **values: object) -> None:
+    """Change entries of a task's dataset.json."""
+    told = json.loads((task / "dataset.json").read_text())
+    (task / "dataset.json").write_text(json.dumps({**told, **values}))

@@ -1,0 +1,121 @@
+"""The study's table and pictures, of results as the runner writes them and of logs as nnU-Net keeps them."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+from .conftest import STUDY  # noqa: F401
+
+import figures  # isort: skip
+import report  # isort: skip
+
+
+def write_results(
+    folder, name: str, fold: int, dice: float, macs: int, epochs: int, start: str | None = None, **more
+) -> None:
+    one = {
+        "run": name, "fold": fold, "dice": dice, "hd95_mm": 2 - dice, "macs": macs, "parameters": macs // 2,
+        "epoch_seconds": [60.0] * epochs, "start": start, **more,
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}_fold{fold}.json").write_text(json.dumps(one))
+
+
+@pytest.fixture
+def results(tmp_path):
+    folder = tmp_path / "study"
+    for fold, dice in ((0, 0.84), (1, 0.86)):
+        write_results(folder, "stock", fold, dice, 1000, 50)
+    write_results(folder, "compressed-10", 1, 0.85, 100, 20, start="stock")
+    write_results(folder, "lunet-16", 0, 0.80, 90, 50)
+    write_results(folder, "lunet-16-teacher", 0, 0.81, 80, 50, teacher="stock")
+    return folder
+
+
+def test_differences_are_to_stocks_same_folds(results):
+    rows = {row["run"]: row for row in report.rows(report.read(results))}
+    assert rows["compressed-10"]["dice_difference"] == pytest.approx(-0.01)
+    assert rows["compressed-10"]["hd95_mm_difference"] == pytest.approx(0.01)
+    assert rows["compressed-10"]["macs"] == pytest.approx(0.1)
+    assert rows["stock"]["dice"] == [0.84, 0.86] and rows["stock"]["dice_difference"] == 0
+    assert list(rows) == ["stock", "compressed-10", "lunet-16", "lunet-16-teacher"]  # the largest first
+
+
+def test_what_starts_from_a_model_is_told_with_that_models_length(results):
+    rows = {row["run"]: row for row in report.rows(report.read(results))}
+    assert rows["compressed-10"]["epochs"] == [50, 20] and rows["compressed-10"]["minutes"] == [50, 20]
+    assert rows["lunet-16"]["minutes"] == [50] and rows["lunet-16-teacher"]["minutes"] == [50, 50]
+
+
+def test_the_report_names_what_is_missing(results, capsys):
+    report.write(results, [("stock", 2), ("tucker-10", 0), ("tucker-10", 1)])
+    written = (results / "table.md").read_text()
+    assert "Not there yet: stock (fold 2); tucker-10 (fold 0, 1)." in written
+    row = "| compressed-10 | 10.0% | 10.0% | 0.850 | -0.010 | 1.15 | +0.01 | 50 + 20 | 50 + 20 | 1 |"
+    assert row in written and row in capsys.readouterr().out
+    assert (results / "front.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("missing_stock", [True, False])
+def test_without_stock_or_without_anything_there_is_a_report_all_the_same(tmp_path, missing_stock):
+    folder = tmp_path / "study"
+    if missing_stock:
+        write_results(folder, "lunet-16", 0, 0.80, 90, 50)
+    report.write(folder, [("stock", 0)])
+    text = (folder / "table.md").read_text()
+    assert "Not there yet: stock (fold 0)." in text and ("| lunet-16 | - | - | 0.800 | - |" in text) == missing_stock
+
+
+def test_channels_are_counted_level_by_level():
+    widths = {
+        "encoder.stem.convs.0": 1, "encoder.stages.0.0.convs.0": 2, "encoder.stages.1.0.convs.0": 4,
+        "encoder.stages.2.0.convs.0": 8, "decoder.transpconvs.0": 16, "decoder.stages.0.convs.0": 32,
+        "decoder.stages.1.convs.0": 64,
+    }  # fmt: skip
+    assert figures.channels_of_levels(widths) == {
+        ("encoder", 0): 3, ("encoder", 1): 4, ("encoder", 2): 8, ("decoder", 1): 48, ("decoder", 0): 64,
+    }  # fmt: skip
+
+
+def write_model(folder, seconds: list[float], widths: list[int]):
+    starts = [100.0 * i for i in range(len(seconds))]
+    log = {"epoch_start_timestamps": starts}
+    log["epoch_end_timestamps"] = [start + one for start, one in zip(starts, seconds, strict=True)]
+    if widths:
+        names = "encoder.stages.0.0.convs.0", "encoder.stages.1.0.convs.0", "decoder.stages.0.convs.0"
+        log["pruning"] = [{"widths": dict.fromkeys(names, width)} for width in widths]
+    (folder / "fold_0").mkdir(parents=True)
+    torch.save({"network_weights": {}, "logging": log}, folder / "fold_0" / "checkpoint_latest.pth")
+    return folder
+
+
+def test_pictures_are_drawn_of_trainings_with_and_without_cuts(tmp_path, monkeypatch):
+    lines = {}
+
+    def remember(figure, path, **_):
+        lines[path.name] = [
+            (line.get_label(), list(line.get_ydata())) for axes in figure.axes for line in axes.get_lines()
+        ]
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", remember)
+    pruned = write_model(tmp_path / "sauron-10" / "Dataset1_A" / "SauronTrainer__P__2d", [2, 400, 1], [8, 8, 4])
+    stock = write_model(tmp_path / "Stock", [3, 3], [])
+    other = write_model(tmp_path / "other" / "Stock", [1, 2], [])
+    models = map(str, (pruned, stock, other))
+    monkeypatch.setattr(sys, "argv", ["figures.py", *models, "-o", str(tmp_path / "out")])
+    figures.main()
+    times = dict(lines["epoch_time.png"])
+    assert times["sauron-10 (first: 2.0 s)"] == [1, figures.BEYOND, 0.5]  # a pause does not flatten all other epochs
+    assert times["Stock (first: 3.0 s)"] == [1, 1] and times[f"{other} (first: 1.0 s)"] == [1, 2]
+    assert dict(lines["levels.png"])["encoder, level 1 (8)"] == [1, 1, 0.5]
+
+
+def test_a_model_without_the_fold_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["figures.py", str(tmp_path), "-f", "3", "-o", str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        figures.main()
+    assert "fold_3 has no checkpoint" in capsys.readouterr().err and not (tmp_path / "out").exists()

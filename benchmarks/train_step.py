@@ -146,8 +146,6 @@ def make_step(name: str, case: str, folder: str):
     if name != "stock":
         trainer.method.attach(trainer.bare_network, channel_layout(trainer.bare_network))
         trainer.method.start_epoch(0, trainer.dense_widths)
-        # A step in the middle of an epoch: delta_prune is measured on its last few only.
-        trainer.num_iterations_per_epoch = 10**9
     data = torch.randn((batch, 1, *patch))
     scales = trainer._get_deep_supervision_scales()
     target = [

@@ -69,10 +69,10 @@ class TuckerTrainer(CompressedTrainer):
         """Ranks are to this network what widths are to a pruned one."""
         if widths:
             bare = self.bare_network
-            self._unwrap()
+            self.unwrap()
             lower_ranks(bare, widths)
             self.optimizer, self.lr_scheduler = self.configure_optimizers()
-            self._wrap()
+            self.wrap()
             torch._dynamo.reset()
 
     def _widths(self, checkpoint: dict, name: str) -> Ranks:

@@ -1,4 +1,4 @@
-"""AutoPruner: every layer learns a code per channel, annealed to 0 or 1, and keeps the channels of code 1.
+"""AutoPruner: every layer learns a code per channel, annealed to 0 or 1, and keeps the channels whose code is 1.
 
 Luo, Wu: AutoPruner: An end-to-end trainable filter pruning method for efficient deep model inference. Pattern
 Recognition 107 (2020) 107461, arXiv 1805.08941.
@@ -14,11 +14,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..pruning.channels import ChannelLayout, feature_map_modules
-from .base import mean_of
+from ..pruning.channels import ChannelLayout, channel_layout, feature_map_modules
+from ..pruning.eval_mode import eval_mode
+from .base import TrainingState, mean_of, require
 from .gates import register_gates, scaled
 from .layerwise import Layerwise, LayerwiseSettings
-from .observed import Observed
+from .measuring import NOTHING_MEASURED, ChannelSums
 from .ranks import summed_over_ranks
 
 
@@ -27,24 +28,25 @@ class AutoPrunerSettings(LayerwiseSettings):
     """AutoPruner's settings. (The paper's target is `rate=0.5`.)
 
     Attributes:
-        weight: Of the term (mean code - part that stays)^2 in the loss, a mean over the layers.
+        weight: Weight in the loss of (mean code - fraction that stays)^2, a mean over the layers.
         alpha_max: Sharpness of the codes' sigmoid at the end of the cutting phase; it begins at 1.
         code_lr: Learning rate of the codes (Adam).
+        prune_batches: Training batches that codes are averaged over before the cut, on each DDP rank.
         seed: Of the codes' first weights.
     """
 
     weight: float = 10.0
     alpha_max: float = 100.0
     code_lr: float = 1e-3
+    prune_batches: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.merge:
-            raise ValueError("merge must be False: AutoPruner's codes have silenced already what goes.")
-        for name, least in (("weight", 0), ("alpha_max", 1), ("code_lr", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}.")
+            raise ValueError("merge must be False: AutoPruner's codes have silenced the removed channels already.")
+        for name, least in (("weight", 0), ("alpha_max", 1), ("code_lr", 0), ("prune_batches", 1)):
+            require(getattr(self, name) >= least, name, f"at least {least}", getattr(self, name))
 
 
 class AutoPruner(Layerwise):
@@ -52,7 +54,7 @@ class AutoPruner(Layerwise):
 
     The maps are pooled over the batch and all of space, where the paper's pooling keeps positions: so codes fit any
     patch size. Validation and prediction run without codes, on the very network that a checkpoint holds. At the end of
-    the cutting phase the channels of the lowest codes go, as many as the target asks for.
+    the cutting phase the channels of the lowest codes are removed, as many as the target asks for.
     """
 
     Settings = AutoPrunerSettings
@@ -63,7 +65,7 @@ class AutoPruner(Layerwise):
         self._device = next(network.parameters()).device
         self._terms: list[torch.Tensor] = []
         coded = {name: width for name, width in layout.widths.items() if width > self.final_widths[name]}
-        # In no module of the network's: its state dict keeps the plain keys. Dots are not allowed in these names.
+        # In no module of the network, so that its state dict keeps the plain keys. Dots are not allowed in these names.
         self._keys = {name: str(i) for i, name in enumerate(layout.widths)}
         generator = torch.Generator().manual_seed(self.settings.seed)  # the same on every DDP rank
         layers = {self._keys[name]: _linear(width, generator) for name, width in coded.items()}
@@ -71,27 +73,26 @@ class AutoPruner(Layerwise):
         self._wanted = {name: self.final_widths[name] / width for name, width in coded.items()}
         self._optimizer = torch.optim.Adam(self._layers.parameters(), lr=self.settings.code_lr) if coded else None
         self._log_codes: dict[str, torch.Tensor] = {}
+        self._codes: dict[str, torch.Tensor] = {}
         for unit, _, module in feature_map_modules(network, layout):
-            module.register_forward_hook(partial(self._observe, unit))
+            module.register_forward_hook(partial(self._multiply, unit))
         register_gates(network, layout, self._log_codes.get)
 
     def start_epoch(self, epoch: int, widths: dict[str, int]) -> None:
         if epoch > self.cut_epoch:
             self._layers, self._optimizer = nn.ModuleDict(), None
-        # A tensor: a compiled graph would be made anew for every other number.
+        # A tensor: a graph would be compiled anew for every other number.
         done = epoch / self.cut_epoch if self.cut_epoch else 1.0
         self._alpha = torch.tensor(1 + (self.settings.alpha_max - 1) * done, device=self._device)
-        self._observed = Observed({n: w for n, w in widths.items() if self._keys[n] in self._layers}, self._device)
 
-    def before_step(self, steps_left: int) -> None:
+    def before_step(self) -> None:
         self._terms.clear()
         self._log_codes.clear()
-        self._observed.drop_batch()
         if self._optimizer is not None:
             self._optimizer.zero_grad()
 
     def regulariser(self) -> torch.Tensor | None:
-        """weight * mean over the layers of (mean code - part that stays)^2."""
+        """weight * mean over the layers of (mean code - fraction that stays)^2."""
         mean = mean_of(self._terms)
         return None if mean is None else self.settings.weight * mean
 
@@ -100,21 +101,19 @@ class AutoPruner(Layerwise):
         gradients = [p.grad for p in self._layers.parameters() if p.grad is not None]
         for gradient in gradients:
             summed_over_ranks(gradient.div_(loss_scale))
-        # Of one layer's overflow the others' gradients know nothing: such a batch teaches none of them.
+        # Where one layer's gradient overflows, the others may be finite and wrong: no code learns from such a batch.
         if gradients and torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
             self._optimizer.step()
-            self._observed.end_batch()
 
-    def end_epoch(self) -> None:
-        self._observed.share()
-
-    def reason_to_hold(self) -> str | None:
-        observed = self._observed.batches or self._optimizer is None
-        return None if observed else "codes were not finite in any batch of the epoch"
+    def redundant(self, training: TrainingState) -> dict[str, list[int]]:
+        self.unmeasured = None
+        if training.epoch == self.cut_epoch and len(self._layers):
+            self._codes = self._summed_codes(training.batches(self.settings.prune_batches))
+            self.unmeasured = None if self._codes else NOTHING_MEASURED
+        return super().redundant(training)
 
     def order(self, unit: str) -> Sequence[int]:
-        codes = self._observed.sums.get(unit)
-        return [] if codes is None else codes.argsort().tolist()
+        return self._codes[unit].argsort().tolist() if unit in self._codes else []
 
     def state(self) -> dict:
         if self._optimizer is None:
@@ -127,19 +126,42 @@ class AutoPruner(Layerwise):
             self._layers.load_state_dict(state["codes"]["layers"])
             self._optimizer.load_state_dict(_copied(state["codes"]["optimizer"]))
 
-    def _observe(self, unit: str, module: nn.Module, inputs, feature_maps: torch.Tensor) -> torch.Tensor:
-        key = self._keys[unit]
-        if not module.training or key not in self._layers:
+    def _multiply(self, unit: str, module: nn.Module, inputs, feature_maps: torch.Tensor) -> torch.Tensor:
+        if not module.training or self._keys[unit] not in self._layers:
             return feature_maps
-        pooled = feature_maps.mean([0, *range(2, feature_maps.ndim)], dtype=torch.float32)
-        with torch.autocast(feature_maps.device.type, enabled=False):
-            log_code = functional.logsigmoid(self._alpha * self._layers[key](pooled))
+        log_code = self._log_code(unit, feature_maps)
         code = log_code.exp()
         self._terms.append((code.mean() - self._wanted[unit]).square())
-        self._observed.add(unit, code)
         # In two steps, since the product's own gradient would keep the maps once more: the gate adds the code's part.
         self._log_codes[unit] = log_code
         return scaled(module, feature_maps, code[None])
+
+    def _log_code(self, unit: str, feature_maps: torch.Tensor) -> torch.Tensor:
+        """(B, C, *spatial) -> (C,), float32."""
+        pooled = feature_maps.mean([0, *range(2, feature_maps.ndim)], dtype=torch.float32)
+        with torch.autocast(feature_maps.device.type, enabled=False):
+            return functional.logsigmoid(self._alpha * self._layers[self._keys[unit]](pooled))
+
+    @torch.no_grad()
+    def _summed_codes(self, batches: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Codes (C,) of each unit, summed over the batches of all ranks, in a network whose maps they multiply."""
+        layout = channel_layout(self._network)
+        coded = {name: width for name, width in layout.widths.items() if self._keys[name] in self._layers}
+        codes = ChannelSums(coded, self._device)
+
+        def multiply(unit: str, module: nn.Module, inputs, feature_maps: torch.Tensor) -> torch.Tensor:
+            code = self._log_code(unit, feature_maps).exp()
+            codes.add(unit, code)
+            return scaled(module, feature_maps, code[None])
+
+        maps = feature_map_modules(self._network, layout)
+        hooks = {module: partial(multiply, unit) for unit, _, module in maps if unit in coded}
+        with eval_mode(self._network, hooks):
+            for tensor in batches:
+                self._network(tensor.to(self._device))
+                codes.end_batch()
+        codes.share()
+        return codes.by_layer()
 
 
 def _linear(width: int, generator: torch.Generator) -> nn.Linear:
@@ -152,7 +174,7 @@ def _linear(width: int, generator: torch.Generator) -> nn.Linear:
 
 
 def _copied(state):
-    """A nested state with every tensor copied to the CPU: the original goes on changing."""
+    """A nested state with every tensor copied to the CPU, since the original keeps changing."""
     if isinstance(state, torch.Tensor):
         return state.detach().cpu().clone()
     if isinstance(state, dict):

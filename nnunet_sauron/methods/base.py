@@ -1,13 +1,13 @@
-"""What every pruning method shares: the settings of when and how much to cut, and the interface a trainer drives.
+"""What every pruning method shares: the settings of when and how much to cut, and the interface that a trainer calls.
 
-A method scores channels, may add a term to the loss, and names what stays after an epoch. It knows nothing of nnU-Net:
-`trainers.PruningTrainer` calls it, and removes channels.
+A method may add a term to the loss, measures channels after an epoch, and decides which of them are kept. It knows
+nothing of nnU-Net: `trainers.PruningTrainer` calls it, and removes the others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,17 +23,17 @@ class PruningSettings:
 
     Attributes:
         cut_from: No cut before this fraction of the epochs.
-        cut_until: No cut after this fraction: what is left needs time, and learning rate, to heal.
-        max_fraction_per_epoch: Of a layer's channels, at most this part (rounded) goes in one epoch, and less as the
-            learning rate falls: late cuts hardly heal. None: no such limit.
-        max_loss_increase: All cuts are held while the training loss (without a method's own term) is this much above
-            its lowest so far: nothing in the methods themselves stops a collapse. None: never held.
+        cut_until: No cut after this fraction: the network needs time, and learning rate, to recover.
+        max_fraction_per_epoch: At most this fraction of a layer's channels (rounded) is removed in one epoch, and less
+            as the learning rate falls: the network hardly recovers from late cuts. None: no limit.
+        max_loss_increase: No cut while the training loss (without a method's own term) is this much above its lowest
+            so far: nothing in the methods themselves stops a collapse. None: cuts are never held back.
         min_channels: No layer gets narrower.
-        round_to: Widths stay at multiples of this number, which vector units reward; layers that begin at another
-            width go down to a multiple with their first cut.
-        merge: Fold what goes into what stays, fitted on a few training batches (`pruning.merging`), instead of dropping
-            it as published.
-        merge_batches: How many batches; None: at least 6, and enough for 4 positions a channel in every layer.
+        round_to: Widths are kept at multiples of this number, which suits vector units; a layer of another width comes
+            down to a multiple with its first cut.
+        merge: Merge removed channels into those that are kept, by a fit on a few training batches (`pruning.merging`),
+            instead of dropping them as published.
+        merge_batches: Number of these batches; None: at least 6, and enough for 4 positions per channel of a layer.
     """
 
     cut_from: float = 0.0
@@ -47,15 +47,14 @@ class PruningSettings:
 
     def __post_init__(self) -> None:
         for name in ("cut_from", "cut_until", "max_fraction_per_epoch"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be a fraction in [0, 1]; got {getattr(self, name)}.")
+            value = getattr(self, name)
+            require(value is None or 0 <= value <= 1, name, "a fraction in [0, 1]", value)
         if self.cut_from > self.cut_until:
             raise ValueError(f"cut_from ({self.cut_from}) must not be after cut_until ({self.cut_until}).")
-        if self.max_loss_increase is not None and not self.max_loss_increase > 0:
-            raise ValueError(f"max_loss_increase must be above 0; got {self.max_loss_increase}.")
+        increase = self.max_loss_increase
+        require(increase is None or increase > 0, "max_loss_increase", "above 0", increase)
         for name in ("min_channels", "round_to", "merge_batches"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+            require(getattr(self, name) is None or getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
 
     def without_effect(self) -> list[str]:
         """A sentence for each setting that is not at its default and yet changes nothing beside the others."""
@@ -71,24 +70,29 @@ class PruningSettings:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The training so far, newest epoch last.
+    """The training so far, newest epoch last, and what a method measures with.
 
     Attributes:
-        train_losses: Training loss per epoch, a method's own term included.
+        train_losses: Training loss per epoch, including a method's own term.
         val_losses: Validation loss per epoch.
         widths: Channels per epoch, by unit name.
-        patches: Draws at least so many patches of training data, in batches (B, channels, *patch), to measure on.
+        batches: Draws this number of training batches (B, channels, *patch); fewer where some are not finite.
+        losses: Draws this number of training batches, one after another, and yields the loss of each, computed in the
+            training's precision. All are multiplied by one constant, which keeps gradients in float16 above 0.
+        batch_size: B.
         regions: Whether classes may overlap, and outputs go through a sigmoid.
-        last_chance: Whether this is the last epoch after which channels may go.
+        is_last_cut: Whether channels can be removed after this epoch for the last time.
         learning_rate_left: Learning rate over the one at the start.
     """
 
     train_losses: Sequence[float]
     val_losses: Sequence[float]
     widths: dict[str, Sequence[int]]
-    patches: Callable[[int], list[torch.Tensor]] | None = None
+    batches: Callable[[int], list[torch.Tensor]] | None = None
+    losses: Callable[[int], Iterator[torch.Tensor]] | None = None
+    batch_size: int = 1
     regions: bool = False
-    last_chance: bool = False
+    is_last_cut: bool = False
     learning_rate_left: float = 1.0
 
     @property
@@ -96,19 +100,26 @@ class TrainingState:
         """The epoch that just ended, counted from 0."""
         return len(self.train_losses) - 1
 
+    @property
+    def widths_now(self) -> dict[str, int]:
+        """Channels of each unit after that epoch."""
+        return {name: series[-1] for name, series in self.widths.items()}
+
 
 class PruningMethod:
-    """The base that a method fills in. Called in this order: prepare, attach, then for each epoch start_epoch; around
-    every training step before_step, regulariser after its forward, before_update after its backward and after_step;
-    end_epoch when the steps are over; redundant after the validation, and before_removal when what it named is about to
-    go.
+    """The base of all methods. Its methods are called in this order: prepare, attach, then in each epoch start_epoch;
+    in every training step before_step, regulariser after the forward, before_update after the backward, and after_step;
+    measure after the validation; and before_removal when the other channels are about to be removed.
+
+    Channels are measured after an epoch. Hooks in the training's forward are for what changes the loss.
 
     Args:
         settings: An instance of the class's `Settings`.
         num_epochs: Length of the training.
 
     Attributes:
-        latest_only: Keys of `state` that only the newest epoch's record keeps: what a resumed run needs and is large.
+        latest_only: Keys of `state` that only the newest epoch's record keeps: large, and needed to resume alone.
+        unmeasured: Why the last `measure` could tell nothing about the channels, or None.
     """
 
     Settings: type[PruningSettings] = PruningSettings
@@ -117,6 +128,7 @@ class PruningMethod:
     def __init__(self, settings: PruningSettings, num_epochs: int):
         self.settings = settings
         self.num_epochs = num_epochs
+        self.unmeasured: str | None = None
 
     def prepare(self, layout: ChannelLayout, cost: CostModel, given_widths: dict[str, int] | None) -> None:
         """Fit the settings to the dense network, before anything is trained.
@@ -124,23 +136,23 @@ class PruningMethod:
         Args:
             layout: The dense network's.
             cost: Parameters and multiply-accumulates at any widths.
-            given_widths: Those of the model that the setting `widths_from` names, if there is one.
+            given_widths: Widths of the model that the setting `widths_from` names, if it names one.
 
         Raises:
             ValueError: They cannot be met.
         """
 
     def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
-        """Begin to observe an unwrapped network. Its modules stay the same objects through every cut.
+        """Take the unwrapped network, and register hooks. Its modules stay the same objects through every cut.
 
-        A hook does nothing in evaluation mode: merging runs the network in it, and a copy with the same hooks.
+        A hook does nothing in evaluation mode: merging runs the network, and a copy with the same hooks, in it.
         """
 
     def start_epoch(self, epoch: int, widths: dict[str, int]) -> None:
         """An epoch begins, with these channels per unit."""
 
-    def before_step(self, steps_left: int) -> None:
-        """A training step begins; `steps_left` counts it and the ones after it in this epoch."""
+    def before_step(self) -> None:
+        """A training step begins."""
 
     def regulariser(self) -> torch.Tensor | None:
         """A scalar to add to the loss of the forward that just ran in training mode, or None."""
@@ -150,18 +162,12 @@ class PruningMethod:
         called where a gradient scaler skips the step."""
 
     def after_step(self, loss_scale: float) -> None:
-        """A training step is over, also one whose update was skipped. Gradients of what is not in the optimiser are
-        this rank's own, `loss_scale` times too large."""
-
-    def end_epoch(self) -> None:
-        """The epoch's training steps are over; on every DDP rank."""
-
-    def reason_to_hold(self) -> str | None:
-        """Why nothing can be told about channels after this epoch, or None."""
+        """A training step is over, also one whose update was skipped. Gradients of parameters that are not in the
+        optimiser are this rank's own, and `loss_scale` times too large."""
 
     def target(self) -> tuple[str, float, Callable[[Mapping[str, int]], float]] | None:
-        """What the training is to end with: the setting's name, the part that is to be left, and how to measure that
-        part at any widths. None for a method that ends where its thresholds lead it."""
+        """What the training should end with: the setting's name, the fraction that should be left, and a function from
+        widths to the fraction that is left. None for a method without a target."""
         return None
 
     def why_missed(self) -> str | None:
@@ -169,40 +175,52 @@ class PruningMethod:
         return None
 
     def has_schedule(self) -> bool:
-        """Whether the last cut of all is due whatever the loss: held before, it makes up for all that was held."""
+        """Whether the last cut of all is made whatever the loss, and makes up for cuts that were held back."""
         return self.target() is not None
 
-    def redundant(self, progress: TrainingState) -> dict[str, list[int]]:
-        """The channels that should go, by unit name, the most redundant first: what `keep` trims to the settings."""
-        raise NotImplementedError
+    def measure(self, training: TrainingState) -> dict[str, list[int]]:
+        """Score the channels after an epoch, on a few batches, and decide which are kept.
 
-    def keep(self, progress: TrainingState) -> dict[str, list[int]]:
-        """The channels that stay, ascending, of each unit that loses any. Called on one DDP rank only.
+        Called on every DDP rank with batches of its own, so that scores can be summed over the ranks; what rank 0
+        returns is done. Sets `unmeasured`. The last cut of all meets a target whatever `max_fraction_per_epoch` says,
+        which delays cuts and cancels none.
 
-        The last cut of all meets a target whatever `max_fraction_per_epoch` says: that delays cuts, and cancels none.
+        Returns:
+            The channels that are kept, ascending, of each unit that loses any.
         """
         settings = self.settings
-        if progress.last_chance and self.target():
+        if training.is_last_cut and self.target():
             settings = replace(settings, max_fraction_per_epoch=None)
+        widths = training.widths_now
         kept = {
-            name: channels_to_keep(going, progress.widths[name][-1], settings, progress.learning_rate_left)
-            for name, going in self.redundant(progress).items()
+            name: channels_to_keep(channels, widths[name], settings, training.learning_rate_left)
+            for name, channels in self.redundant(training).items()
         }
-        return {name: channels for name, channels in kept.items() if len(channels) < progress.widths[name][-1]}
+        return {name: channels for name, channels in kept.items() if len(channels) < widths[name]}
+
+    def redundant(self, training: TrainingState) -> dict[str, list[int]]:
+        """The channels that should be removed, by unit, the most redundant first; `measure` applies the settings."""
+        raise NotImplementedError
 
     def before_removal(self, keep: dict[str, list[int]]) -> None:
         """All but these channels of these units are about to be removed; on every DDP rank."""
 
     def state(self) -> dict:
-        """What a resumed run must know, as plain Python or tensors; stored in the history after each epoch."""
+        """What a resumed training needs, as plain Python or tensors; stored in the history after each epoch."""
         return {}
 
     def load_state(self, state: dict) -> None:
         """Continue from what `state` returned. Comes after `attach`."""
 
 
+def require(condition: bool, name: str, expected: str, value) -> None:
+    """Raise ValueError, which names the setting, what was expected and the value, unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{name} must be {expected}; got {value}.")
+
+
 def mean_of(terms: list[torch.Tensor]) -> torch.Tensor | None:
-    """The mean of the layers' terms of one forward, which are taken out of the list; None if there are none."""
+    """The mean of the layers' terms of one forward, or None without terms; empties the list."""
     if not terms:
         return None
     mean = torch.stack(terms).mean()
@@ -213,16 +231,16 @@ def mean_of(terms: list[torch.Tensor]) -> torch.Tensor | None:
 def channels_to_keep(
     redundant: Sequence[int], width: int, settings: PruningSettings, learning_rate_left: float = 1.0
 ) -> list[int]:
-    """Trim a method's wish for one layer to the settings.
+    """Keep as many of a layer's redundant channels as the settings require.
 
     Args:
-        redundant: Channels that should go, the most redundant first.
+        redundant: Channels that should be removed, the most redundant first.
         width: Channels of the layer now.
         settings: `max_fraction_per_epoch`, `min_channels` and `round_to` apply.
         learning_rate_left: Learning rate over the one at the start.
 
     Returns:
-        The channels that stay, ascending.
+        The channels that are kept, ascending.
     """
     step = settings.round_to
     # With a large step the fraction alone would never allow one: the next multiple below is always within reach.
@@ -232,12 +250,12 @@ def channels_to_keep(
         most = max(most, width - (math.ceil(width / step) - 1) * step)
     least_left = max(settings.min_channels, width - most, width - len(redundant))
     left = min(width, math.ceil(least_left / step) * step)
-    going = set(redundant[: width - left])
-    return [channel for channel in range(width) if channel not in going]
+    removed = set(redundant[: width - left])
+    return [channel for channel in range(width) if channel not in removed]
 
 
 def spread_steps(settings: PruningSettings, num_epochs: int, count: int) -> list[int]:
-    """At most so many of the epochs after which channels may go, evenly, the first and the last one included."""
+    """At most `count` of the epochs after which channels may be removed, evenly spaced, the first and last included."""
     epochs = steps(settings, num_epochs)
     if count >= len(epochs):
         return epochs
@@ -247,10 +265,10 @@ def spread_steps(settings: PruningSettings, num_epochs: int, count: int) -> list
 
 
 def steps(settings: PruningSettings, num_epochs: int, every: int = 1) -> list[int]:
-    """The epochs after which a method that cuts by a schedule does so: every so many, the last one that may included.
+    """The epochs after which a method with a schedule cuts: one in `every`, counted back from the last one.
 
     Raises:
-        ValueError: There is none.
+        ValueError: No epoch lies in the cutting phase.
     """
     epochs = [epoch for epoch in range(num_epochs) if settings.may_cut_after(epoch, num_epochs)]
     if not epochs:

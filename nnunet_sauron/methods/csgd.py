@@ -42,7 +42,7 @@ class CSGDSettings(LayerwiseSettings):
 class CSGD(Layerwise):
     """k-means at the start; the same update for all filters of a cluster and a pull to its mean; merged at the end.
 
-    A filter is all that makes a channel: kernel, biases and the norm's weight.
+    A filter here is every parameter that makes a channel: kernel, biases and the norm's weight.
     """
 
     Settings = CSGDSettings
@@ -67,7 +67,7 @@ class CSGD(Layerwise):
 
     @torch.no_grad()
     def before_update(self) -> None:
-        # The optimiser adds its weight decay itself: what is left of the paper's equation 5 are mean and pull,
+        # The optimiser itself adds its weight decay. The rest of the paper's equation 5 is mean and pull,
         # mean(gradient) + eps (w - mean(w)) = mean(gradient - eps w) + eps w.
         eps = self.settings.eps
         for tensor, dim, means in self._pulled:
@@ -100,24 +100,26 @@ def cluster(kernels: torch.Tensor, count: int, seed: int = 0) -> list[int]:
 def merge_clusters(
     network: nn.Module, layout: ChannelLayout, unit: str, labels: Sequence[int], keep: Sequence[int]
 ) -> None:
-    """Let the first kept channel of each cluster stand for those of it that go: it gets the cluster's mean filter, and
-    whoever reads it the sum of the weights with which the cluster was read (in place; nothing is removed yet).
+    """Let the first kept channel of each cluster replace the cluster's removed channels, in place.
+
+    It gets the cluster's mean filter, and the layers that read it get the sum of their weights for the cluster. Nothing
+    is removed yet.
 
     Args:
         network: The network.
         layout: Its channel layout now.
         unit: The unit's name.
         labels: The cluster of each of its channels.
-        keep: Its channels that stay.
+        keep: Its channels that are kept.
     """
     kept = set(keep)
-    stand_in = {labels[channel]: channel for channel in sorted(kept, reverse=True)}  # the first of each cluster
-    going = [channel for channel, label in enumerate(labels) if channel not in kept and label in stand_in]
-    if not going:
+    first = {labels[channel]: channel for channel in sorted(kept, reverse=True)}  # kept channel, by cluster
+    merged = [channel for channel, label in enumerate(labels) if channel not in kept and label in first]
+    if not merged:
         return
     device = next(network.parameters()).device
-    onto = torch.tensor([stand_in[labels[channel]] for channel in going], device=device)
-    gone = torch.tensor(going, device=device)
+    onto = torch.tensor([first[labels[channel]] for channel in merged], device=device)
+    removed = torch.tensor(merged, device=device)
     means = _to_means(labels, device)
     for _, tensor, dim in tensors_of(network, layout, unit):
         tensor.index_copy_(dim, onto, _along(dim, means, tensor).index_select(dim, onto))
@@ -126,13 +128,15 @@ def merge_clusters(
         for name, width in axis.segments:
             if axis.reads and name == unit:
                 weight = getattr(network.get_submodule(axis.module), axis.tensor)
-                weight.index_add_(axis.dim, start + onto, weight.index_select(axis.dim, start + gone))
+                weight.index_add_(axis.dim, start + onto, weight.index_select(axis.dim, start + removed))
             start += width
 
 
 def _to_means(labels: Sequence[int], device: torch.device) -> torch.Tensor:
-    """(C, C), which replaces each of C channels by the mean of its cluster's. A product of matrices waits for nothing
-    and adds up in the same order every time, which on CUDA cannot be said of `index_add_`."""
+    """The matrix (C, C) that replaces each of C channels by the mean of its cluster.
+
+    A product of matrices does not wait for the GPU, and sums in the same order every time, unlike CUDA's `index_add_`.
+    """
     assigned = torch.tensor(labels, device=device)
     together = (assigned[:, None] == assigned).float()
     return together / together.sum(1, keepdim=True)

@@ -160,8 +160,8 @@ def _precise_dtype(device: torch.device) -> torch.dtype:
 class _DistancesToFirst(torch.autograd.Function):
     """h (B, C, *spatial) -> h itself, and (B, C - 1): root mean square distance of each pooled map to the first one.
 
-    Who goes on with the returned h spares a full-size tensor: backward then adds the distances' part to the gradient
-    that comes along, where autograd would have to write it out and add it afterwards.
+    Using the returned h saves one full-size tensor: backward adds the distances' gradient to that of h, where autograd
+    would have to store it and add it afterwards.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Distillation: a small network learns what a trained one says, with or without labels beside it.
+"""Distillation: a small network learns a trained one's output, with or without labels.
 
 Hinton, Vinyals, Dean: Distilling the knowledge in a neural network. arXiv 1503.02531 (2015). The Dice term is
 nnU-Net's, with the teacher's probabilities in the place of the reference.
@@ -35,15 +35,15 @@ def distillation_loss(
 
     Args:
         student: Logits (B, classes, *voxels), or a list of such, the full resolution first.
-        teacher: The same of the teacher; no gradient goes there.
+        teacher: The same of the teacher, which gets no gradient.
         regions: The classes are regions.
         last_weight: That of `output_weights`.
 
     Returns:
-        A scalar, in float32 whatever the logits are; 0 where both say the same.
+        A scalar, float32 for logits of any dtype; 0 where both outputs are equal.
 
     Raises:
-        ValueError: The two have other numbers of outputs, or outputs of other shapes.
+        ValueError: The two differ in their number of outputs, or in an output's shape.
     """
     student, teacher = ([one] if isinstance(one, torch.Tensor) else list(one) for one in (student, teacher))
     shapes = [[tuple(output.shape) for output in outputs] for outputs in (student, teacher)]

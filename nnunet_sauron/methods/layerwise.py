@@ -1,4 +1,4 @@
-"""Methods that give every layer its width in one cut, after the last epoch of the cutting phase."""
+"""Methods that cut every layer to its final width at once, after the last epoch of the cutting phase."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Layerwise(PruningMethod):
     """The base: a subclass orders a layer's channels, and may prepare them for the cut until then.
 
     Attributes:
-        final_widths: What each unit keeps.
-        cut_epoch: The epoch after which it is cut.
+        final_widths: Channels of each unit after the cut.
+        cut_epoch: The epoch after which units are cut.
     """
 
     Settings = LayerwiseSettings
@@ -43,14 +43,14 @@ class Layerwise(PruningMethod):
         return self._target.why
 
     def order(self, unit: str) -> Sequence[int]:
-        """A unit's channels, the first to go first."""
+        """A unit's channels, those to be removed first."""
         raise NotImplementedError
 
-    def going(self, unit: str, width: int) -> list[int]:
-        """The channels of a unit that are beyond its final width."""
+    def surplus(self, unit: str, width: int) -> list[int]:
+        """The channels of a unit beyond its final width."""
         return list(self.order(unit)[: max(0, width - self.final_widths[unit])])
 
-    def redundant(self, progress: TrainingState) -> dict[str, list[int]]:
-        if progress.epoch != self.cut_epoch:
+    def redundant(self, training: TrainingState) -> dict[str, list[int]]:
+        if training.epoch != self.cut_epoch:
             return {}
-        return {name: self.going(name, series[-1]) for name, series in progress.widths.items()}
+        return {name: self.surplus(name, width) for name, width in training.widths_now.items()}

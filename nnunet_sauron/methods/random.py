@@ -1,4 +1,4 @@
-"""A random channel of the layer that is widest now: by STAMP's critics, as good as STAMP's choice.
+"""Removes a random channel of the layer that is widest now, which Hassler et al. found to be as good as STAMP.
 
 Hassler et al.: Lean Unet. arXiv 2512.03834.
 """
@@ -6,19 +6,20 @@ Hassler et al.: Lean Unet. arXiv 2512.03834.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from .base import TrainingState
 from .stepwise import Stepwise
 
 
 class RandomLargestLayer(Stepwise):
-    """Chance picks the channel, and the layer where several are equally wide."""
+    """The channel is random, and so is the layer where several are equally wide."""
 
     cuts_transposed = False
 
-    def rank(self, widths: Mapping[str, int], epoch: int) -> dict[str, Sequence[float]]:
-        draw = random.Random(f"{self.settings.seed}:{epoch}")
-        return {name: [draw.random() for _ in range(width)] for name, width in widths.items()}
+    def score(self, training: TrainingState) -> dict[str, Sequence[float]]:
+        draw = random.Random(f"{self.settings.seed}:{training.epoch}")
+        return {name: [draw.random() for _ in range(width)] for name, width in training.widths_now.items()}
 
     def layer_score(self, lowest: Sequence[float], width: int) -> float:
-        return lowest[0] - width  # ranks lie in [0, 1), so they decide between equal widths only
+        return lowest[0] - width  # scores lie in [0, 1), so they decide between equal widths only

@@ -1,4 +1,4 @@
-"""Distributed training: one rank decides, and all of them count."""
+"""Distributed training: one rank decides, and the scores of all ranks count."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ Decision = TypeVar("Decision")
 
 
 def decided_on_one_rank(decide: Callable[[], Decision]) -> Decision:
-    """What `decide` returns on rank 0, on every rank: on unlike cards a tie or a rounding may fall either way."""
+    """Call `decide` on rank 0 alone, and return its result on every rank.
+
+    On different GPUs a tie, or rounding, may come out differently.
+    """
     if not (distributed.is_available() and distributed.is_initialized()):
         return decide()
     decision = [decide() if distributed.get_rank() == 0 else None]
@@ -21,7 +24,7 @@ def decided_on_one_rank(decide: Callable[[], Decision]) -> Decision:
 
 
 def summed_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """Add up a tensor over all ranks, in place; itself without DDP."""
+    """Sum a tensor over all ranks, in place; without DDP it stays as it is."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(tensor)
     return tensor

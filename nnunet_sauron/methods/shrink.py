@@ -1,9 +1,9 @@
-"""Shrink: cut what the output misses least, fold it into what stays, and train on; ours.
+"""Shrink: remove the channels that the output misses least, merge them into the others, and train on; ours.
 
-Channels are ranked as in `compress`: by what the readers of a layer lose with them, weighted by what that does to the
-network's output and by what is saved (`pruning.ranking`, `pruning.tolerance`). One tolerance for all layers gives each
-its width, and the removed channels are merged into those that stay. A few cuts during a training, each of the same
-factor, lead to the target.
+Channels are ranked as in `compress`: by the error that their removal causes in the layers that read them, weighted by
+what this error does to the network's output and by the cost that is saved (`pruning.ranking`, `pruning.tolerance`). One
+tolerance for all layers gives each its width, and removed channels are merged into those that are kept. A few cuts
+during a training, each by the same factor, lead to the target.
 """
 
 from __future__ import annotations
@@ -22,25 +22,28 @@ from ..pruning.moments import SAMPLES_PER_CHANNEL, patches_needed
 from ..pruning.ranking import Ranking
 from ..pruning.timing import time_networks
 from ..pruning.tolerance import LATENCY_STEPS, STEPS, tolerance_for, weighted, widths_at
-from .base import PruningMethod, PruningSettings, TrainingState, spread_steps
+from .base import PruningMethod, PruningSettings, TrainingState, require, spread_steps
+from .measuring import NOTHING_MEASURED
+from .ranks import decided_on_one_rank
 from .targets import DEFAULT_MACS, least_widths, rounded_up
 
 TARGETS = ("target_macs", "target_parameters", "target_latency")
 REPEATS = 9  # forward passes of each network, for a latency
-NOTHING_TO_MEASURE_ON = "no patch of training data was finite, so nothing could be measured"
-PROBED = 16  # patches that a training measures sensitivities on, at least
+PROBED = 16  # patches that sensitivities are measured on during a training, at least
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShrinkSettings(PruningSettings):
-    """How small, and in how many cuts; without a target, a tenth of the multiply-accumulates stays.
+    """How small, and in how many cuts; without a target, a tenth of the multiply-accumulates is left.
 
     Attributes:
-        target_macs: The part of the multiply-accumulates of a patch that stays.
-        target_parameters: The part of the parameters that stays.
-        target_latency: The part of the network's time for one patch that stays, measured on this machine at each cut.
+        target_macs: The fraction of the multiply-accumulates of a patch that is left.
+        target_parameters: The fraction of the parameters that is left.
+        target_latency: The fraction of the network's time for one patch that is left, measured on this machine at each
+            cut.
         cuts: Number of cuts between `cut_from` and `cut_until`.
-        patches: Training patches that channels are ranked on, at least; more where a layer has few positions.
+        patches: Number of training patches, at least, that channels are ranked on; more where a layer has few
+            positions.
     """
 
     cut_from: float = 0.1
@@ -62,18 +65,16 @@ class ShrinkSettings(PruningSettings):
         if not given:
             object.__setattr__(self, "target_macs", DEFAULT_MACS)
         for name in given:
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} is the part that stays, in (0, 1]; got {getattr(self, name)}.")
+            require(0 < getattr(self, name) <= 1, name, "the fraction that stays, in (0, 1]", getattr(self, name))
         for name in ("cuts", "patches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
 
 
 class Schedule:
-    """A target reached in cuts of one factor: after cut i of n, `target ** (i / n)` of the dense network is left.
+    """A target reached in cuts by one factor: after cut i of n, `target ** (i / n)` of the dense network is left.
 
     Args:
-        settings: `cut_from`, `cut_until`, `cuts`, and least widths.
+        settings: `cut_from`, `cut_until`, `cuts`, `min_channels` and `round_to` apply.
         num_epochs: Length of the training.
         layout, cost: The dense network's.
         name: The target's setting, one of `TARGETS`.
@@ -86,9 +87,9 @@ class Schedule:
         self.name, self.target = name, getattr(settings, name)
         self.epochs = spread_steps(settings, num_epochs, settings.cuts)
         self.least = least_widths(settings, layout.widths, ())
-        # What a channel's error is weighed against; a single channel's time cannot be measured.
-        self.measure = cost.parameters if name == "target_parameters" else cost.macs
-        self._whole = self.measure(layout.widths)
+        # The cost that a channel's error is weighed against; the time of a single channel cannot be measured.
+        self.cost = cost.parameters if name == "target_parameters" else cost.macs
+        self._whole = self.cost(layout.widths)
         if name != "target_latency" and self.left(self.least) > self.target:
             least = rounded_up(self.left(self.least))
             raise ValueError(
@@ -97,26 +98,26 @@ class Schedule:
             )
 
     def at_least(self, widths: Mapping[str, int]) -> dict[str, int]:
-        """The widths, none below the least one."""
+        """The widths, none below its layer's least."""
         return {name: max(width, self.least[name]) for name, width in widths.items()}
 
     def left(self, widths: Mapping[str, int]) -> float:
-        """The part of the dense network that is left at these widths, none below the least one."""
-        return self.measure(self.at_least(widths)) / self._whole
+        """The fraction of the dense network's cost that is left at these widths, none below its layer's least."""
+        return self.cost(self.at_least(widths)) / self._whole
 
     def is_met(self, widths: Mapping[str, int], epoch: int, left: Callable[[Mapping[str, int]], float]) -> bool:
-        """Whether no more than is wanted after this epoch is left of widths, which `left` tells."""
+        """Whether widths leave no more, by `left`, than is wanted after this epoch."""
         wanted = self.wanted(epoch)
         return wanted >= 1 or left(widths) <= wanted
 
     def wanted(self, epoch: int) -> float:
-        """The part that should be left after this epoch's cut: what was held back before is due as well."""
+        """The fraction that should be left after this epoch's cut, which makes up for cuts that were held back."""
         done = sum(step <= epoch for step in self.epochs)
         return self.target ** (done / len(self.epochs))
 
 
 class Shrink(PruningMethod):
-    """Ranks all channels at each cut, and takes the widths of one tolerance for the whole network."""
+    """Ranks all channels at each cut; one tolerance for the whole network gives each layer its width."""
 
     Settings = ShrinkSettings
     latest_only = ("latencies",)
@@ -137,24 +138,27 @@ class Shrink(PruningMethod):
     def why_missed(self) -> str | None:
         return self._why
 
-    def keep(self, progress: TrainingState) -> dict[str, list[int]]:
-        schedule = self.schedule
-        widths = {name: series[-1] for name, series in progress.widths.items()}
-        if schedule.is_met(widths, progress.epoch, self._left):
+    def measure(self, training: TrainingState) -> dict[str, list[int]]:
+        return decided_on_one_rank(lambda: self._measure(training))
+
+    def _measure(self, training: TrainingState) -> dict[str, list[int]]:
+        schedule, widths = self.schedule, training.widths_now
+        self.unmeasured = self._why = None
+        if schedule.is_met(widths, training.epoch, self._left):
             return {}
-        wanted = schedule.wanted(progress.epoch)
-        inputs = inputs_to_rank_on(self._network, progress, self.settings.patches)
-        self._why = None if inputs else NOTHING_TO_MEASURE_ON
+        wanted = schedule.wanted(training.epoch)
+        inputs = batches_to_rank_on(self._network, training, self.settings.patches)
         if not inputs:
+            self.unmeasured = NOTHING_MEASURED
             return {}
-        rankings = weighted(rank(self._network, inputs, progress.regions), schedule.measure)
+        rankings = weighted(rank(self._network, inputs, training.regions), schedule.cost)
         steps = LATENCY_STEPS if schedule.name == "target_latency" else STEPS
         try:
             tolerance = tolerance_for(wanted, self._left, rankings, self.settings.round_to, steps)
         except ValueError:
             if schedule.name != "target_latency":
                 raise
-            # The fastest of those that were timed, and the log says what was missed.
+            # The fastest of those that were timed; the log says that the target was missed.
             self._why = "no widths of this network are as fast on this machine"
             fastest = min(self._latencies, key=self._latencies.__getitem__)
             chosen = dict(zip(self._dense, fastest, strict=True))
@@ -164,7 +168,7 @@ class Shrink(PruningMethod):
         return {name: rankings[name].keep(width) for name, width in kept.items() if width < widths[name]}
 
     def state(self) -> dict:
-        # A resumed training must not time the same widths anew, and find them a little slower.
+        # A resumed training must not time the same widths again, and find them a little slower.
         return {"latencies": dict(self._latencies)} if self._latencies else {}
 
     def load_state(self, state: dict) -> None:
@@ -178,27 +182,45 @@ class Shrink(PruningMethod):
             networks = {}
             for name, chosen in (("dense", self._dense), ("narrow", self.schedule.at_least(widths))):
                 networks[name] = copy_network(self._network)
-                resize(networks[name], chosen)  # what its weights are makes no difference to the time
+                resize(networks[name], chosen)  # the time does not depend on the weights
             device = next(self._network.parameters()).device
             times = time_networks(networks, self._input_shape, repeats=REPEATS, warmup=2, device=device)
             self._latencies[key] = times["narrow"].median / times["dense"].median
         return self._latencies[key]
 
 
-def inputs_to_rank_on(network: nn.Module, progress: TrainingState, patches: int) -> list[torch.Tensor]:
-    """Batches of at least so many training patches, and more where a layer would have too few positions; none where no
-    patch is finite."""
-    inputs = progress.patches(patches)
-    if inputs:
-        widths = {name: series[-1] for name, series in progress.widths.items()}
-        voxels = feature_map_voxels(network, inputs[0].shape[2:], inputs[0].shape[1])
-        missing = patches_needed(voxels, widths, SAMPLES_PER_CHANNEL) - sum(map(len, inputs))
-        inputs += progress.patches(missing) if missing > 0 else []
-    return inputs
+def batches_to_rank_on(
+    network: nn.Module, training: TrainingState, patches: int, drawn: Sequence[torch.Tensor] = ()
+) -> list[torch.Tensor]:
+    """Training batches with at least this number of patches, and with enough positions for a fit of every layer.
+
+    Args:
+        network: The network that is trained, unwrapped.
+        training: Draws the batches.
+        patches: Number of patches, at least.
+        drawn: Batches that are drawn already, and are taken first, as many as are needed.
+
+    Returns:
+        Batches (B, channels, *patch); none where no batch is finite.
+    """
+    batches: list[torch.Tensor] = []
+    left = list(drawn)
+
+    def draw(least: int) -> None:
+        while left and sum(map(len, batches)) < least:
+            batches.append(left.pop(0))
+        missing = least - sum(map(len, batches))
+        batches.extend(training.batches(-(-missing // training.batch_size)) if missing > 0 else ())
+
+    draw(patches)
+    if batches:
+        voxels = feature_map_voxels(network, batches[0].shape[2:], batches[0].shape[1])
+        draw(patches_needed(voxels, training.widths_now, SAMPLES_PER_CHANNEL))
+    return batches
 
 
 def rank(network: nn.Module, inputs: Sequence[torch.Tensor], regions: bool) -> dict[str, Ranking]:
-    """Every unit's channels, ranked on training patches as `compress` ranks them on a model's images."""
+    """Every unit's channels, ranked on training batches as `compress` ranks them on a model's images."""
     if next(network.parameters()).device.type == "mps":
         network = copy_network(network).cpu()  # there is no float64 on MPS
     weights = position_weights(network, inputs, regions=regions)

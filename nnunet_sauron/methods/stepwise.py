@@ -11,7 +11,8 @@ import torch
 
 from ..pruning.channels import ChannelLayout
 from ..pruning.cost import CostModel
-from .base import PruningMethod, TrainingState, spread_steps, steps
+from .base import PruningMethod, TrainingState, require, spread_steps, steps
+from .measuring import NOTHING_MEASURED
 from .targets import Target, TargetSettings, count_channels, least_widths, make_target
 
 MOST_STEPS = 50
@@ -22,13 +23,13 @@ class StepwiseSettings(TargetSettings):
     """Settings of a pruning in steps.
 
     Attributes:
-        k: Channels that go in a step (at most, beside a target; the last step makes up for what was held); None: as
-            many as the target asks for, spread evenly over the steps.
-        recovery_epochs: Epochs of training from one step to the next; None: as many as leave 50 steps, evenly spread,
-            and at least 1, which is the papers'.
-        transposed_convolutions: Whether the outputs of transposed convolutions are cut as well; None: as published
+        k: Channels removed in a step: at most, beside a target, and the last step makes up for those that were held
+            back. None: as many as the target asks for, spread evenly over the steps.
+        recovery_epochs: Epochs of training from one step to the next, 1 in the papers. None: at least 1, and as many as
+            lead to at most 50 steps, evenly spread.
+        transposed_convolutions: Whether the outputs of transposed convolutions are cut as well. None: as published
             (STAMP and its variants leave them alone), and always with `widths_from`.
-        seed: Of what chance decides.
+        seed: Of random choices.
     """
 
     k: int | None = None
@@ -39,12 +40,12 @@ class StepwiseSettings(TargetSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("k", "recovery_epochs"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+            require(getattr(self, name) is None or getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
 
 
 class Stepwise(PruningMethod):
-    """The base: a subclass ranks channels, lowest first to go, and may have its own order and choice of layers."""
+    """The base: a subclass scores channels, of which the lowest are removed first, and may choose layers and channels
+    in another way."""
 
     Settings = StepwiseSettings
     cuts_transposed = True
@@ -55,7 +56,7 @@ class Stepwise(PruningMethod):
             self._steps = spread_steps(settings, self.num_epochs, MOST_STEPS)
         else:
             self._steps = steps(settings, self.num_epochs, settings.recovery_epochs)
-        fixed = self.left_alone(layout)
+        fixed = self.never_cut(layout)
         self._dense_channels = count_channels(layout.widths)
         if settings.k is None:
             self._target = make_target(settings, layout, cost, given_widths, fixed)
@@ -67,11 +68,11 @@ class Stepwise(PruningMethod):
             self._target = Target("k", least, count_channels, self._dense_channels, end, end)
             return
         self._target = make_target(settings, layout, cost, given_widths, fixed)
-        going = self._target.start - self._target.end
-        if self._target.measure is count_channels and most < going:
+        removed = self._target.start - self._target.end
+        if self._target.measure is count_channels and most < removed:
             raise ValueError(
                 f"k={settings.k} in {len(self._steps)} steps removes {most} channels, but {self._target.name} asks for "
-                f"{going:.0f}; leave k out, or take at least {math.ceil(going / len(self._steps))}."
+                f"{removed:.0f}; leave k out, or take at least {math.ceil(removed / len(self._steps))}."
             )
 
     def target(self):
@@ -82,46 +83,52 @@ class Stepwise(PruningMethod):
             return self._target.why
         return f"k={self.settings.k} in {len(self._steps)} steps is too little"
 
-    def left_alone(self, layout: ChannelLayout) -> set[str]:
+    def never_cut(self, layout: ChannelLayout) -> set[str]:
         """Units that are never cut."""
         wanted = self.settings.transposed_convolutions
         if wanted is None:
             wanted = self.cuts_transposed or self.settings.widths_from is not None
         return set() if wanted else {unit.name for unit in layout.units if unit.transposed}
 
-    def rank(self, widths: Mapping[str, int], epoch: int) -> dict[str, Sequence[float]]:
-        """A number per channel of each unit, the lowest of all to go first."""
+    def score(self, training: TrainingState) -> dict[str, Sequence[float]]:
+        """A number per channel of each unit, the lowest of all to be removed first; empty where none was measured.
+
+        On every DDP rank.
+        """
         raise NotImplementedError
 
-    def order(self, unit: str, ranks: Sequence[float], epoch: int) -> list[int]:
-        """A unit's channels, the first to go first."""
-        return sorted(range(len(ranks)), key=ranks.__getitem__)
+    def order(self, unit: str, scores: Sequence[float], epoch: int) -> list[int]:
+        """A unit's channels, those to be removed first."""
+        return sorted(range(len(scores)), key=scores.__getitem__)
 
     def layer_score(self, lowest: Sequence[float], width: int) -> float:
-        """The unit of the lowest score loses channels next: by the ranks of its lowest ones, and its width now."""
+        """The unit of the lowest layer score loses channels next: of its lowest channels' scores, and its width."""
         return sum(lowest) / len(lowest)
 
-    def redundant(self, progress: TrainingState) -> dict[str, list[int]]:
-        if progress.epoch not in self._steps:
+    def redundant(self, training: TrainingState) -> dict[str, list[int]]:
+        self.unmeasured = None
+        if training.epoch not in self._steps:
             return {}
-        widths = {name: series[-1] for name, series in progress.widths.items()}
-        ranks = self.rank(widths, progress.epoch)
-        done = (self._steps.index(progress.epoch) + 1) / len(self._steps)
+        scores, widths = self.score(training), training.widths_now
+        if not scores:
+            self.unmeasured = NOTHING_MEASURED
+            return {}
+        done = (self._steps.index(training.epoch) + 1) / len(self._steps)
         most = None
-        if self.settings.k is not None and progress.last_chance:  # guards may have held some of the steps before
+        if self.settings.k is not None and training.is_last_cut:  # guards may have held back steps before this one
             most = self.settings.k * len(self._steps) - (self._dense_channels - count_channels(widths))
-        going = take_lowest(widths, ranks, self._target, done, self.settings, self.layer_score, most)
-        return {name: self.order(name, ranks[name], progress.epoch)[:count] for name, count in going.items() if count}
+        counts = count_lowest(widths, scores, self._target, done, self.settings, self.layer_score, most)
+        return {name: self.order(name, scores[name], training.epoch)[:count] for name, count in counts.items() if count}
 
 
 def over_layer_norm(scores: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
-    """Ranks that can be compared between layers: each layer's scores (C,), at least 0, over their L2 norm."""
+    """Scores that can be compared between layers: each layer's (C,), at least 0, over their L2 norm."""
     return {name: (s / s.norm().clamp_min(torch.finfo(s.dtype).tiny)).tolist() for name, s in scores.items()}
 
 
-def take_lowest(
+def count_lowest(
     widths: Mapping[str, int],
-    ranks: Mapping[str, Sequence[float]],
+    scores: Mapping[str, Sequence[float]],
     target: Target,
     done: float,
     settings: StepwiseSettings,
@@ -130,27 +137,27 @@ def take_lowest(
 ) -> dict[str, int]:
     """How many channels each unit loses in a step.
 
-    One channel after another goes (with `round_to`, as many as lead to the next multiple), from the layer of the
-    lowest score, until the target's limit for this step, or `most` channels (None: `k`), are reached.
+    Channels are taken one by one (with `round_to`, as many as lead to the next multiple) from the unit of the lowest
+    layer score, until this step's part of the target is reached, or `most` channels (None: `k`) are taken.
     """
     most = settings.k if most is None else most
     left = dict(widths)
-    ascending = {name: sorted(values) for name, values in ranks.items()}
+    ascending = {name: sorted(values) for name, values in scores.items()}
     queue: list[tuple[float, str, int]] = []
 
-    def enter(name: str) -> None:
+    def enqueue(name: str) -> None:
         size = (left[name] - 1) % settings.round_to + 1
         if left[name] - size >= target.least[name]:
-            gone = widths[name] - left[name]
-            heapq.heappush(queue, (layer_score(ascending[name][gone : gone + size], left[name]), name, size))
+            taken = widths[name] - left[name]
+            heapq.heappush(queue, (layer_score(ascending[name][taken : taken + size], left[name]), name, size))
 
     for name in widths:
-        enter(name)
-    gone = 0
+        enqueue(name)
+    taken = 0
     limit = target.limit(done) + 1e-9 * target.start  # which may be a channel's count, but for its last digit
-    while queue and target.measure(left) > limit and (most is None or gone < most):
+    while queue and target.measure(left) > limit and (most is None or taken < most):
         _, name, size = heapq.heappop(queue)
         left[name] -= size
-        gone += size
-        enter(name)
+        taken += size
+        enqueue(name)
     return {name: widths[name] - left[name] for name in widths}

@@ -8,35 +8,35 @@ from dataclasses import dataclass
 
 from ..pruning.channels import ChannelLayout
 from ..pruning.cost import CostModel
-from .base import PruningSettings
+from .base import PruningSettings, require
 
 FRACTIONS = ("target_channels", "target_parameters", "target_macs")
 TARGETS = ("rate", *FRACTIONS, "widths_from")
-DEFAULT_MACS = 0.1  # of every method that takes a target, Sauron's and Shrink's too: compared by default at equal cost
+DEFAULT_MACS = 0.1  # of every method, Sauron and Shrink included, which are compared at equal cost by default
 
 MEASURED = {
     "target_parameters": "parameters",
     "target_macs": "multiply-accumulates",
     "target_latency": "network time",
 }
-"""What a target is a part of, where it is not the channels."""
+"""What a target is a fraction of, by setting; the others are fractions of the channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSettings(PruningSettings):
-    """How far to prune: at most one of the targets is given. Without one, a tenth of the multiply-accumulates stays,
-    the same for all methods, or as little as the least widths of a narrow network allow.
+    """How far to prune, by at most one of the targets. Without one, a tenth of the multiply-accumulates is left, the
+    same for all methods; of a narrow network, as little as its least widths allow.
 
     Attributes:
-        rate: The part of every layer's channels that goes.
-        target_channels: The part of all channels that stays.
-        target_parameters: The part of the parameters that stays.
-        target_macs: The part of the multiply-accumulates of a patch that stays.
-        widths_from: A checkpoint; every layer gets the very width that it has there: `min_channels` has no say, and
-            `round_to` must be 1.
+        rate: The fraction of every layer's channels that is removed.
+        target_channels: The fraction of all channels that is left.
+        target_parameters: The fraction of the parameters that is left.
+        target_macs: The fraction of the multiply-accumulates of a patch that is left.
+        widths_from: A checkpoint whose width every layer gets; `min_channels` has no effect then, and `round_to` must
+            be 1.
     """
 
-    # What reaches a target by a schedule is not held back in between.
+    # A schedule that leads to a target is not held back by default.
     max_fraction_per_epoch: float | None = None
     max_loss_increase: float | None = None
     rate: float | None = None
@@ -50,12 +50,11 @@ class TargetSettings(PruningSettings):
         given = self.given_targets()
         if len(given) > 1:
             raise ValueError(f"Only one target can be met, but {' and '.join(given)} are given; choose one.")
-        if self.rate is not None and not 0 <= self.rate < 1:
-            raise ValueError(f"rate is the part of a layer's channels that goes, in [0, 1); got {self.rate}.")
+        fits = self.rate is None or 0 <= self.rate < 1
+        require(fits, "rate", "the fraction of a layer's channels to remove, in [0, 1)", self.rate)
         for name in FRACTIONS:
             value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise ValueError(f"{name} is the part that stays, in (0, 1]; got {value}.")
+            require(value is None or 0 < value <= 1, name, "the fraction that stays, in (0, 1]", value)
         if self.widths_from is not None:
             if self.round_to != 1:
                 raise ValueError(
@@ -73,10 +72,10 @@ class Target:
 
     Attributes:
         name: The setting that it comes from.
-        least: No unit gets narrower than this.
-        measure: What is to fall, from `start` to `end`, as a function of the widths.
-        asked: What the setting asks for, which is below `end` where other settings do not allow it.
-        why: Why `end` is more than `asked`; None where it is not.
+        least: The least width of each unit.
+        measure: The cost that should fall from `start` to `end`, as a function of the widths.
+        asked: The cost that the setting asks for, below `end` where other settings do not allow it.
+        why: Why `end` is above `asked`; None where it is not.
     """
 
     name: str
@@ -88,11 +87,11 @@ class Target:
     why: str | None = None
 
     def part_left(self, widths: Mapping[str, int]) -> float:
-        """The part of the measure that is left at these widths."""
+        """The fraction of the cost that is left at these widths."""
         return self.measure(widths) / self.start
 
     def limit(self, done: float) -> float:
-        """What the measure may be after this part of the steps."""
+        """The highest cost allowed after this fraction of the steps."""
         return self.start + done * (self.end - self.start)
 
 
@@ -109,11 +108,11 @@ def make_target(
         settings: With one target given, or none.
         layout: The dense network's.
         cost: Of the same network.
-        given_widths: Widths that `widths_from` stands for.
+        given_widths: Widths of the checkpoint that `widths_from` names.
         fixed: Units that must not be cut.
 
     Raises:
-        ValueError: The target that was given cannot be met.
+        ValueError: The given target cannot be met.
     """
     (name,) = settings.given_targets() or ("target_macs",)
     dense, fixed = layout.widths, set(fixed)
@@ -135,19 +134,19 @@ def make_target(
     end = measure(least)
     if end <= asked:
         return Target(name, least, measure, start, asked, asked)
-    limits += f" and {len(fixed)} layers that this method leaves alone"
+    limits += f" and {len(fixed)} layers that this method never cuts"
     if fraction is None:
         return Target(name, least, measure, start, end, asked, f"{limits} allow no less than {end / start:.4g}")
     raise ValueError(f"{name}={fraction} cannot be met: with {limits}, {rounded_up(end / start)} is the least.")
 
 
 def least_widths(settings: PruningSettings, dense: Mapping[str, int], fixed: Iterable[str]) -> dict[str, int]:
-    """The narrowest that `min_channels` and `round_to` allow; the dense width for units that must not be cut."""
+    """The least widths that `min_channels` and `round_to` allow; the dense width for units that must not be cut."""
     return {name: w if name in fixed else _allowed(settings, settings.min_channels, w) for name, w in dense.items()}
 
 
 def rounded_up(part: float) -> str:
-    """The least part that can be met, as a number that can be given as a target."""
+    """The least fraction that can be reached, as a number that can be given as a target."""
     return f"{math.ceil(1e4 * part) / 1e4:.4f}"
 
 
@@ -157,7 +156,7 @@ def count_channels(widths: Mapping[str, int]) -> int:
 
 
 def even_widths(target: Target, settings: PruningSettings, dense: Mapping[str, int]) -> dict[str, int]:
-    """Widths that meet a target layer by layer: its own, or the largest equal fraction of every layer that meets it."""
+    """Widths that meet a target layer by layer: its least widths, or the largest equal fraction of every layer."""
     if target.end == target.measure(target.least):
         return dict(target.least)
 
@@ -186,15 +185,16 @@ def _checked(
     settings: TargetSettings, given: Mapping[str, int] | None, dense: Mapping[str, int], fixed: set[str]
 ) -> dict[str, int]:
     if given is None or set(given) != set(dense):
-        raise ValueError(f"widths_from={settings.widths_from} is of another topology than this network.")
+        raise ValueError(
+            f"widths_from={settings.widths_from} is of another topology than this network; take a model of the same "
+            f"plans and configuration."
+        )
     for name, width in given.items():
         if width > dense[name]:
             raise ValueError(
-                f"widths_from={settings.widths_from} has {width} channels in {name}, where this network has "
+                f"widths_from={settings.widths_from} has {width} channels in {name}, but this network has "
                 f"{dense[name]}; take a model that was pruned from these plans."
             )
         if width < dense[name] and name in fixed:
-            raise ValueError(
-                f"widths_from={settings.widths_from} needs {name} to be cut, which this method leaves alone."
-            )
+            raise ValueError(f"widths_from={settings.widths_from} needs a cut in {name}, which this method never cuts.")
     return dict(given)

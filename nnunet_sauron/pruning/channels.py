@@ -1,4 +1,4 @@
-"""Which channels of a network must shrink together, who makes them and who reads them.
+"""Which channels of a network must shrink together, and the layers that make and read them.
 
 A symbolic pass follows the network's forward with channel labels in place of tensors. A label ("segment") stands for
 the output channels of one producer: a residual add joins the segments of its two inputs, a concatenation puts segments
@@ -54,7 +54,7 @@ class ChannelAxis:
         tensor: Name of the parameter or buffer in that module.
         dim: The axis.
         segments: What lies along it, in order; several after a concatenation.
-        reads: True for the input side of a convolution; False for what makes channels: its output side, and norms.
+        reads: True for the input side of a convolution; False for its output side and for norms, which make channels.
         places: For each segment, the module whose output lies there (one of its unit's `feature_maps`), or None.
     """
 
@@ -172,7 +172,7 @@ class _Pass:
         )
 
     def check_nothing_else_computes(self) -> None:
-        """What somebody added to a network, or exchanged in it, is not in the forward that this pass mirrors."""
+        """Refuse modules that were added to a network, or replaced in it: this pass does not mirror their forward."""
         followed = {id(getattr(self.network.get_submodule(module), tensor)) for module, tensor, *_ in self.axes}
         for module, name in self.names.items():
             if "forward" in vars(module):
@@ -180,8 +180,8 @@ class _Pass:
             known = _leaves_channels_apart(module) or all(id(p) in followed for p in module.parameters(recurse=False))
             if not known:
                 raise ValueError(
-                    f"Module '{name}' of class {type(module).__name__} is none of this kind of network: what it does "
-                    f"to channels is not known, so they cannot be pruned."
+                    f"Module '{name}' of class {type(module).__name__} does not belong to this kind of network: its "
+                    f"effect on channels is not known, so they cannot be pruned."
                 )
 
     def new_segment(self, width: int, fixed: bool = False) -> _Segment:

@@ -1,4 +1,4 @@
-"""A network in evaluation mode for a while, or copied."""
+"""Run a network in evaluation mode for a while, or copy it, without a trace in the network itself."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import nn
 
 @contextmanager
 def eval_mode(network: nn.Module, hooks: Mapping[nn.Module, Callable] | None = None) -> Iterator[None]:
-    """Evaluation mode and exact float32, with forward hooks by module, as long as it lasts; also after an error.
+    """A context with the network in evaluation mode, in exact float32, and with these forward hooks by module.
 
-    Each module gets back its own mode: a norm may be frozen. TensorFloat-32, PyTorch's default for convolutions on
-    CUDA, rounds to three digits, where fits and rankings tell channels apart by far less.
+    Each module gets back its own mode, also after an error: a norm may be frozen. TensorFloat-32, PyTorch's default for
+    convolutions on CUDA, rounds to three digits; fits and rankings need more.
     """
     modes = {module: module.training for module in network.modules()}
     handles = [module.register_forward_hook(hook) for module, hook in (hooks or {}).items()]
@@ -33,13 +33,13 @@ def eval_mode(network: nn.Module, hooks: Mapping[nn.Module, Callable] | None = N
 
 
 def copy_network(network: nn.Module) -> nn.Module:
-    """A copy with the network's very hooks: a trainer that one belongs to would be copied with its data loaders."""
+    """A copy that shares the network's hooks: a hook's trainer would else be copied with its data loaders."""
     kept = {}
     for module in network.modules():
         for name, hooks in vars(module).items():
             if name.endswith("_hooks"):
                 for hook in hooks.values():
-                    # PyTorch wraps those of the state dict together with their module, and that is to be the copy.
+                    # PyTorch wraps hooks of the state dict with their module, which must be the copy's own.
                     hook = getattr(hook, "hook", hook)
                     kept[id(hook)] = hook
     return copy.deepcopy(network, kept)

@@ -1,7 +1,7 @@
-"""Fold what removed channels carried into those that stay, so that a network shrinks without training.
+"""Merge removed channels into those that are kept, so that a network shrinks without training.
 
-A feature map is redundant when the kept maps of its layer reproduce it. Second moments of the maps on a few inputs tell
-which do: a layer's maps are fitted by the kept ones, and whoever read them all reads that fit instead. Known as channel
+A feature map is redundant when the kept maps of its layer reproduce it. Second moments of the maps on a few inputs give
+the fit of a layer's maps by the kept ones, and the layers that read them read that fit instead. Known as channel
 reconstruction (ThiNet; He, Zhang, Sun: Channel pruning for accelerating very deep neural networks, ICCV 2017) and
 interpolative decomposition (Chee et al.: Model preserving compression for neural networks, NeurIPS 2022).
 """
@@ -37,7 +37,7 @@ def merge_channels(
     optimizer: torch.optim.Optimizer | None = None,
     after_unit: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Remove channels in place, and let the others carry what they carried.
+    """Remove channels in place, and merge what they carried into the others.
 
     Unit by unit in the data's order. The maps x that the network had before any cut are fitted by what it makes of the
     kept ones after the cuts before this one: `x ~ W x'_K + b`, by least squares. So every fit mends what the cuts
@@ -50,12 +50,11 @@ def merge_channels(
 
     Args:
         network: A network that `channel_layout` knows, unwrapped; run in evaluation mode.
-        keep: For each unit to cut, by name: its channels that stay, ascending (`rank_units` tells the best). Units not
-            named stay as they are.
-        inputs: What to fit on: tensors (B, channels, *patch). Run together, once before and once during the merge, if
-            all maps fit into a gigabyte; else in turn, twice for each unit that is cut.
-        weights: How much each of their positions counts, (B, *patch) each, such as `position_weights`; None for all
-            alike.
+        keep: For each unit to cut, by name: its channels to keep, ascending (`rank_units` finds the best). Units that
+            are not named stay as they are.
+        inputs: Tensors (B, channels, *patch) to fit on. Run together, once before and once during the merge, if all
+            maps fit into a gigabyte; else one after another, twice for each unit that is cut.
+        weights: Weights of their positions, (B, *patch) each, such as `position_weights`; None for equal weights.
         optimizer: Its parameter groups and its state follow, as in `remove_channels`.
         after_unit: Called with each unit's name when it is done.
 
@@ -89,10 +88,9 @@ def merge_channels(
 
 
 def check_mergeable(network: nn.Module) -> None:
-    """Raise ValueError unless channels of this network can be told from others by those who read them.
+    """Raise ValueError unless every convolution of this network reads feature maps as they are.
 
-    A convolution reads a sum of maps as the sum of what it reads of each; with a norm or an activation before it, it
-    does not.
+    A convolution is linear in its input maps, which a fit relies on; with a norm or an activation before it, it is not.
     """
     channel_layout(network)  # refuses what it does not know
     for name, module in network.named_modules():
@@ -106,7 +104,7 @@ def check_mergeable(network: nn.Module) -> None:
 
 
 def _values(network: nn.Module, units: Sequence[ChannelUnit], inputs: Sequence[torch.Tensor]) -> int:
-    """How many values all maps of these units hold, for all inputs; without end where inputs differ in their size."""
+    """The number of values of all maps of these units, for all inputs; `sys.maxsize` where inputs differ in size."""
     channels = inputs[0].shape[1]
     patches = {tuple(tensor.shape[2:]) for tensor in inputs}
     if len(patches) > 1:
@@ -124,9 +122,9 @@ def _fold_in_one_pass(
     weights: Sequence[torch.Tensor] | None,
     after_unit: Callable[[str], None],
 ) -> None:
-    """Fold every unit while one forward of all inputs together passes by: readers come after what they read.
+    """Fold every unit during one forward of all inputs together: a layer runs after those that it reads.
 
-    What is removed has no readers then, but is still there.
+    No layer reads the removed channels then, but they are still there.
     """
     device = next(network.parameters()).device
     together = torch.cat([tensor.to(device) for tensor in inputs])
@@ -147,7 +145,7 @@ def _fold_in_one_pass(
 
 
 def readers(network: nn.Module, layout: ChannelLayout, unit: ChannelUnit):
-    """Whoever reads a unit: (place, convolution, its weights for the unit (C, outputs, taps), where they start)."""
+    """The convolutions that read a unit: (place, convolution, its weights for the unit (C, outputs, taps), start)."""
     for axis in layout.axes:
         start = 0
         for (name, width), place in zip(axis.segments, axis.places, strict=True):
@@ -167,13 +165,13 @@ def _fold(
     kept: Sequence[int],
     moments: Moments,
 ) -> None:
-    """Let whoever reads a unit in one place read its kept channels as all of them (in place; nothing is removed)."""
-    stay = torch.tensor(list(kept), device=next(network.parameters()).device)
+    """Let all layers that read a unit in one place read the fit by its kept channels, in place; removes nothing."""
+    indices = torch.tensor(list(kept), device=next(network.parameters()).device)
     for where, conv, read, start in readers(network, layout, unit):
         if where != place:
             continue
         transposed = isinstance(conv, _ConvTransposeNd)
-        fit, offset = fitted(moments, stay, unit.width, conv.bias is not None and not transposed)
+        fit, offset = fitted(moments, indices, unit.width, conv.bias is not None and not transposed)
         read = read.double()
         folded = torch.einsum("ck,cot->kot", fit, read).to(conv.weight.dtype)
         dim = 0 if transposed else 1
@@ -181,25 +179,25 @@ def _fold(
         if conv.bias is not None:
             conv.bias += torch.einsum("c,cot->o", offset, read).to(conv.bias.dtype)
         conv.weight.narrow(dim, start, unit.width).zero_()
-        conv.weight.index_copy_(dim, start + stay, folded)
+        conv.weight.index_copy_(dim, start + indices, folded)
 
 
-def fitted(moments: Moments, stay: torch.Tensor, channels: int, intercept: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def fitted(moments: Moments, kept: torch.Tensor, channels: int, intercept: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """W (C, kept) and b (C) of `x ~ W x'_K + b`, float64; b is 0 without an intercept.
 
     The moments are of x' and x, (2C), or of x alone, which is fitted by its own kept channels then.
     """
     matrix = moments.covariance if intercept else moments.second
-    of_kept, with_aims = matrix[stay][:, stay], matrix[stay][:, -channels:]
+    of_kept, with_aims = matrix[kept][:, kept], matrix[kept][:, -channels:]
     # The second and third term are for maps that hardly vary: something positive to divide by, above their rounding.
     level = moments.second.diagonal().mean()
     diagonal = RIDGE * of_kept.diagonal().mean() + ROUNDING * level + torch.finfo(torch.float64).tiny
-    identity = torch.eye(len(stay), dtype=torch.float64, device=stay.device)
-    own = torch.linalg.solve(of_kept + diagonal * identity, matrix[stay][:, :channels])
-    own[:, stay] = identity
+    identity = torch.eye(len(kept), dtype=torch.float64, device=kept.device)
+    of_now = torch.linalg.solve(of_kept + diagonal * identity, matrix[kept][:, :channels])
+    of_now[:, kept] = identity
     diagonal = diagonal + AIM_RIDGE * of_kept.diagonal().mean()
-    fit = (own + torch.linalg.solve(of_kept + diagonal * identity, with_aims - of_kept @ own)).T
+    fit = (of_now + torch.linalg.solve(of_kept + diagonal * identity, with_aims - of_kept @ of_now)).T
     if not fit.isfinite().all():
         raise torch.linalg.LinAlgError("A fit of feature maps has no finite solution: they are not finite, or huge.")
-    offset = moments.mean[-channels:] - fit @ moments.mean[stay]
+    offset = moments.mean[-channels:] - fit @ moments.mean[kept]
     return fit, offset if intercept else torch.zeros_like(offset)

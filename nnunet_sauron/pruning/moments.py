@@ -1,4 +1,4 @@
-"""Second moments of feature maps, all that a least squares fit of channels needs, and which positions count in them."""
+"""Second moments of feature maps, from which channels are fitted by least squares, and weights of their positions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.nn.modules.conv import _ConvNd
 from .eval_mode import eval_mode
 
 VALUES_AT_ONCE = 1 << 22  # float64 copies of whole maps would need gigabytes
-SAMPLES_PER_CHANNEL = 4  # positions for each channel of a layer, so that a fit is a fit and not a memory
+SAMPLES_PER_CHANNEL = 4  # positions for each channel of a layer, so that a fit does not overfit
 LEAST_SAMPLES_PER_CHANNEL = 2
-UNSURE = 0.7  # share of `position_weights` that goes by how unsure the network is, the rest to all positions alike
+UNSURE = 0.7  # share of `position_weights` that follows the network's uncertainty; the rest is the same everywhere
 
 
 class Moments:
-    """Weighted sums over the positions of feature maps, in float64: all that a least squares fit of channels needs.
+    """Weighted sums over the positions of feature maps, in float64, from which channels are fitted by least squares.
 
     Attributes:
         count: Sum of the positions' weights so far, over all samples.
@@ -34,9 +34,9 @@ class Moments:
         self.products = torch.zeros(channels, channels, dtype=torch.float64, device=device)
 
     def add(self, feature_maps: torch.Tensor, weights: torch.Tensor | None = None, *more: torch.Tensor) -> None:
-        """Take in feature maps (B, C, *spatial) of any floating dtype; weights of the positions, (B, *spatial).
+        """Add feature maps (B, C, *spatial) of any floating dtype; weights of the positions, (B, *spatial).
 
-        The channels of `more` maps follow, without a copy as large as all of them.
+        The channels of `more` maps follow, without a copy as large as all maps together.
         """
         if weights is None:
             weights = feature_maps.new_ones(()).expand(len(feature_maps), *feature_maps.shape[2:])
@@ -64,7 +64,7 @@ class Moments:
 
     @property
     def second(self) -> torch.Tensor:
-        """Mean of products without the mean taken off, (C, C)."""
+        """Mean of products, without subtracting the means, (C, C)."""
         return self.products / self.count
 
 
@@ -77,15 +77,15 @@ def collect_moments(
 ) -> dict[str, Moments]:
     """Second moments of the outputs of the named modules, in evaluation mode.
 
-    The forward stops after the last of them. Memory: one input's forward and a (C, C) matrix each; with another network
-    beside it, that one's outputs as well.
+    The forward stops after the last of them. Memory: one input's forward and a (C, C) matrix per module; with a second
+    network, its outputs as well.
 
     Args:
         network: The network.
         places: Names of modules; each is run once in a forward.
         inputs: Tensors (B, channels, *patch), on any device.
-        weights: Of their positions, (B, *patch) each, averaged to the resolution of the maps; None for all alike.
-        before: Another network with modules of these names: its maps follow, as channels C and up of (2C, 2C) moments.
+        weights: Of their positions, (B, *patch) each, averaged to the resolution of the maps; None for equal weights.
+        before: Another network with modules of these names: its maps are channels C to 2C - 1 of (2C, 2C) moments.
 
     Raises:
         ValueError: The weights are not of the inputs' shapes.
@@ -115,7 +115,8 @@ def check_weights(inputs: Sequence[torch.Tensor], weights: Sequence[torch.Tensor
         shapes, expected = ([tuple(w.shape) for w in weights], [(len(x), *x.shape[2:]) for x in inputs])
         if shapes != expected:
             raise ValueError(
-                f"Weights of positions are {shapes}; of these inputs they are {expected}, (B, *patch) each."
+                f"Weights of positions have the shapes {shapes}; for these inputs they must be {expected}, "
+                f"(B, *patch) each."
             )
 
 
@@ -150,7 +151,7 @@ def forward_until(
 
 
 def patches_needed(positions: Mapping[str, int], widths: Mapping[str, int], samples_per_channel: int) -> int:
-    """How many patches give every unit so many positions a channel.
+    """The number of patches that gives every unit this number of positions per channel.
 
     Args:
         positions: Of every unit's feature maps in one patch, as `feature_map_voxels` counts them.
@@ -164,18 +165,18 @@ def patches_needed(positions: Mapping[str, int], widths: Mapping[str, int], samp
 def position_weights(
     network: nn.Module, inputs: Sequence[torch.Tensor], *, regions: bool = False, unsure: float = UNSURE
 ) -> list[torch.Tensor]:
-    """How much each position should count in a fit: more where the network is unsure.
+    """The weight of each position in a fit: higher where the network is unsure.
 
-    An image is mostly background that no error of a feature map turns into anything else; alike for all positions, a
-    fit spends its channels there. The second-order term of the divergence between old and new probabilities weights a
-    logit's squared error by `sum_k p_k (1 - p_k)`. Its square root, the standard deviation of the label, is what
-    kept the segmentations best (benchmarks/results), mixed with a constant, since layers see beyond a voxel.
+    Most of an image is background whose segmentation no error of a feature map changes; with equal weights, a fit would
+    spend its channels there. The second-order term of the divergence between old and new probabilities weights a
+    logit's squared error by `sum_k p_k (1 - p_k)`. Its square root, the standard deviation of the label, mixed with a
+    constant, since a layer's positions affect more than one voxel, kept the segmentations best (benchmarks/results).
 
     Args:
         network: A segmentation network, run in evaluation mode; of several outputs the first is taken.
         inputs: Tensors (B, channels, *patch).
         regions: Whether classes may overlap (sigmoid instead of softmax).
-        unsure: The share that goes by how unsure the network is; the rest counts all positions alike.
+        unsure: The share of the weights that follows the network's uncertainty; the rest is the same everywhere.
 
     Returns:
         (B, *patch) each, float32, on the network's device; their mean over all inputs is 1.
@@ -194,13 +195,13 @@ def position_weights(
 
 @dataclass(frozen=True)
 class Output:
-    """What a network says of an input, told a part of the positions at a time.
+    """A network's output for an input, given for some of the positions at a time.
 
     With many classes, the probabilities of all positions would need several times the memory of a prediction. nnU-Net's
-    last layer is a convolution of one voxel, so that what it reads is kept, and it is applied part by part.
+    last layer is a convolution of one voxel: its input is kept, and the layer is applied to one part after another.
 
     Attributes:
-        maps: (B, C, positions): what the last layer reads, or the logits where the network ends otherwise.
+        maps: (B, C, positions): the last layer's input, or the logits where the network ends in another layer.
         head: The last layer's weights (classes, C) and bias (classes); None where `maps` are the logits.
     """
 
@@ -240,7 +241,7 @@ class Output:
         return cls(read[0].flatten(2), (last.weight.flatten(1).float(), bias))
 
     def log_probabilities(self, regions: bool) -> Iterator[torch.Tensor]:
-        """(B, classes, some of the positions), float32; of regions (B, 2 * regions, ...): in it, and not."""
+        """(B, classes, some of the positions), float32; of regions (B, 2 * regions, ...): inside, then outside."""
         classes = self.maps.shape[1] if self.head is None else len(self.head[0])
         for part in self.maps.split(max(1, VALUES_AT_ONCE // (len(self.maps) * classes)), 2):
             logits = part.float()

@@ -26,7 +26,7 @@ def remove_channels(
 
     Args:
         network: A network that `channel_layout` knows, unwrapped (no DDP, no torch.compile wrapper).
-        keep: For each unit to cut, by name: which of its channels stay, ascending. Units not named stay as they are.
+        keep: For each unit to cut, by name: its channels to keep, ascending. Units that are not named stay as they are.
         optimizer: Its parameter groups and its per-element state (momentum, Adam's moments) follow.
 
     Raises:
@@ -77,7 +77,7 @@ def rebuild(
 
 
 def check_kept(layout: ChannelLayout, keep: Mapping[str, Sequence[int]]) -> None:
-    """Raise ValueError unless every unit is known, and what is to stay of it is distinct, ascending and not nothing."""
+    """Raise ValueError unless every unit is known, and its channels to keep are distinct, ascending, and not none."""
     widths = layout.widths
     for name, kept in keep.items():
         if name not in widths:

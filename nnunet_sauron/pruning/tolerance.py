@@ -1,4 +1,4 @@
-"""How many channels every layer keeps: one tolerance for the whole network gives each its own width."""
+"""The widths of all layers, from one tolerance for the whole network."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ SENSITIVITY_POWER, COST_POWER = 0.75, 0.5  # of `weighted`
 LEAST_TOLERANCE = 1e-7
 STEPS = 40  # halvings of the tolerance's logarithm
 LATENCY_STEPS = 5  # each is measured
-COARSE_STEPS, COARSE_STEP = 10, 3  # so many divisions of the highest tolerance by so much
+COARSE_STEPS, COARSE_STEP = 10, 3  # the highest tolerance is divided by 3, up to 10 times
 
 
 def weighted(rankings: Mapping[str, Ranking], cost: Cost) -> dict[str, Ranking]:
-    """Rankings whose errors, from their factor down to 0, count by what they do to the output and what is saved for it.
+    """Rankings whose errors are weighted by their effect on the output and by the cost that is saved.
 
     Each unit's errors times `sensitivity ** 0.75 / saved ** 0.5`, where `saved` is the cost of its last channel
-    relative to the geometric mean over the units. Did errors add up in the output, fall exponentially with the part of
-    the channels kept, and costs add up as well, both powers would be 1; these kept the segmentations of 2D, 3D and
-    residual networks best (benchmarks/results).
+    relative to the geometric mean over the units. Both powers would be 1 if errors added up in the output and fell
+    exponentially with the fraction of channels kept, and if costs added up; these powers kept the segmentations of 2D,
+    3D and residual networks best (benchmarks/results).
 
     Args:
         rankings: Of every unit, as `rank_units` gives them.
-        cost: What is to be saved.
+        cost: The cost to save.
     """
     factors = unit_factors(rankings, cost)
     return {
@@ -39,7 +39,7 @@ def weighted(rankings: Mapping[str, Ranking], cost: Cost) -> dict[str, Ranking]:
 
 
 def unit_factors(rankings: Mapping[str, Ranking], cost: Cost) -> dict[str, float]:
-    """What a unit's error counts, relative to other units: the factors of `weighted`; 1 for a unit of one channel."""
+    """The weight of each unit's error relative to other units, as in `weighted`; 1 for a unit of one channel."""
     dense = {name: len(ranking.order) for name, ranking in rankings.items()}
     saved = {name: cost(dense) - cost({**dense, name: width - 1}) for name, width in dense.items() if width > 1}
     mean = statistics.geometric_mean(saved.values()) if saved else 1.0
@@ -64,7 +64,7 @@ def tolerance_for(
     round_to: int = 1,
     steps: int = STEPS,
 ) -> float:
-    """The least tolerance at which the network costs at most `goal` of what it did.
+    """The least tolerance that leaves at most the fraction `goal` of the network's cost.
 
     A measured cost need not fall with the widths, since PyTorch computes some narrow convolutions slower than wider
     ones (benchmarks/results). So coarse steps, up from the least, find the first tolerance that meets the goal, and
@@ -75,7 +75,7 @@ def tolerance_for(
         part_left: From widths to the fraction of the cost that is left.
 
     Raises:
-        ValueError: No tolerance that was tried leaves so little, the highest of all included.
+        ValueError: No tolerance, up to the highest, leaves as little.
     """
     if not 0 < goal < 1:
         raise ValueError(f"A target is a fraction between 0 and 1, such as 0.5; got {goal:g}.")
@@ -106,6 +106,6 @@ def tolerance_for(
 
 
 def cost_left(cost: Cost, dense: Mapping[str, int]) -> Callable[[dict[str, int]], float]:
-    """From widths to the fraction of `cost` that is left of the dense widths' own."""
+    """A function from widths to their cost as a fraction of the dense widths' cost."""
     whole = cost(dense)
     return lambda widths: cost(widths) / whole

@@ -28,7 +28,7 @@ SOURCE = "source"
 
 @dataclass(frozen=True, kw_only=True)
 class CompressedSettings:
-    """Where to begin, and whom to learn from.
+    """The model to start from, the teacher, and whether to learn from labels.
 
     Attributes:
         start_from: The folder that `nnUNetv2_sauron compress` wrote (the same fold is taken), or a .pth file; None
@@ -57,11 +57,11 @@ class CompressedSettings:
 class CompressedTrainer(KeepsSettings, ResizingTrainer):
     """nnU-Net's training from a compressed checkpoint: 50 epochs of the poly schedule from half of its rate.
 
-    The distance to what the teacher says of the same batch is added to nnU-Net's loss (`methods/distillation.py`). The
+    The distance to the teacher's output for the same batch is added to nnU-Net's loss (`methods/distillation.py`). The
     validation loss and, with labels, the logged training loss stay nnU-Net's own.
 
-    It mirrors the axes that the model was trained with, since left and right may be classes. Loss and the rest of the
-    augmentation are nnU-Net's own, whatever that model's trainer did.
+    It mirrors along the axes that the model was trained with, since left and right may be classes. Loss and the rest of
+    the augmentation are nnU-Net's own, also where that model's trainer had others.
 
     nnunet_sauron="start_from=MODEL_FOLDER" nnUNetv2_train DATASET CONFIGURATION FOLD -tr CompressedTrainer
 
@@ -92,7 +92,7 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         except FileNotFoundError as error:
             if not has_begun(type(self), plans, configuration, fold):
                 raise
-            self._unread = error  # what moved is of no use to a training that is continued
+            self._unread = error  # a training that is continued does not need it
         self.mirroring = mirroring_of(self._start or {})
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.initial_lr = NUM_EPOCHS, INITIAL_LR
@@ -131,8 +131,8 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
     def on_train_start(self) -> None:
         if self._no_training:
             raise ValueError(
-                f"{self._no_training} was written by compress and is no training to continue. Move it away, or train "
-                f"without --c and with start_from naming another folder than the training's own."
+                f"{self._no_training} was written by compress, so there is no training to continue. Move it away, or "
+                f"train without --c, and let start_from name another folder than the training's own."
             )
         if self._unread and self.current_epoch == 0:
             raise self._unread

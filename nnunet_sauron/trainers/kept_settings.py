@@ -1,4 +1,4 @@
-"""Settings that travel in a training's checkpoints, an entry an epoch in nnU-Net's logger, and stand in its folder."""
+"""Settings of a training as its checkpoints, its log and its folder keep them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHANGEABLE = ("save_every", "snapshot_every", "num_val_iterations_per_epoch")
 
 
 def changeable(more_settings: Iterable) -> set[str]:
-    """What may differ when a training is continued: some numbers, and whom it learns from; not what it started from.
+    """The settings that may change when a training is continued: some numbers, and its teacher; not its start.
 
     Args:
         more_settings: A trainer's own settings classes, or instances of them.
@@ -25,8 +25,14 @@ def changeable(more_settings: Iterable) -> set[str]:
     return {*CHANGEABLE, *(field.name for settings in more_settings for field in fields(settings))} - {"start_from"}
 
 
+def settings_of(trainer: nnUNetTrainer, *settings) -> dict:
+    """nnU-Net's own numbers that a trainer has now, and all fields of these settings, by name."""
+    training = {name: getattr(trainer, name) for name in asdict(TrainingSettings())}
+    return training | {name: value for one in settings for name, value in asdict(one).items()}
+
+
 def tell_settings(trainer: nnUNetTrainer, settings: Mapping, given: Given) -> None:
-    """Log the settings of a training that begins or goes on, and leave them as `settings.json` in its fold's folder."""
+    """Log the settings of a training that begins or is continued, and write `settings.json` into its fold's folder."""
     line = ", ".join(f"{name}={value}" for name, value in settings.items())
     if given.by_class:
         line += f". Of them class attributes are {', '.join(sorted(given.by_class))}"
@@ -39,14 +45,14 @@ def tell_settings(trainer: nnUNetTrainer, settings: Mapping, given: Given) -> No
 
 
 def has_begun(trainer_class: type, plans: dict, configuration: str, fold: int | str) -> bool:
-    """Whether a training's folder holds a checkpoint already; for a constructor, before nnU-Net's own writes a log."""
+    """Whether a training's folder holds a checkpoint already; usable before nnU-Net's constructor writes a log."""
     results = os.environ.get("nnUNet_results")
     model = f"{trainer_class.__name__}__{plans['plans_name']}__{configuration}"
     return bool(results) and any(Path(results, plans["dataset_name"], model, f"fold_{fold}").glob("checkpoint_*.pth"))
 
 
 class KeepsSettings(nnUNetTrainer):
-    """For trainers that remove no channels: nnU-Net's own numbers, a subclass's and the snapshots' settings are kept.
+    """For trainers that remove no channels: keeps the settings in a series of nnU-Net's logger, an entry per epoch.
 
     A subclass sets `_given`, `_more_settings` and `_snapshots` in its constructor; `_given` reads `TrainingSettings`
     first, then the classes of `_more_settings`, then `SnapshotSettings`.
@@ -62,37 +68,36 @@ class KeepsSettings(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        tell_settings(self, self._settings_now(), self._given)
+        tell_settings(self, self.settings_now(), self._given)
 
     def on_epoch_end(self) -> None:
         entries = self.kept_settings()
         del entries[self.current_epoch :]
-        entries.append(self._settings_now())
+        entries.append(self.settings_now())
         super().on_epoch_end()
         self._snapshots.after_epoch()
 
-    def _settings_now(self) -> dict:
-        training = {name: getattr(self, name) for name in asdict(TrainingSettings())}
-        more = {name: value for settings in self._more_settings for name, value in asdict(settings).items()}
-        return {**training, **more, **asdict(self._snapshots.settings)}
+    def settings_now(self) -> dict:
+        """All settings of this training, by name."""
+        return settings_of(self, *self._more_settings, self._snapshots.settings)
 
     def _continue_with(self, checkpoint: dict) -> None:
         """Take the settings of the training that is continued, before the network is set up or loaded.
 
         Raises:
-            ValueError: The environment gives another value for what cannot change in a running training.
+            ValueError: The environment gives another value for a setting that cannot change in a running training.
         """
         entries = checkpoint.get("logging", {}).get(SERIES)
-        if not entries or not entries[-1]:  # of a time when none were kept
+        if not entries or not entries[-1]:  # checkpoints did not hold them at first
             return
-        had = self._settings_now()
+        had = self.settings_now()
         training, *self._more_settings, snapshots = self._given.continued(entries[-1], changeable(self._more_settings))
         training.apply_to(self)
         self._snapshots = Snapshots(self, snapshots)
-        if self.was_initialized and self._settings_now() != had:
+        if self.was_initialized and self.settings_now() != had:
             self.optimizer, self.lr_scheduler = self.configure_optimizers()
 
     def _fill_up(self) -> None:
-        """After a load: a shorter series would cut nnU-Net's progress plot."""
+        """Fill the series up after a load: a shorter one would cut nnU-Net's progress plot short."""
         entries = self.kept_settings()
         entries += [{} for _ in range(self.current_epoch - len(entries))]

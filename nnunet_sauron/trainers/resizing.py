@@ -21,7 +21,7 @@ MIRRORING = "inference_allowed_mirroring_axes"  # nnU-Net's key of a checkpoint
 
 
 def mirroring_of(checkpoint: dict) -> dict:
-    """The axes that a model was mirrored along, under nnU-Net's key; empty where its checkpoint does not say."""
+    """The axes that a model was mirrored along, under nnU-Net's key; empty where its checkpoint has none."""
     return {key: value for key, value in checkpoint.items() if key == MIRRORING}
 
 
@@ -29,7 +29,7 @@ class ResizingTrainer(CompilesOnCudaOnly):
     """Builds nnU-Net's network so that pruned weights load into it, in training and in prediction; saves atomically.
 
     Attributes:
-        mirroring: Of the model that a training starts from, as `mirroring_of` gives it; it goes before nnU-Net's own,
+        mirroring: Of the model that a training starts from, as `mirroring_of` gives it. It replaces nnU-Net's own,
             since left and right may be classes.
     """
 
@@ -55,13 +55,13 @@ class ResizingTrainer(CompilesOnCudaOnly):
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def take_widths(self, widths: dict[str, int]) -> None:
-        """Give the network other widths, with a new optimiser; what it held is lost to the load that follows."""
+        """Give the network other widths and a new optimiser; a load must follow, since weights are lost."""
         if widths != channel_layout(self.bare_network).widths:
             bare = self.bare_network
-            self._unwrap()
+            self.unwrap()
             resize(bare, widths)
             self.optimizer, self.lr_scheduler = self.configure_optimizers()
-            self._wrap()
+            self.wrap()
             torch._dynamo.reset()
 
     def save_checkpoint(self, filename: str) -> None:
@@ -70,12 +70,13 @@ class ResizingTrainer(CompilesOnCudaOnly):
         else:
             super().save_checkpoint(filename)
 
-    def _unwrap(self) -> None:
+    def unwrap(self) -> None:
+        """Take the network out of DDP's wrapper, before its parameters are replaced."""
         if self.is_ddp:
             self.network = self.network.module
 
-    def _wrap(self) -> None:
-        """DDP's reducer holds the old parameters: without a new wrapper the ranks drift apart, and no error says so."""
+    def wrap(self) -> None:
+        """Wrap the network for DDP, whose old reducer holds the old parameters: ranks would drift apart in silence."""
         if self.is_ddp:
             devices = [self.local_rank] if self.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.network, device_ids=devices)

@@ -119,8 +119,8 @@ class Given:
             return _absolute(name, _checked(name, value, self._kinds[name]))
         except ValueError as error:
             raise ValueError(
-                f"{error}. It is a class attribute of {self._trainer_name}, and its name is a setting's: rename it if "
-                f"it is meant for something else"
+                f"{error}. It is a class attribute of {self._trainer_name} with the name of a setting: rename it if it "
+                f"is meant for something else"
             ) from None
 
     def _take(self, items: list[str]) -> None:
@@ -131,7 +131,7 @@ class Given:
                 hint = "" if equals else f". (A value that holds a comma is given by a file, {VARIABLE}=@FILE)"
                 raise ValueError(f"'{item}' is not a setting of {self._trainer_name}{self._nearest(name)}{hint}")
             if name in found:
-                raise ValueError(f"{name} stands in {VARIABLE} twice; leave one value for it")
+                raise ValueError(f"{name} is given twice in {VARIABLE}; leave one value for it")
             self.values[name] = _absolute(name, _parsed(name, text, self._kinds[name]))
             found.add(name)
         self.by_variable |= found
@@ -163,7 +163,7 @@ class Given:
             raise self._listed(error) from None
 
     def continued(self, before: Mapping, changeable: Collection[str]) -> tuple:
-        """The settings of a training that goes on: those it had, and what may change and the variable gives.
+        """The settings of a training that is continued: its own, but for those that may change and the variable gives.
 
         Args:
             before: The settings that its checkpoint holds, by name; names that are not settings any more are left out.
@@ -184,8 +184,8 @@ class Given:
         if fixed := sorted((differ & self.by_variable) - set(changeable)):
             values = ", ".join(f"{name}={before[name]} (now {given[name]})" for name in fixed)
             raise ValueError(
-                f"The training that is continued was begun with {values}, which cannot change on the way. Leave it "
-                f"out of {VARIABLE} (a continued training keeps all its settings), or begin anew without --c."
+                f"The training that is continued was begun with {values}, which cannot change any more. Leave it out "
+                f"of {VARIABLE} (a continued training keeps all its settings), or begin anew without --c."
             )
         kept = {name: value for name, value in before.items() if name in self._known}
         kept |= {name: value for name, value in given.items() if name not in before or name in self.by_variable}
@@ -256,7 +256,7 @@ def _items(text: str) -> list[str]:
 
 
 def _read(path: Path) -> dict:
-    """A file's settings, by name; their values are checked by whoever knows the trainer."""
+    """A file's settings, by name; the caller, who knows the trainer, checks their values."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -280,7 +280,7 @@ def _read(path: Path) -> dict:
 def _distinct(pairs: list[tuple]) -> dict:
     names = [name for name, _ in pairs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{' and '.join(twice)} stand there twice; leave one value for each")
+        raise ValueError(f"given twice: {', '.join(twice)}; leave one value for each")
     return dict(pairs)
 
 

@@ -1,4 +1,4 @@
-"""ShrinkTrainer: from scratch, or from a trained model that is its teacher."""
+"""ShrinkTrainer: trains from scratch, or from a trained model, which is its teacher then."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ START = "start"
 
 @dataclass(frozen=True, kw_only=True)
 class StartSettings:
-    """Where to begin, and whom to learn from.
+    """The model to start from, and the teacher.
 
     Attributes:
-        start_from: A trained model's folder (the same fold is taken), or a .pth file of one; None begins from scratch.
-        teacher: "start" is the model that the training starts from, if there is one; a trained model's folder or a
-            .pth file; None trains without. A training that is continued keeps its teacher where this is left as it is.
+        start_from: A trained model's folder, of which the same fold is taken, or one of its .pth files; None: from
+            scratch.
+        teacher: "start" for the model that the training starts from, if it starts from one; or a trained model's
+            folder or .pth file; None for no teacher. A training that is continued keeps its teacher at the default.
     """
 
     start_from: str | None = None
@@ -35,10 +36,10 @@ class StartSettings:
 
 
 class ShrinkTrainer(PruningTrainer):
-    """Cuts what the output misses least, to a tenth of the multiply-accumulates, and merges it into what stays.
+    """Removes the channels that the output misses least and merges them into the others, to a tenth of the MACs.
 
     Started from a trained model, it learns from that model beside the labels (`methods/distillation.py`), and mirrors
-    the axes that the model was trained with:
+    along the axes that the model was trained with:
 
     nnunet_sauron="start_from=MODEL_FOLDER,num_epochs=50" nnUNetv2_train DATASET CONFIGURATION FOLD -tr ShrinkTrainer
 
@@ -61,7 +62,7 @@ class ShrinkTrainer(PruningTrainer):
         except FileNotFoundError as error:
             if not has_begun(type(self), plans, configuration, fold):
                 raise
-            self._refused = error  # what moved is of no use to a training that is continued
+            self._refused = error  # a training that is continued does not need it
         self.mirroring = mirroring_of(self._start or {})
         self._teacher_from = str(self._start_name) if start and settings.teacher == START else settings.teacher
         if self._teacher_from == START:
@@ -81,15 +82,15 @@ class ShrinkTrainer(PruningTrainer):
             self._teacher = Teacher.read(self._teacher_from, fold, plans, configuration, dataset_json)
         except FileNotFoundError:
             if not has_begun(type(self), plans, configuration, fold):
-                raise  # else it is read when the training goes on
+                raise  # else it is read when the training is continued
 
     def _check_builder(self) -> None:
         builder = builder_of(self._start, self._start_name)
         if builder and builder.differs and builds_what_plans_say(type(self)):  # a subclass may build that network
             raise ValueError(
-                f"start_from={self._start_name} has a network of its trainer {builder.trainer_name}, which is another "
-                f"one than its plans describe (an activation, a norm's eps, ...), and {type(self).__name__} builds "
-                f"what plans describe. Make that model smaller with `nnUNetv2_sauron compress`, or begin from scratch."
+                f"start_from={self._start_name} has the network of its trainer {builder.trainer_name}, which differs "
+                f"from its plans' network (in an activation, a norm's eps, ...), but {type(self).__name__} builds the "
+                f"plans' network. Make that model smaller with `nnUNetv2_sauron compress`, or start from scratch."
             )
         if builder and builder.assumed:
             self._start_note = f" ({builder.assumed})"
@@ -104,7 +105,7 @@ class ShrinkTrainer(PruningTrainer):
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
-        if self._teacher is None and self._teacher_from is not None:  # of a training that is continued
+        if self._teacher is None and self._teacher_from is not None:  # a training that is continued
             plans = self.plans_manager.plans
             try:
                 self._teacher = Teacher.read(
@@ -112,7 +113,7 @@ class ShrinkTrainer(PruningTrainer):
                 )
             except FileNotFoundError:
                 if self.current_epoch < self.num_epochs:
-                    raise  # else it is finished, and nothing is learnt any more
+                    raise  # else the training is finished, and needs no teacher
         if self._teacher:
             self._teacher.start(self.device, deep_supervision=self.enable_deep_supervision)
             self.loss = DistillingLoss(self.loss, self._teacher, ddp=self.is_ddp)
@@ -140,5 +141,5 @@ class ShrinkTrainer(PruningTrainer):
         if teacher != self._teacher_from:
             self._teacher_from, self._teacher = teacher, None
 
-    def _decided(self) -> dict:
-        return {**super()._decided(), "teacher": self._teacher_from}
+    def _decide(self) -> dict:
+        return {**super()._decide(), "teacher": self._teacher_from}

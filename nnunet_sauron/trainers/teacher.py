@@ -1,6 +1,6 @@
-"""A trained model as teacher: its networks, what they say of a batch, and a loss that listens to it.
+"""A trained model as teacher: its networks, their outputs for a batch, and a loss with the distance to them.
 
-In a trainer's constructor, before nnU-Net's own, so that a teacher that does not do is refused before a log is written:
+In a trainer's constructor, before nnU-Net's own, so that a wrong teacher is refused before a log is written:
 
     self._teacher = Teacher.read(folder, fold, plans, configuration, dataset_json)
 
@@ -33,17 +33,17 @@ from ..model.labels import class_values
 from ..model.networks import NetworkBuilder
 
 LAST_WEIGHT_OF_DDP = 1e-6  # nnU-Net's
-SEEN = ("spacing", "normalization_schemes", "use_mask_for_norm")  # what makes the images that a network is given
+SEEN = ("spacing", "normalization_schemes", "use_mask_for_norm")  # these decide the images that a network is given
 
 
 class Teacher:
-    """One or several trained networks that say what they think of a batch. No module, so that nothing stores it.
+    """One or several trained networks that segment a batch. No module, so that no checkpoint stores it.
 
     Args:
-        networks: Of the same classes and outputs; left in evaluation mode, and no gradient is kept for them.
+        networks: Of the same classes and outputs; put into evaluation mode, and without gradients.
         regions: The classes are regions.
-        name: Where they are from, for a log.
-        supervised: Whether their outputs of low resolution were trained; if not, the full resolution alone teaches.
+        name: Their origin, for a log.
+        supervised: Whether their outputs of low resolution were trained; if not, only the full resolution is learned.
     """
 
     def __init__(self, networks: Sequence[nn.Module], *, regions: bool, name: str = "", supervised: bool = True):
@@ -96,16 +96,16 @@ class Teacher:
         )
 
     def start(self, device: torch.device, *, deep_supervision: bool) -> None:
-        """Go where the student is, and give as many outputs as it does, or the first alone. Comes before `logits`."""
+        """Move to the student's device, and give as many outputs as it, or only the first. Comes before `logits`."""
         self.device = device
         for network in self.networks:
             network.to(device)
             network.decoder.deep_supervision = deep_supervision and self.supervised
 
     def logits(self, data: torch.Tensor) -> list[torch.Tensor]:
-        """What the student is to say of a batch.
+        """The logits that the student should give for a batch.
 
-        Of several networks it is the logits of their mean probability, in float32.
+        Of several networks: the logits of their mean probability, in float32.
 
         Args:
             data: (B, channels, *patch), on the student's device.
@@ -113,7 +113,7 @@ class Teacher:
         Returns:
             (B, classes, *voxels) for every output of deep supervision, the full resolution first.
         """
-        # Not inference_mode: what it makes cannot take part in the student's gradient.
+        # Not inference_mode: its tensors cannot take part in the student's gradient.
         mixed = torch.autocast("cuda") if self.device.type == "cuda" else contextlib.nullcontext()
         with torch.no_grad(), mixed:
             of_networks = [_as_list(network(data)) for network in self.networks]
@@ -122,24 +122,24 @@ class Teacher:
             return [self._mean([output.float() for output in outputs]) for outputs in zip(*of_networks, strict=True)]
 
     def _mean(self, logits: list[torch.Tensor]) -> torch.Tensor:
-        """The logits of the mean probability; in logarithms, since a probability near 0 or 1 loses its digits."""
+        """The logits of the mean probability, from logarithms: a probability near 0 or 1 loses digits."""
         if self.regions:
             inside, outside = (
                 torch.logsumexp(torch.stack([functional.logsigmoid(sign * one) for one in logits]), 0)
                 for sign in (1, -1)
             )
             return inside - outside
-        # Their number would be a constant over all classes, which a softmax does not see.
+        # Their number would be a constant over all classes, which changes no softmax.
         return torch.logsumexp(torch.stack([one.log_softmax(1) for one in logits]), 0)
 
 
 class DistillingLoss(nn.Module):
-    """nnU-Net's loss plus, in training steps alone, the distance to a teacher.
+    """nnU-Net's loss plus, in training steps only, the distance to a teacher.
 
     Args:
         loss: nnU-Net's, or a wrapper of it.
         teacher: The teacher, started.
-        labels: False leaves nnU-Net's loss out of training steps; their targets are not looked at.
+        labels: False leaves nnU-Net's loss, and so the labels, out of training steps.
         ddp: Several processes train together, and every parameter must get a gradient.
     """
 
@@ -152,7 +152,7 @@ class DistillingLoss(nn.Module):
         self._term: torch.Tensor | None = None
 
     def train_step(self, train_step: Callable[[dict], dict], batch: dict, device: torch.device) -> dict:
-        """nnU-Net's training step with the teacher's word on its batch.
+        """nnU-Net's training step with the teacher's output for its batch.
 
         Args:
             train_step: The step without a teacher (`super().train_step`).
@@ -186,8 +186,8 @@ class DistillingLoss(nn.Module):
 def _files(source: Path, fold: int | str, folds: str, name: str) -> list[Path]:
     if not source.exists():
         raise FileNotFoundError(
-            f"The teacher is not where it was: there is no {source}. If it moved, name its folder (teacher=FOLDER); "
-            f"teacher=None trains without one."
+            f"There is no teacher at {source}. If it was moved, name its new folder (teacher=FOLDER); teacher=None "
+            f"trains without one."
         )
     if source.is_file():
         return [source]
@@ -205,7 +205,7 @@ def _files(source: Path, fold: int | str, folds: str, name: str) -> list[Path]:
 
 
 def _check(student: tuple, teacher: tuple, path: Path) -> None:
-    """Raise ValueError unless both see the same images and say something of the same classes at the same places."""
+    """Raise ValueError unless both take the same images, and have outputs of the same classes and resolutions."""
     (plans, configuration, dataset), (plans_t, configuration_t, dataset_t) = student, teacher
     one, other = plans.get_configuration(configuration), plans_t.get_configuration(configuration_t)
     facts = {
@@ -238,7 +238,7 @@ def _channels(plans: PlansManager, configuration, dataset_json: dict) -> tuple:
 
 
 def is_supervised(checkpoint: dict) -> bool:
-    """Whether the heads of low resolution, which nnU-Net builds in any case, were trained."""
+    """Whether the heads of low resolution, which nnU-Net always builds, were trained."""
     history = checkpoint.get("logging", {}).get("pruning") or [{}]
     without = history[-1].get("settings", {}).get("enable_deep_supervision") is False
     if without or "NoDeepSupervision" in str(checkpoint.get("trainer_name")):

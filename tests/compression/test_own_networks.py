@@ -275,7 +275,7 @@ def test_a_trainer_that_changes_no_layer_works_in_silence(root, trainer, capsys)
     ("trainer", "said"),
     [
         ("NormFirst", "InstanceNorm2d stands before the convolution"),
-        ("Extra", "Module 'gate' of class Conv2d is none of this kind of network"),
+        ("Extra", "Module 'gate' of class Conv2d does not belong to this kind of network"),
         ("OwnForward", "has a forward of its own"),
         ("Foreign", "Net cannot be pruned"),
         ("Failing", "The trainer Failing cannot build its network, for nnU-Net's prediction either: KeyError"),

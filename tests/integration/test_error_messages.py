@@ -102,5 +102,5 @@ def test_other_settings_than_those_of_the_continued_training_are_refused(five_fo
     shutil.copy(five_folds.model_folder(TINY, "2d") / "fold_0/checkpoint_final.pth", fold)
     before = (fold / "checkpoint_final.pth").read_bytes()
     end = end_of(copy.train(TINY, "2d", 0, "--c", setting=settings(num_epochs=7), fails=True))
-    assert "was begun with num_epochs=2 (now 7), which cannot change on the way" in end
+    assert "was begun with num_epochs=2 (now 7), which cannot change any more" in end
     assert (fold / "checkpoint_final.pth").read_bytes() == before

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_sauron.methods.sauron import SauronSettings
+from nnunet_sauron.methods.sauron_settings import SauronSettings
 
 from .conftest import TINY
 from .nnunet import NnUNet, settings

@@ -40,16 +40,14 @@ def prepared(method_class, widths=WIDTHS, num_epochs=1000, **settings):
 def simulate(method, network, num_epochs: int, held=()) -> tuple[dict[str, int], list[int]]:
     """The widths that a training ends with, and the epochs after which it cut, but for those in which it was held.
 
-    What goes is left to chance: how much goes does not depend on it.
+    Which channels are removed is left to chance: how many does not depend on it.
     """
     draw = random.Random(0)
     now = dict(channel_layout(network).widths)
     if isinstance(method, Stepwise):
-        method.rank = lambda widths, epoch: {name: [draw.random() for _ in range(w)] for name, w in widths.items()}
+        method.score = lambda taken: {name: [draw.random() for _ in range(w)] for name, w in taken.widths_now.items()}
     else:
         method.order = lambda unit: list(range(now[unit]))
-    if hasattr(method, "_dropout"):  # follows STAMP's own ranks
-        method.redundant = lambda taken: Stepwise.redundant(method, taken)
     cuts = []
     for epoch in range(num_epochs):
         settings = method.settings
@@ -57,8 +55,10 @@ def simulate(method, network, num_epochs: int, held=()) -> tuple[dict[str, int],
         if not settings.may_cut_after(epoch, num_epochs) or (epoch in held and not (last and method.has_schedule())):
             continue
         losses = range(epoch + 1)
-        taken = TrainingState(losses, losses, {name: [w] for name, w in now.items()}, last_chance=last)
-        keep = method.keep(taken)
+        taken = TrainingState(
+            losses, losses, {name: [w] for name, w in now.items()}, batches=lambda count: [], is_last_cut=last
+        )
+        keep = method.measure(taken)
         now |= {name: len(kept) for name, kept in keep.items()}
         cuts += [epoch] if keep else []
     return now, cuts
@@ -153,5 +153,6 @@ def test_a_network_narrower_than_its_target_is_left_alone():
         narrow = {name: max(1, width // 3) for name, width in channel_layout(network).widths.items()}
         method.order = lambda unit: list(range(100))
         losses = range(method.cut_epoch + 1)
-        taken = TrainingState(losses, losses, {name: [width] for name, width in narrow.items()}, last_chance=True)
-        assert method.keep(taken) == {}
+        widths = {name: [width] for name, width in narrow.items()}
+        taken = TrainingState(losses, losses, widths, batches=lambda count: [], is_last_cut=True)
+        assert method.measure(taken) == {}

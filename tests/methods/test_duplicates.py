@@ -15,7 +15,7 @@ from nnunet_sauron.methods.shrink import Shrink, rank
 from nnunet_sauron.pruning import CostModel, channel_layout, merge_channels, remove_channels
 
 from ..contracts.networks import build
-from .test_shrink import SIDE, patches, progress
+from .test_shrink import SIDE, batches, state
 
 WIDTH, COPIES = 12, (1, 4, 6, 7, 9, 11)
 LEFT = WIDTH - len(COPIES) + 1
@@ -57,16 +57,16 @@ def assert_one_copy_and_the_rest_stay(kept, names) -> None:
 
 
 def assert_the_output_stays(network, keep) -> None:
-    tensor = patches(4)[0]
+    tensor = batches(1)[0]
     with torch.no_grad():
         before = network(tensor)
-        merge_channels(network, keep, patches(64))
+        merge_channels(network, keep, batches(16))
         torch.testing.assert_close(network(tensor), before, atol=2e-3, rtol=1e-3)
 
 
 def test_shrinks_and_compress_ranking(architecture):
     network = with_copies(architecture)
-    rankings = rank(network, patches(64), regions=False)
+    rankings = rank(network, batches(16), regions=False)
     keep = {name: ranking.keep(LEFT) for name, ranking in rankings.items()}
     assert_one_copy_and_the_rest_stay(keep, channel_layout(network).widths)
     assert_the_output_stays(network, keep)
@@ -77,7 +77,7 @@ def test_one_tolerance_or_threshold_for_all_layers(architecture, method_class):
     network = with_copies(architecture)
     more = {"lambda_": 0, "max_fraction_per_epoch": 0.5} if method_class is Sauron else {}
     method = prepared(method_class, network, cuts=1, target_macs=part_without_copies(network) + 1e-6, **more)
-    keep = method.keep(progress(network, 9, last_chance=True))
+    keep = method.measure(state(network, 9, is_last_cut=True))
     assert_one_copy_and_the_rest_stay(keep, channel_layout(network).widths)
     assert_the_output_stays(network, keep)
 
@@ -88,26 +88,26 @@ def test_delta_prune_from_random_references(architecture):
     method = prepared(Sauron, network, published=True, lambda_=0)
     left = {name: list(range(WIDTH)) for name in channel_layout(network).widths}
     for epoch in range(19):
-        keep = method.keep(progress(network, epoch))
+        keep = method.measure(state(network, epoch))
         assert all(len(kept) == LEFT for kept in keep.values())
         left |= {name: [left[name][channel] for channel in kept] for name, kept in keep.items()}
-        merge_channels(network, keep, patches(64))
+        merge_channels(network, keep, batches(16))
     assert_one_copy_and_the_rest_stay(left, left)
 
 
 def test_the_geometric_median(architecture):
     network = with_copies(architecture)
     method = prepared(FPGM, network, rate=RATE)
-    keep = method.keep(progress(network, method.cut_epoch))
+    keep = method.measure(state(network, method.cut_epoch))
     assert_one_copy_and_the_rest_stay(keep, channel_layout(network).widths)
 
 
 def test_clusters_of_filters(architecture):
     network = with_copies(architecture)
     method = prepared(CSGD, network, rate=RATE)
-    keep = method.keep(progress(network, method.cut_epoch))
+    keep = method.measure(state(network, method.cut_epoch))
     assert_one_copy_and_the_rest_stay(keep, channel_layout(network).widths)
-    tensor = patches(4)[0]
+    tensor = batches(1)[0]
     with torch.no_grad():
         before = network(tensor)
         method.before_removal(keep)

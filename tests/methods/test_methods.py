@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from nnunet_sauron.methods.csgd import CSGD, cluster, merge_clusters
 from nnunet_sauron.methods.filters import filters, tensors_of
 from nnunet_sauron.methods.fpgm import FPGM
 from nnunet_sauron.methods.l1 import L1
+from nnunet_sauron.methods.measuring import NOTHING_MEASURED
 from nnunet_sauron.methods.random import RandomLargestLayer
 from nnunet_sauron.methods.sauron import Sauron
 from nnunet_sauron.methods.sfp import SFP, zero_channels
@@ -36,13 +39,19 @@ def attached(method_class, network, num_epochs=6, **settings):
     method.prepare(layout, CostModel(network, [16] * dim, 2), None)
     method.attach(network, layout)
     method.start_epoch(0, layout.widths)
-    method.before_step(1)
+    method.before_step()
     return method
 
 
-def progress(network, epoch: int) -> TrainingState:
+def state(network, epoch: int, seeds=(1, 2), scale: float = 1.0) -> TrainingState:
+    """A training of this network at the end of an epoch. Its batches are patches of these seeds, however many."""
+    dim = next(p.ndim for p in network.parameters() if p.ndim > 2) - 2
     widths = {name: [width] * (epoch + 1) for name, width in channel_layout(network).widths.items()}
-    return TrainingState([1.0] * (epoch + 1), [1.0] * (epoch + 1), widths)
+    return TrainingState(
+        [1.0] * (epoch + 1), [1.0] * (epoch + 1), widths,
+        batches=lambda count: [patch(dim, seed=seed) for seed in seeds],
+        losses=lambda count: (network(patch(dim, seed=seed)).square().mean() * scale for seed in seeds),
+    )  # fmt: skip
 
 
 def maps_of(network, x) -> dict[str, torch.Tensor]:
@@ -65,65 +74,94 @@ def maps_of(network, x) -> dict[str, torch.Tensor]:
     return maps
 
 
-def step(network, method, x) -> None:
-    network.train()
-    network.zero_grad()
-    method.before_step(1)
-    network(x).square().mean().backward()
-    method.before_update()
-    method.after_step(1.0)
-
-
 @pytest.mark.parametrize("ranking", ["l1", "l2", "taylor"])
 def test_stamp_ranks_by_activations_summed_over_batches(ranking):
     network = build()
-    batches = [patch(seed=1), patch(seed=2)]
     expected = torch.zeros(channel_layout(network).widths[UNIT])
-    for x in batches:
-        h = maps_of(network, x)[UNIT]
+    for seed in (1, 2):
+        h = maps_of(network, patch(seed=seed))[UNIT]
         if ranking == "taylor":
             expected += (h * h.grad).sum([0, 2, 3]).detach()
         else:
             power = int(ranking[1])
             expected += h.detach().abs().pow(power).sum([2, 3]).pow(1 / power).mean(0)
     expected = expected.abs() / expected.norm()
-    method = attached(STAMP, network, ranking=ranking, b_drop=0.0)
-    for x in batches:
-        step(network, method, x)
-    ranks = method.rank(channel_layout(network).widths, 0)[UNIT]
+    method = attached(STAMP, network, ranking=ranking, b_drop=0.5)  # of which there is none while ranking
+    network.zero_grad()
+    ranks = method.score(state(network, 0))[UNIT]
     torch.testing.assert_close(torch.tensor(ranks), expected, rtol=1e-4, atol=1e-6)
+    assert network.training and all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize("ranking", ["l2", "taylor"])
+def test_as_many_batches_are_drawn_as_the_setting_says(ranking):
+    network, drawn = build(), []
+    method = attached(STAMP, network, ranking=ranking, prune_batches=3)
+    taken = state(network, 0)
+    method.score(
+        replace(
+            taken,
+            batches=lambda count: drawn.append(count) or taken.batches(count),
+            losses=lambda count: drawn.append(count) or taken.losses(count),
+        )
+    )
+    assert drawn == [3]
 
 
 def test_taylor_is_stamps_ranking_without_its_dropout():
     network, other = build(), build()
     taylor, stamp = attached(Taylor, network), attached(STAMP, other, ranking="taylor", b_drop=0.0)
-    for method, net in ((taylor, network), (stamp, other)):
-        step(net, method, patch())
-    widths = channel_layout(network).widths
-    assert taylor.rank(widths, 0) == stamp.rank(widths, 0)
+    assert taylor.score(state(network, 0)) == stamp.score(state(other, 0))
     assert not hasattr(taylor, "_dropout")
 
 
-def test_ranking_changes_neither_output_nor_gradient():
-    network, other = build(), build()
-    method = attached(STAMP, network, ranking="taylor", b_drop=0.0)
-    step(network, method, patch())
-    other.train()
-    other(patch()).square().mean().backward()
-    for a, b in zip(network.parameters(), other.parameters(), strict=True):
-        if b.grad is not None:
-            torch.testing.assert_close(a.grad, b.grad)
-
-
-def test_an_overflowing_step_is_left_out_of_the_ranking():
+@pytest.mark.parametrize("method_class", [Taylor, STAMP, AutoPruner, Sauron])
+def test_measuring_leaves_no_hook_no_gradient_and_no_other_mode(method_class):
     network = build()
-    method = attached(Taylor, network)
-    step(network, method, patch())
-    before = method.rank(channel_layout(network).widths, 0)
-    network.zero_grad()
-    (network(patch()).square().mean() * float("inf")).backward()
-    method.after_step(1.0)
-    assert method.rank(channel_layout(network).widths, 0) == before
+    method = attached(method_class, network, target_macs=0.5)
+    network.encoder.eval()  # as a part that is frozen
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), m.training) for m in network.modules()]
+    kept = [p.detach().clone() for p in network.parameters()]
+    assert method.measure(state(network, 3 if method_class is AutoPruner else 2)) and method.unmeasured is None
+    assert [(len(m._forward_hooks), len(m._forward_pre_hooks), m.training) for m in network.modules()] == hooks
+    assert all(torch.equal(p, before) and p.grad is None for p, before in zip(network.parameters(), kept, strict=True))
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**10])
+def test_a_loss_scale_changes_no_rank(scale):
+    network = build()
+    ranks = [attached(Taylor, network).score(state(network, 0, scale=by)) for by in (1.0, scale)]
+    assert ranks[0].keys() == ranks[1].keys() == channel_layout(network).widths.keys()
+    for name, of_unit in ranks[0].items():
+        assert ranks[1][name] == pytest.approx(of_unit)
+
+
+def poison(network, unit: str, seed: int, maps: bool):
+    """A unit's maps, or their gradients, are not finite for the patch of this seed."""
+    marked = patch(seed=seed)
+
+    def hook(module, inputs, output):
+        if not torch.equal(seen[0], marked):
+            return None
+        if maps:
+            return output + math.inf
+        output.register_hook(lambda gradient: gradient * math.inf)
+        return None
+
+    seen = []
+    network.register_forward_pre_hook(lambda module, inputs: seen.__setitem__(slice(None), inputs))
+    network.get_submodule(unit).register_forward_hook(hook, prepend=True)
+
+
+@pytest.mark.parametrize(("ranking", "maps"), [("taylor", False), ("taylor", True), ("l2", True), ("l1", True)])
+def test_a_batch_that_overflows_in_one_layer_counts_in_none(ranking, maps):
+    network, other = build(), build()
+    methods = [attached(STAMP, one, ranking=ranking) for one in (network, other)]
+    poison(network, "decoder.stages.1.convs.1", 3, maps)
+    ranks = methods[0].score(state(network, 0, (1, 3, 2))), methods[1].score(state(other, 0, (1, 2)))
+    assert ranks[0] == ranks[1] and max(max(of_unit) for of_unit in ranks[0].values()) > 0
+    assert methods[0].measure(state(network, 3, (3,))) == {} and methods[0].unmeasured == NOTHING_MEASURED
+    assert methods[0].measure(state(network, 3, (1,))) and methods[0].unmeasured is None
 
 
 def test_targeted_dropout_by_hand():
@@ -154,8 +192,7 @@ def test_before_its_first_ranking_stamp_drops_little_and_then_by_rank():
     network = build()
     method = attached(STAMP, network, num_epochs=10)
     assert set(method.state()["dropout"].values()) == {0.005}
-    step(network, method, patch())
-    method.redundant(progress(network, 0))
+    method.redundant(state(network, 0))
     assert max(method.state()["dropout"].values()) == pytest.approx(0.1)
     assert len(set(method.state()["dropout"].values())) > 3
 
@@ -164,29 +201,23 @@ def test_stamp_leaves_transposed_convolutions_alone_unless_told():
     network = build()
     for told in (None, True):
         method = attached(STAMP, network, num_epochs=3, target_channels=0.5, transposed_convolutions=told)
-        step(network, method, patch())
-        cut = {name.split(".")[1] for name in method.redundant(progress(network, 1))}
+        cut = {name.split(".")[1] for name in method.redundant(state(network, 1))}
         assert ("transpconvs" in cut) == bool(told)
 
 
 def test_random_channels_come_from_the_layers_that_stamp_picks():
     network = build()
     stamp, chance = attached(STAMP, network, b_drop=0.0), attached(STAMPRandomChannel, network, b_drop=0.0)
-    step(network, stamp, patch())
-    for method in (stamp, chance):
-        method.start_epoch(1, channel_layout(network).widths)
-    step(network, stamp, patch())
-    chance.after_step(1.0)
-    going, random_going = stamp.redundant(progress(network, 1)), chance.redundant(progress(network, 1))
-    assert {n: len(c) for n, c in going.items()} == {n: len(c) for n, c in random_going.items()}
-    assert going != random_going
-    assert chance.redundant(progress(network, 1)) == random_going  # the same after a resume
+    lowest, drawn = stamp.redundant(state(network, 1)), chance.redundant(state(network, 1))
+    assert {n: len(c) for n, c in lowest.items()} == {n: len(c) for n, c in drawn.items()}
+    assert lowest != drawn
+    assert chance.redundant(state(network, 1)) == drawn  # the same after a resume
 
 
 def test_the_widest_layer_loses_a_random_channel():
     network = build(widths=(6, 8, 10))
     method = attached(RandomLargestLayer, network, num_epochs=10, k=3)
-    going = method.redundant(progress(network, 2))
+    going = method.redundant(state(network, 2))
     # Three layers are 10 wide (the transposed convolutions are left alone): a channel of each goes first.
     widest = {name for name, width in channel_layout(network).widths.items() if width == 10 and "transp" not in name}
     assert sum(len(channels) for channels in going.values()) == 3
@@ -210,7 +241,7 @@ def test_l1_and_soft_scores_by_hand():
     network = build()
     kernels = filters(network, channel_layout(network), UNIT)
     n1 = kernels.abs().sum(1)
-    ranks = attached(L1, network).rank(channel_layout(network).widths, 0)[UNIT]
+    ranks = attached(L1, network).score(state(network, 0))[UNIT]
     torch.testing.assert_close(torch.tensor(ranks), n1 / n1.norm())
     assert attached(SFP, network).order(UNIT) == kernels.square().sum(1).argsort().tolist()
     distances = torch.stack([(kernels - one).square().sum(1).sqrt().sum() for one in kernels])
@@ -243,8 +274,8 @@ def test_soft_methods_zero_between_epochs_and_cut_once():
     method.start_epoch(1, channel_layout(network).widths)
     zeroed = (filters(network, channel_layout(network), UNIT).norm(dim=1) == 0).nonzero().flatten().tolist()
     assert sorted(zeroed) == sorted(norms.argsort()[:4].tolist())
-    assert [e for e in range(10) if method.redundant(progress(network, e))] == [7]
-    assert sorted(method.redundant(progress(network, 7))[UNIT]) == sorted(zeroed)
+    assert [e for e in range(10) if method.redundant(state(network, e))] == [7]
+    assert sorted(method.redundant(state(network, 7))[UNIT]) == sorted(zeroed)
 
 
 class TestCSGD:
@@ -328,10 +359,10 @@ class TestCSGD:
     def test_one_of_each_cluster_stays(self):
         network = build()
         method = attached(CSGD, network, num_epochs=5, rate=0.5)
-        for name, going in method.redundant(progress(network, method.cut_epoch)).items():
+        for name, removed in method.redundant(state(network, method.cut_epoch)).items():
             labels = method.state()["clusters"][name]
-            staying = [label for channel, label in enumerate(labels) if channel not in going]
-            assert sorted(staying) == sorted(set(labels))
+            kept = [label for channel, label in enumerate(labels) if channel not in removed]
+            assert sorted(kept) == sorted(set(labels))
 
 
 class TestAutoPruner:
@@ -359,15 +390,18 @@ class TestAutoPruner:
         for epoch in range(method.cut_epoch + 1):
             method.start_epoch(epoch, channel_layout(network).widths)
             for seed in range(8):
-                method.before_step(1)
+                method.before_step()
                 (network.train()(patch(seed=seed)).square().mean() + method.regulariser()).backward()
                 method.after_step(1.0)
-        codes = torch.stack([sums / 8 for sums in method._observed.sums.values()])
+        batches = [patch(seed=seed) for seed in range(8)]
+        sums = method._summed_codes(batches)
+        codes = torch.stack([of_unit / 8 for of_unit in sums.values()])
         assert ((codes < 0.1) | (codes > 0.9)).float().mean() > 0.8
         assert abs(codes.mean() - 0.5) < 0.15
-        going = method.redundant(progress(network, method.cut_epoch))
-        for name, sums in method._observed.sums.items():
-            assert sorted(going[name]) == sorted(sums.argsort()[:4].tolist())
+        going = method.redundant(state(network, method.cut_epoch))
+        assert going.keys() == sums.keys()
+        for name, channels in going.items():
+            assert sorted(channels) == sorted(method._codes[name].argsort()[:4].tolist())
 
     def test_codes_begin_alike_everywhere_and_leave_the_random_state_alone(self, monkeypatch):
         networks, begun = [build(seed=1), build(seed=2)], []
@@ -400,7 +434,7 @@ class TestAutoPruner:
 
 def step_terms(network, method) -> None:
     network.train()
-    method.before_step(1)
+    method.before_step()
     (network(patch()).square().mean() + method.regulariser()).backward()
     method.after_step(1.0)
 
@@ -433,5 +467,5 @@ def test_a_k_that_cannot_reach_the_target_is_refused():
 def test_without_a_target_k_go_in_each_step():
     network = build()
     method = attached(L1, network, num_epochs=6, k=2)
-    assert sum(len(c) for c in method.redundant(progress(network, 1)).values()) == 2
+    assert sum(len(c) for c in method.redundant(state(network, 1)).values()) == 2
     assert method.settings.target_channels is None

@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from nnunet_sauron.methods.delta import delta_prune
-from nnunet_sauron.methods.sauron import PUBLISHED, Sauron, SauronSettings, cluster, mean_distances, nearest_pairs
+from nnunet_sauron.methods.measuring import NOTHING_MEASURED
+from nnunet_sauron.methods.sauron import Sauron
+from nnunet_sauron.methods.sauron_settings import PUBLISHED, SauronSettings
+from nnunet_sauron.methods.similar_channels import mean_distances, nearest_pairs, remove_from_pairs
 from nnunet_sauron.pruning import CostModel, channel_layout, merge_channels
 
 from ..contracts.networks import build
-from .test_shrink import SIDE, patches, progress
+from .test_shrink import SIDE, batches, state
 
 
 def prepared(network, num_epochs: int = 20, **settings) -> Sauron:
@@ -39,20 +42,20 @@ def test_twins_go_and_the_output_stays():
     half = {name: width // 2 for name, width in dense.items()}
     target = cost.macs(half) / cost.macs(dense)
     method = prepared(network, cuts=1, target_macs=target * 1.001, max_fraction_per_epoch=0.5, lambda_=0)
-    tensor = patches(4)[0]
+    tensor = batches(1)[0]
     with torch.no_grad():
         before = network(tensor)
-        keep = method.keep(progress(network, 9, last_chance=True))
+        keep = method.measure(state(network, 9, is_last_cut=True))
         for name, kept in keep.items():
             # Of each pair of twins one is left.
             assert sorted(channel % half[name] for channel in kept) == list(range(half[name]))
-        merge_channels(network, keep, patches(32))
+        merge_channels(network, keep, batches(8))
         torch.testing.assert_close(network(tensor), before, atol=2e-3, rtol=1e-3)
     assert channel_layout(network).widths == half
 
 
 def test_distances_are_delta_prune_with_every_reference():
-    network, inputs = build(widths=(6, 8, 10)).eval(), patches(8)
+    network, inputs = build(widths=(6, 8, 10)).eval(), batches(2)
     found = mean_distances(network, inputs)
     maps = []
     name = "encoder.stages.1.0.convs.0"
@@ -96,7 +99,9 @@ def test_of_a_pair_one_goes_and_the_other_stays(settings, left, meet, gone):
     def met(widths, level) -> bool:
         return widths["layer"] <= left
 
-    found, level = cluster(lambda: PAIRS, WORTH, {"layer": 4}, SauronSettings(**settings), met, meet=meet)
+    found, level = remove_from_pairs(
+        lambda: PAIRS, WORTH, {"layer": 4}, SauronSettings(**settings), met, must_reach=meet
+    )
     assert {name: set(going) for name, going in found.items()} == {"layer": gone}
     assert level == {1: 0.1, 2: 0.2, 3: 0.4}[len(gone)]
 
@@ -105,9 +110,13 @@ def test_what_stayed_of_a_pair_does_not_go_in_the_same_cut():
     pairs = [(0.1, "layer", 1, 2), (0.2, "layer", 0, 1)]  # 2 goes for 1, and 1 is worth less than 0
     met = lambda widths, level: False  # noqa: E731
     settings = SauronSettings(max_fraction_per_epoch=None, min_channels=1)
-    assert cluster(lambda: pairs, WORTH, {"layer": 3}, settings, met, meet=False)[0] == {"layer": [2, 0]}
+    assert remove_from_pairs(lambda: pairs, WORTH, {"layer": 3}, settings, met, must_reach=False)[0] == {
+        "layer": [2, 0]
+    }
     pairs = [(0.1, "layer", 1, 2), (0.2, "layer", 0, 3), (0.3, "layer", 0, 1)]  # both stayed
-    assert cluster(lambda: pairs, WORTH, {"layer": 4}, settings, met, meet=False)[0] == {"layer": [2, 3]}
+    assert remove_from_pairs(lambda: pairs, WORTH, {"layer": 4}, settings, met, must_reach=False)[0] == {
+        "layer": [2, 3]
+    }
 
 
 def test_cuts_lead_to_a_tenth_of_the_macs_by_default_and_the_last_one_meets_it():
@@ -117,12 +126,12 @@ def test_cuts_lead_to_a_tenth_of_the_macs_by_default_and_the_last_one_meets_it()
     left, dense = method.target()[2], channel_layout(network).widths
     for epoch in range(20):
         last = not method.settings.may_cut_after(epoch + 1, 20)
-        keep = method.keep(progress(network, epoch, last_chance=last)) if epoch < 10 else {}
+        keep = method.measure(state(network, epoch, is_last_cut=last)) if epoch < 10 else {}
         before = channel_layout(network).widths
         if keep:
             if not last:
                 assert all(before[n] - len(kept) <= round(0.3 * before[n]) for n, kept in keep.items())
-            merge_channels(network, keep, patches(32))
+            merge_channels(network, keep, batches(8))
     assert 0.07 < left(channel_layout(network).widths) <= 0.1
     assert all(width < dense[name] for name, width in channel_layout(network).widths.items())
 
@@ -131,12 +140,12 @@ def test_without_a_target_the_level_climbs_to_tau_max():
     network = with_twins()
     method = prepared(network, cuts=2, target_macs=None, tau_max=0.002, lambda_=0, max_fraction_per_epoch=0.5)
     assert method.target() is None
-    keep = method.keep(progress(network, 9))
+    keep = method.measure(state(network, 9))
     # Twins have a distance of 0; nothing else is as near.
     assert {name: len(kept) for name, kept in keep.items()} == {
         name: width // 2 for name, width in channel_layout(network).widths.items()
     }
-    assert method.keep(progress(network, 5)) == {}
+    assert method.measure(state(network, 5)) == {}
     assert max(method.state()["tau"].values()) < 0.01
 
 
@@ -146,16 +155,24 @@ def test_widths_are_multiples_and_the_target_is_met_but_not_by_far(target):
     method = prepared(network, cuts=4, target_macs=target, round_to=4, lambda_=0)
     for epoch in range(20):
         last = not method.settings.may_cut_after(epoch + 1, 20)
-        keep = method.keep(progress(network, epoch, last_chance=last)) if epoch < 10 else {}
-        merge_channels(network, keep, patches(32))
+        keep = method.measure(state(network, epoch, is_last_cut=last)) if epoch < 10 else {}
+        merge_channels(network, keep, batches(8))
         assert all(width % 4 == 0 for width in channel_layout(network).widths.values())
     assert target - 0.15 < method.target()[2](channel_layout(network).widths) <= target
+
+
+def test_an_epoch_without_a_finite_batch_is_named_once():
+    network = build(widths=(16, 24, 32)).eval()
+    method = prepared(network, cuts=2, target_macs=0.5, lambda_=0)
+    assert method.measure(state(network, 9, batches=lambda count: [])) == {}
+    assert method.unmeasured == NOTHING_MEASURED
+    assert method.measure(state(network, 0)) == {} and method.unmeasured is None  # no cut is due
 
 
 def test_without_a_target_the_last_cut_has_its_limit_as_well():
     network = with_twins()
     method = prepared(network, cuts=1, target_macs=None, tau_max=1.0, lambda_=0)
-    keep = method.keep(progress(network, 9, last_chance=True))
+    keep = method.measure(state(network, 9, is_last_cut=True))
     dense = channel_layout(network).widths
     assert keep and all(dense[name] - len(kept) <= round(0.3 * dense[name]) for name, kept in keep.items())
 
@@ -180,26 +197,26 @@ def test_delta_opt_ends_with_the_cutting_phase_and_costs_nothing_then():
     terms = []
     for epoch in range(10):
         method.start_epoch(epoch, channel_layout(network).widths)
-        method.before_step(1)
-        network(patches(4)[0])
+        method.before_step()
+        network(batches(1)[0])
         terms.append(method.regulariser())
     assert [term is not None for term in terms] == [True] * 5 + [False] * 5
     assert hooked and not any(module._forward_hooks for module in hooked)
     stays = prepared(network, num_epochs=10, cuts=2, target_macs=0.5, delta_opt_after_cuts=True)
     stays.start_epoch(9, channel_layout(network).widths)
-    network(patches(4)[0])
+    network(batches(1)[0])
     assert stays.regulariser() is not None
 
 
 def test_delta_opt_every_second_step_weighs_twice():
-    network, tensor = build().train(), patches(4)[0]
+    network, tensor = build().train(), batches(1)[0]
     terms = {}
     for every in (1, 2):
         method = prepared(network, lambda_=0.5, delta_opt_every=every, target_macs=0.5)
         terms[every] = []
         method.start_epoch(0, channel_layout(network).widths)
         for _ in range(4):
-            method.before_step(1)
+            method.before_step()
             network(tensor)
             terms[every].append(method.regulariser())
         for hook in method._hooks:

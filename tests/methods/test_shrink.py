@@ -10,7 +10,8 @@ import torch
 
 from nnunet_sauron.methods import shrink
 from nnunet_sauron.methods.base import TrainingState
-from nnunet_sauron.methods.shrink import Schedule, Shrink, ShrinkSettings
+from nnunet_sauron.methods.measuring import NOTHING_MEASURED
+from nnunet_sauron.methods.shrink import Schedule, Shrink, ShrinkSettings, batches_to_rank_on
 from nnunet_sauron.pruning import CostModel, channel_layout, merge_channels
 
 from ..contracts.networks import build
@@ -19,14 +20,17 @@ from ..contracts.pruned_network import make_multiples
 SIDE = 16
 
 
-def patches(least: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(least)
-    return [torch.randn(4, 2, SIDE, SIDE, generator=generator) for _ in range(-(-least // 4))]
+def batches(count: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(4 * count)
+    return [torch.randn(4, 2, SIDE, SIDE, generator=generator) for _ in range(count)]
 
 
-def progress(network, epoch: int, **changes) -> TrainingState:
+def state(network, epoch: int, **changes) -> TrainingState:
+    """A training of this network at the end of an epoch."""
     widths = {name: [width] * (epoch + 1) for name, width in channel_layout(network).widths.items()}
-    return TrainingState([0.0] * (epoch + 1), [0.0] * (epoch + 1), widths, patches, **changes)
+    return TrainingState(
+        [0.0] * (epoch + 1), [0.0] * (epoch + 1), widths, **{"batches": batches, "batch_size": 4, **changes}
+    )
 
 
 def prepared(network, num_epochs: int = 20, **settings) -> Shrink:
@@ -52,10 +56,10 @@ def test_cuts_of_one_factor_lead_to_the_target(target):
     assert (name, asked) == next(iter(target.items()))
     parts = []
     for epoch in range(20):
-        keep = method.keep(progress(network, epoch))
+        keep = method.measure(state(network, epoch))
         assert bool(keep) == (epoch in method.schedule.epochs)
         if keep:
-            merge_channels(network, keep, patches(16))
+            merge_channels(network, keep, batches(4))
             parts.append(left(channel_layout(network).widths))
     # After cuts 1 to 4 of 4, less than wanted by at most a channel here and there.
     for part, wanted in zip(parts, (0.4**0.25, 0.4**0.5, 0.4**0.75, 0.4), strict=True):
@@ -77,9 +81,9 @@ def test_a_latency_is_measured_at_each_cut(monkeypatch):
     dense = sum(channel_layout(network).widths.values())
     method = prepared(network, cuts=2, target_latency=0.5)
     for epoch in range(20):
-        keep = method.keep(progress(network, epoch))
+        keep = method.measure(state(network, epoch))
         if keep:
-            merge_channels(network, keep, patches(16))
+            merge_channels(network, keep, batches(4))
     assert 0.4 < sum(channel_layout(network).widths.values()) / dense <= 0.5
     assert len(timed) == len(set(timed)) > 2
     assert method.target()[2](channel_layout(network).widths) <= 0.5
@@ -93,9 +97,9 @@ def test_a_latency_that_no_widths_have_ends_at_the_fastest(monkeypatch):
     monkeypatch.setattr(shrink, "time_networks", time_networks)
     network = build(widths=(16, 24, 32)).eval()
     method = prepared(network, cuts=2, target_latency=0.5)
-    assert method.keep(progress(network, 0)) == {}  # nothing is due
+    assert method.measure(state(network, 0)) == {}  # nothing is due
     for epoch in method.schedule.epochs:
-        merge_channels(network, method.keep(progress(network, epoch)), patches(16))
+        merge_channels(network, method.measure(state(network, epoch)), batches(4))
     assert method.target()[2](channel_layout(network).widths) == 0.7
     again = prepared(network, cuts=2, target_latency=0.5)
     again.load_state(method.state())
@@ -106,8 +110,8 @@ def test_what_was_held_is_made_up_for_at_the_next_chance():
     network = build(widths=(16, 24, 32)).eval()
     method = prepared(network, cuts=4, target_macs=0.4)
     late = method.schedule.epochs[2] + 1  # three cuts were held
-    keep = method.keep(progress(network, late))
-    merge_channels(network, keep, patches(16))
+    keep = method.measure(state(network, late))
+    merge_channels(network, keep, batches(4))
     assert 0.4**0.75 - 0.05 < method.schedule.left(channel_layout(network).widths) <= 0.4**0.75
 
 
@@ -119,11 +123,11 @@ def test_multiples_of_other_channels_go_and_the_output_stays():
     half = {name: len(kept) for name, kept in originals.items()}
     part = cost.macs(half) / cost.macs(channel_layout(network).widths)
     method = prepared(network, cuts=1, target_macs=part * 1.001)
-    tensor = patches(4)[0]
+    tensor = batches(1)[0]
     with torch.no_grad():
         before = network(tensor)
-        keep = method.keep(progress(network, method.schedule.epochs[-1]))
-        merge_channels(network, keep, patches(32))
+        keep = method.measure(state(network, method.schedule.epochs[-1]))
+        merge_channels(network, keep, batches(8))
         after = network(tensor)
     assert channel_layout(network).widths == half
     torch.testing.assert_close(after, before, atol=2e-3, rtol=1e-3)
@@ -132,7 +136,7 @@ def test_multiples_of_other_channels_go_and_the_output_stays():
 def test_widths_are_multiples_and_the_target_is_met_all_the_same():
     network = build(widths=(16, 24, 32)).eval()
     method = prepared(network, cuts=1, target_macs=0.5, round_to=4)
-    merge_channels(network, method.keep(progress(network, method.schedule.epochs[-1])), patches(16))
+    merge_channels(network, method.measure(state(network, method.schedule.epochs[-1])), batches(4))
     widths = channel_layout(network).widths
     assert all(width % 4 == 0 for width in widths.values())
     assert 0.3 < method.schedule.left(widths) <= 0.5
@@ -141,13 +145,22 @@ def test_widths_are_multiples_and_the_target_is_met_all_the_same():
 def test_nothing_is_cut_where_no_patch_is_finite():
     network = build(widths=(16, 24, 32)).eval()
     method = prepared(network, cuts=1, target_macs=0.5)
-    assert method.keep(TrainingState([0.0] * 15, [0.0] * 15, progress(network, 14).widths, lambda least: [])) == {}
+    assert method.measure(state(network, 14, batches=lambda count: [])) == {}
+    assert method.unmeasured == NOTHING_MEASURED
+
+
+def test_ranking_takes_drawn_batches_first_and_no_more_than_it_needs():
+    network = build(widths=(6, 8, 10)).eval()
+    drawn, asked = batches(3), []
+    training = state(network, 0, batches=lambda count: asked.append(count) or batches(count))
+    assert [id(one) for one in batches_to_rank_on(network, training, 8, drawn)] == [id(one) for one in drawn[:2]]
+    assert len(batches_to_rank_on(network, training, 18, drawn)) == 5 and asked == [2]
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"target_macs": 0.0}, "target_macs is the part that stays"),
+        ({"target_macs": 0.0}, "target_macs must be the fraction that stays"),
         ({"target_macs": 0.5, "target_parameters": 0.5}, "choose one"),
         ({"cuts": 0}, "cuts must be at least 1"),
         ({"target_macs": 0.01}, r"target_macs=0.01 cannot be met: with min_channels=2 and round_to=1, 0\.\d+ is the"),

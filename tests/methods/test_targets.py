@@ -6,7 +6,7 @@ import pytest
 
 from nnunet_sauron.methods.base import TrainingState, steps
 from nnunet_sauron.methods.layerwise import Layerwise
-from nnunet_sauron.methods.stepwise import Stepwise, StepwiseSettings, take_lowest
+from nnunet_sauron.methods.stepwise import Stepwise, StepwiseSettings, count_lowest
 from nnunet_sauron.methods.targets import TargetSettings, even_widths, make_target
 from nnunet_sauron.pruning import CostModel, channel_layout, count_macs, count_parameters, resize
 
@@ -72,7 +72,7 @@ def test_given_widths_must_fit(network):
         target_of(network, given={first: 3}, widths_from="a.pth")
     with pytest.raises(ValueError, match=f"17 channels in {first}"):
         target_of(network, given={**dense, first: 17}, widths_from="a.pth")
-    with pytest.raises(ValueError, match="leaves alone"):
+    with pytest.raises(ValueError, match="never cuts"):
         target_of(network, given={**dense, first: 3}, widths_from="a.pth", fixed=[first])
     assert target_of(network, given={**dense, first: 3}, widths_from="a.pth")[1] == {**dense, first: 3}
 
@@ -97,7 +97,7 @@ def lowest(ranks, done=1.0, k=None, **settings):
         parameters = macs = None
 
     target = make_target(settings, Layout, Cost, None)
-    return take_lowest(widths, ranks, target, done, settings, lambda low, width: sum(low) / len(low))
+    return count_lowest(widths, ranks, target, done, settings, lambda low, width: sum(low) / len(low))
 
 
 def test_the_globally_lowest_go_until_the_limit():
@@ -126,8 +126,9 @@ EPOCHS = 10
 class Drawn(Stepwise):
     """Ranks that are drawn."""
 
-    def rank(self, widths, epoch):
-        return {name: random.Random(f"{name} {epoch}").choices(range(100), k=width) for name, width in widths.items()}
+    def score(self, training):
+        return {name: random.Random(f"{name} {training.epoch}").choices(range(100), k=width)
+                for name, width in training.widths_now.items()}  # fmt: skip
 
 
 class FirstToLast(Layerwise):
@@ -145,7 +146,7 @@ def widths_at_the_end(method_class, network, given=None, **settings) -> dict[str
     for epoch in range(EPOCHS):
         last_chance = not settings.may_cut_after(epoch + 1, EPOCHS)
         losses = [1.0] * (epoch + 1)
-        keep = method.keep(TrainingState(losses, losses, widths, last_chance=last_chance, learning_rate_left=0.5))
+        keep = method.measure(TrainingState(losses, losses, widths, is_last_cut=last_chance, learning_rate_left=0.5))
         assert settings.may_cut_after(epoch, EPOCHS) or not keep
         for name, series in widths.items():
             series.append(len(keep.get(name, range(series[-1]))))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nnunet_sauron.methods.sauron import SauronSettings, Threshold
+from nnunet_sauron.methods.sauron_settings import SauronSettings
+from nnunet_sauron.methods.thresholds import Threshold
 
 SETTLED_TRAIN = [1.0, 0.6, 0.8]  # with rho = 2 the last lies between the two before it
 SETTLED_VAL = [0.5, 0.4, 0.45]

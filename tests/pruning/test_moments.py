@@ -114,7 +114,9 @@ class TestPositionWeights:
 
     def test_weights_of_other_shapes_are_refused(self):
         network = build(dim=2)
-        with pytest.raises(ValueError, match=r"Weights of positions are \[\(1, 3, 3\)\]; of these inputs they are"):
+        with pytest.raises(
+            ValueError, match=r"Weights of positions have the shapes \[\(1, 3, 3\)\]; for these inputs they must be"
+        ):
             collect_moments(network, [], [patch()], [torch.ones(1, 3, 3)])
 
 

@@ -20,10 +20,10 @@ CONFIGURATIONS = {2: "2d", 3: "3d_fullres"}
 class CertainCuts(Sauron):
     """Sauron, whose thresholds move as they do; but random channels go after every epoch."""
 
-    def redundant(self, progress):
-        super().redundant(progress)
-        draw = random.Random(len(progress.train_losses))
-        return {name: draw.sample(range(w[-1]), w[-1]) for name, w in progress.widths.items()}
+    def redundant(self, training):
+        super().redundant(training)
+        draw = random.Random(training.epoch + 1)
+        return {name: draw.sample(range(width), width) for name, width in training.widths_now.items()}
 
 
 class RandomPatches:

@@ -251,7 +251,7 @@ def test_what_is_set_on_continuing_goes_before_what_was(folder, model, source, m
 def test_a_teacher_that_moved_is_named_before_a_log_is_written(folder, model, source, monkeypatch):
     source.rename(folder / "elsewhere")
     written = list(folder.rglob("training_log*"))
-    with pytest.raises(FileNotFoundError, match=f"not where it was: there is no {source}.*teacher=None"):
+    with pytest.raises(FileNotFoundError, match=f"There is no teacher at {source}.*teacher=None"):
         start(folder, monkeypatch, model)
     assert list(folder.rglob("training_log*")) == written
     start(folder, monkeypatch, f"{model},teacher={folder / 'elsewhere'}")
@@ -265,7 +265,7 @@ def test_to_validate_no_teacher_is_needed(folder, model, source, monkeypatch):
     resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_final.pth"))
     resumed.run_training()  # it is finished: nothing is learnt any more
     resumed.num_epochs = 4  # as if the training had been a longer one
-    with pytest.raises(FileNotFoundError, match="not where it was"):  # to train on, it is
+    with pytest.raises(FileNotFoundError, match="There is no teacher at"):  # to train on, it is
         resumed.run_training()
 
 
@@ -312,7 +312,7 @@ def test_what_compress_wrote_can_be_validated_and_is_no_training_to_continue(fol
     trainer.load_checkpoint(str(path))
     assert all(torch.equal(tensor, weights(path)[name]) for name, tensor in trainer.network.state_dict().items())
     assert trainer.inference_allowed_mirroring_axes == (1,)
-    with pytest.raises(ValueError, match="written by compress and is no training to continue"):
+    with pytest.raises(ValueError, match="written by compress, so there is no training to continue"):
         trainer.run_training()
 
 

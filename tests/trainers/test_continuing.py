@@ -52,7 +52,7 @@ def begun(request, tmp_path, monkeypatch):
 
 
 def settings_of(trainer) -> dict:
-    return trainer._settings_now() if hasattr(trainer, "_settings_now") else trainer._settings()
+    return trainer.settings_now()
 
 
 def test_it_keeps_its_settings_in_every_shell(begun, monkeypatch):

@@ -14,9 +14,10 @@ from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_sauron import trainers
-from nnunet_sauron.methods import csgd
+from nnunet_sauron.methods import autopruner, csgd, measuring, similar_channels
 from nnunet_sauron.methods.fpgm import FPGM
 from nnunet_sauron.methods.l1 import L1
+from nnunet_sauron.methods.ranks import summed_over_ranks
 from nnunet_sauron.methods.sfp import SFP
 from nnunet_sauron.pruning import channel_layout
 
@@ -48,14 +49,20 @@ class OnCPURanks(OnRandomPatches):
         self.records.append([len(weights), *[b.tolist() for b in both]])
         return result
 
-    def on_train_epoch_end(self, outputs):
-        observed = getattr(self.method, "_observed", None)
-        if observed is not None:
-            both = [torch.empty_like(observed._sums) for _ in range(2)]
-            distributed.all_gather(both, observed._sums)
-        super().on_train_epoch_end(outputs)
-        if observed is not None:
-            self.observed.append([each.tolist() for each in (*both, observed._sums)])
+    def on_epoch_end(self):
+        """What this rank alone would score, and what both score together."""
+        own, together = [], []
+        for module in (measuring, similar_channels, autopruner):
+            if hasattr(module, "summed_over_ranks"):
+                module.summed_over_ranks = lambda tensor: (
+                    own.append(tensor.flatten().tolist()),
+                    together.append(summed_over_ranks(tensor).flatten().tolist()),
+                    tensor,
+                )[-1]
+        super().on_epoch_end()
+        both = [None, None]
+        distributed.all_gather_object(both, own)
+        self.observed += [list(of_tensor) for of_tensor in zip(*both, together, strict=True)]
 
 
 class SauronRank(OnCPURanks, SmallTrainer):
@@ -81,10 +88,9 @@ RANKS = [
 def see_other_scores() -> None:
     """What a rank on another card might compute: other filters go, and other ones are alike."""
     for method in (SFP, FPGM, L1):
-        score = "rank" if method is L1 else "score"
-        own = getattr(method, score)
+        own = method.score
         if method is L1:
-            method.rank = lambda *a, own=own: {n: [-x for x in ranks] for n, ranks in own(*a).items()}
+            method.score = lambda *a, own=own: {n: [-x for x in scores] for n, scores in own(*a).items()}
         else:
             method.score = lambda self, kernels, own=own: -own(self, kernels)
     clusters = csgd.cluster
@@ -152,13 +158,14 @@ def test_ranks_keep_equal_weights_through_cuts(folder, name):
     for _, of_rank0, of_rank1 in one["steps"]:
         # Different patches on each rank: equal gradients can only come from DDP's averaging.
         assert of_rank0 == of_rank1
+    assert one["observed"] == two["observed"]
     for mine, other, sums in one["observed"]:
         assert len(mine) == 1 or mine != other  # but for the number of batches
         torch.testing.assert_close(torch.tensor(mine) + torch.tensor(other), torch.tensor(sums))
 
 
 def test_scores_are_of_all_ranks(folder):
-    observing = {name for name in METHODS if name.startswith(("STAMP", "Taylor", "AutoPruner"))}
-    assert len(observing) == 4
-    for name in observing:
-        assert len(json.loads((folder / f"{name}Rank_0.json").read_text())["observed"]) == OnCPURanks.num_epochs
+    measuring_on_batches = [name for name in METHODS if name.startswith(("STAMP", "Taylor", "AutoPruner", "Sauron"))]
+    assert len(measuring_on_batches) == 5
+    for name in measuring_on_batches:
+        assert json.loads((folder / f"{name}Rank_0.json").read_text())["observed"]

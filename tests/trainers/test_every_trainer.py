@@ -231,8 +231,8 @@ class TestTargets:
         ("settings", "words"),
         [
             ({"target_channels": 0.001}, "target_channels=0.001 cannot be met"),
-            ({"target_macs": 1.5}, "target_macs is the part that stays"),
-            ({"rate": 1.0}, "rate is the part"),
+            ({"target_macs": 1.5}, "target_macs must be the fraction that stays"),
+            ({"rate": 1.0}, "rate must be the fraction"),
             ({"rate": 0.5, "target_macs": 0.5}, "choose one"),
             ({"num_epochs": 1}, "no epoch after which to cut"),
             ({"widths_from": "nowhere.pth"}, "no checkpoint .*nowhere.pth"),

@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from nnunet_sauron import trainers
+from nnunet_sauron.methods.measuring import NOTHING_MEASURED
 from nnunet_sauron.pruning import channel_layout
-from nnunet_sauron.trainers import L1Trainer, SauronTrainer, SFPTrainer, ShrinkTrainer
+from nnunet_sauron.trainers import L1Trainer, SauronTrainer, SFPTrainer, decision
+from nnunet_sauron.trainers.decision import last_cut_epoch
 
 from .small import OnRandomPatches, small_trainer
 
 WIDTHS = (12, 16, 20)
+MEASURES_ON_BATCHES = ["ShrinkTrainer", "SauronTrainer", "STAMPTrainer", "TaylorTrainer", "AutoPrunerTrainer"]
 OF_A_TARGET = [name for name in trainers.__all__ if name not in ("PruningTrainer", "StockTrainer", "CompressedTrainer")]
 
 
@@ -47,7 +50,7 @@ def test_both_guards_and_the_target_is_met(folder, name):
         folder, getattr(trainers, name), target_macs=0.5, max_loss_increase=0.1, max_fraction_per_epoch=0.1
     )
     history = trainer.history()
-    last = trainer._last_cut()
+    last = last_cut_epoch(trainer)
     assert [epoch for epoch, record in enumerate(history) if record["keep"] and epoch > 0] == [last]
     assert any("above its lowest" in (record["held"] or "") for record in history[1:last])
     checkpoint = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)
@@ -77,29 +80,29 @@ def test_k_without_a_target_is_caught_up(folder):
 )
 def test_a_target_that_is_missed_is_said_with_its_reason(folder, base, settings, why):
     trainer = trained(folder, base, **settings)
-    for record in trainer.history()[trainer._last_cut() :]:
+    for record in trainer.history()[last_cut_epoch(trainer) :]:
         assert record["target"]["reached"] is False and why in record["target"]["why"]
     (line,) = re.findall(r"WARNING: target .* missed: .*", log_of(trainer))
     assert why in line
 
 
-@pytest.mark.parametrize("base", [ShrinkTrainer, SauronTrainer], ids=lambda c: c.__name__)
-def test_where_nothing_can_be_measured_it_is_said(folder, base):
-    class Blind(Worse):
-        def _training_patches(self, least):
-            return []
-
-    trainer = small_trainer(folder, type("Blind", (Blind, base), {"target_macs": 0.5}), widths=WIDTHS)
+@pytest.mark.parametrize("name", MEASURES_ON_BATCHES)
+def test_where_nothing_can_be_measured_it_is_said(folder, monkeypatch, name):
+    monkeypatch.setattr(decision, "training_batches", lambda trainer, count: [])
+    monkeypatch.setattr(decision, "training_losses", lambda trainer, count: iter(()))
+    settings = {"target_macs": 0.5, "max_loss_increase": None}
+    trainer = small_trainer(folder, type("Blind", (Worse, getattr(trainers, name)), settings), widths=WIDTHS)
     trainer.run_training()
     assert channel_layout(trainer.network).widths == trainer.dense_widths
-    assert "no patch of training data was finite" in trainer.history()[-1]["target"]["why"]
+    last = trainer.history()[last_cut_epoch(trainer)]
+    assert last["held"] == trainer.history()[-1]["target"]["why"] == NOTHING_MEASURED
     assert len(re.findall(r"WARNING: target target_macs=0.5 missed", log_of(trainer))) == 1
 
 
 def test_sauron_without_a_target_makes_its_last_cut(folder):
     trainer = trained(folder, SauronTrainer, target_macs=None, tau_max=1.0, cuts=2, max_loss_increase=0.1)
     cuts = [epoch for epoch, record in enumerate(trainer.history()) if record["keep"]]
-    assert cuts[-1] == trainer._last_cut()
+    assert cuts[-1] == last_cut_epoch(trainer)
     assert "target" not in trainer.history()[-1]
 
 
@@ -109,9 +112,9 @@ def test_a_setting_without_effect_is_said(folder):
 
 def test_as_published_nothing_is_held_or_capped_and_cuts_go_on_to_the_end(folder):
     class FromScratch(trainers.SauronTrainer.Method):
-        def redundant(self, progress):  # all but a channel, whatever the thresholds
-            super().redundant(progress)
-            return {name: list(range(1, widths[-1])) for name, widths in progress.widths.items()}
+        def redundant(self, training):  # all but a channel, whatever the thresholds
+            super().redundant(training)
+            return {name: list(range(1, width)) for name, width in training.widths_now.items()}
 
     trainer = small_trainer(folder, type("T", (Worse, SauronTrainer), {"published": True, "Method": FromScratch}))
     trainer.run_training()

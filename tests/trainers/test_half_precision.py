@@ -11,6 +11,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_sauron import trainers
+from nnunet_sauron.methods.measuring import NOTHING_MEASURED
 from nnunet_sauron.pruning import channel_layout
 
 from .small import RandomPatches, set_folders
@@ -44,12 +45,12 @@ def test_it_trains_and_cuts_under_autocast_with_every_block_and_norm(folder, mon
     assert all(record["held"] in (None, "outside of the cutting phase") for record in trainer.history())
 
 
-SCALED = [trainers.TaylorTrainer, trainers.STAMPTrainer, trainers.CSGDTrainer, trainers.AutoPrunerTrainer]
+SCALED = [trainers.STAMPTrainer, trainers.CSGDTrainer, trainers.AutoPrunerTrainer]
 
 
 def started(folder, trainer_class, scale=None):
     """A trainer in its first epoch, as on CUDA: with a gradient scaler, if `scale` is given."""
-    settings = {"ranking": "taylor", "b_drop": 0.0} if trainer_class is trainers.STAMPTrainer else {}
+    settings = {"b_drop": 0.0} if trainer_class is trainers.STAMPTrainer else {}
     torch.manual_seed(0)
     trainer = make(folder, trainer_class, **settings)
     trainer.initialize()
@@ -62,12 +63,8 @@ def started(folder, trainer_class, scale=None):
 
 def learnt(trainer) -> list[torch.Tensor]:
     """All that a training's steps leave behind."""
-    observed = getattr(trainer.method, "_observed", None)
     codes = trainer.method._layers.parameters() if hasattr(trainer.method, "_layers") else []
-    return [
-        *(p.detach().clone() for p in (*trainer.network.parameters(), *codes)),
-        *([] if observed is None else [observed._sums]),
-    ]
+    return [p.detach().clone() for p in (*trainer.network.parameters(), *codes)]
 
 
 @pytest.mark.parametrize("trainer_class", SCALED, ids=lambda c: c.__name__)
@@ -96,7 +93,7 @@ UNIT = "encoder.stages.1.0.convs.0"
 
 
 class Poisoned:
-    """A layer's gradients, or maps, are not finite in some steps, which a gradient scaler skips."""
+    """A layer's gradients, or maps, are not finite in some forwards; a gradient scaler skips such a training step."""
 
     def __init__(self, trainer, maps: bool, unit: str = UNIT):
         self.active = False
@@ -104,37 +101,12 @@ class Poisoned:
         trainer.network.get_submodule(unit).register_forward_hook(self.hook, prepend=True)
 
     def hook(self, module, inputs, output):
-        if self.active and module.training:
+        if self.active:
             if self.maps:
                 return output + math.inf
-            output.register_hook(lambda grad: grad * math.inf)
+            if output.requires_grad:
+                output.register_hook(lambda grad: grad * math.inf)
         return None
-
-
-@pytest.mark.parametrize(("ranking", "maps"), [("taylor", False), ("taylor", True), ("l2", True), ("l1", True)])
-def test_a_batch_that_overflows_in_one_layer_counts_in_none(folder, ranking, maps):
-    trainers_ = []
-    for poison in (False, True):
-        trainer = make(folder, trainers.STAMPTrainer, ranking=ranking, b_drop=0.0, initial_lr=0.0)
-        torch.manual_seed(0)
-        trainer.initialize()
-        trainer.grad_scaler = torch.amp.GradScaler("cpu")
-        poisoned = Poisoned(trainer, maps)
-        trainer.on_train_start()
-        trainer.on_epoch_start()
-        trainer.on_train_epoch_start()
-        loader = RandomPatches(trainer, 3)
-        trainer.train_step(next(loader))
-        if poison:
-            poisoned.active = True
-            trainer.train_step(next(RandomPatches(trainer, 4)))
-            poisoned.active = False
-        trainer.train_step(next(loader))
-        trainers_.append(trainer)
-    one, other = (trainer.method._observed for trainer in trainers_)
-    assert one.batches == other.batches == 2
-    for name, sums in one.sums.items():
-        assert torch.equal(sums, other.sums[name]) and sums.abs().max() > 0, name
 
 
 @pytest.mark.parametrize("trainer_class", [trainers.STAMPTrainer, trainers.TaylorTrainer, trainers.AutoPrunerTrainer])
@@ -153,7 +125,7 @@ def test_an_epoch_without_a_finite_batch_cuts_nothing_and_says_why(folder, train
     trainer.on_epoch_start = on_epoch_start
     trainer.run_training()
     held = [record["held"] for record in trainer.history()]
-    assert all("not finite in any batch" in reason for reason in held[: until + 1])
+    assert held[until] == NOTHING_MEASURED
     assert not any(record["keep"] for record in trainer.history()[: until + 1])
     cut = sum(trainer.history()[-1]["widths"].values()) < sum(trainer.dense_widths.values())
     log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()

@@ -46,7 +46,7 @@ def continued(small, trainer, folder, initialize=False):
 def test_settings_come_from_the_checkpoint(begun, initialize):
     small, trainer, folder = begun
     again = continued(small, trainer, folder, initialize)
-    assert again._settings_now() == trainer._settings_now()
+    assert again.settings_now() == trainer.settings_now()
     assert (again.num_epochs, again.initial_lr) == (3, 0.002)
     assert again.lr_scheduler.max_steps == 3 and again.lr_scheduler.initial_lr == 0.002
 

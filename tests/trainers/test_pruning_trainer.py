@@ -12,8 +12,11 @@ import torch
 from torch import distributed
 
 from nnunet_sauron.methods.delta import delta_opt
-from nnunet_sauron.methods.sauron import Sauron, Threshold, mean_distances
+from nnunet_sauron.methods.sauron import Sauron
+from nnunet_sauron.methods.similar_channels import mean_distances
+from nnunet_sauron.methods.thresholds import Threshold
 from nnunet_sauron.pruning import channel_layout, merge_channels, merging, position_weights, remove_channels
+from nnunet_sauron.trainers.history import epoch_line
 
 from ..contracts.pruned_network import make_multiples
 from .small import RandomPatches, SmallTrainer, small_trainer
@@ -79,7 +82,7 @@ def test_resumed_run_makes_the_same_cut(folder):
 
 def assert_thresholds_replay(trainer) -> None:
     """The recorded thresholds are those of one uninterrupted sequence of updates."""
-    series = trainer._series()
+    series = trainer.series()
     for name in trainer.dense_widths:
         rho = trainer.pruning_settings.threshold(trainer.num_epochs).rho
         tau = Threshold(trainer.pruning_settings.tau_max, trainer.pruning_settings.kappa, rho)
@@ -139,7 +142,7 @@ def test_the_loss_is_nnunets_plus_lambda_times_the_mean_delta_opt(folder):
     with torch.no_grad():
         plain = trainer.loss.loss(trainer.network(batch["data"]), batch["target"]).item()
         expected = 0.7 * torch.stack([delta_opt(h) for h in maps]).mean().item()
-    trainer.method.before_step(100)
+    trainer.method.before_step()
     result = trainer.train_step(batch)
     assert len(maps) == 2 * len(layers)
     assert result["regulariser"] == pytest.approx(expected, rel=1e-4)
@@ -161,11 +164,11 @@ def test_lambda_0_prunes_only(folder):
 
 def test_redundant_channels_are_those_below_the_threshold_but_the_reference(folder):
     class Seen(Sauron):
-        def redundant(self, progress):
+        def redundant(self, training):
             for threshold in self._thresholds.values():
                 threshold.steps = threshold.kappa  # tau = tau_max
             drawn = []
-            taken = replace(progress, patches=lambda n: drawn.append(progress.patches(n)) or drawn[-1])
+            taken = replace(training, batches=lambda n: drawn.append(training.batches(n)) or drawn[-1])
             wishes = super().redundant(taken)
             inputs = [batch for of_draw in drawn for batch in of_draw]
             assert len(inputs) == self.settings.prune_batches == 2
@@ -204,8 +207,9 @@ def test_cuts_are_held_while_the_training_loss_is_worse_than_its_lowest(folder):
 @pytest.mark.parametrize("merge", [True, False])
 def test_a_cut_of_multiples_that_merges_leaves_the_output_as_it_was(folder, merge):
     class Copies(Sauron):
-        def redundant(self, progress):
-            return {name: [c for c in range(w[-1]) if c not in originals[name]] for name, w in progress.widths.items()}
+        def redundant(self, training):
+            widths = training.widths_now
+            return {name: [c for c in range(width) if c not in originals[name]] for name, width in widths.items()}
 
     class Watched(SmallTrainer):
         def _remove(self, keep):
@@ -274,7 +278,7 @@ def test_a_cut_that_merges_fits_on_as_many_batches_as_its_layers_need(folder, wi
     trainer._remove({"encoder.stages.0.0.convs.0": [0, 1]})
     assert loader.drawn == drawn
     log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
-    assert f"fitted on {drawn} batches" in log
+    assert f"least squares on {drawn} batches" in log
 
 
 def test_too_few_batches_to_merge_on_are_refused_before_anything_is_written(folder):
@@ -295,7 +299,7 @@ def test_a_rank_needs_as_many_batches_as_its_part_of_them_asks_for(folder, monke
 
 
 def test_where_there_is_no_float64_channels_are_dropped(folder, monkeypatch):
-    monkeypatch.setattr("nnunet_sauron.trainers.pruning.empty_cache", lambda device: None)  # there is no such device
+    monkeypatch.setattr("nnunet_sauron.trainers.removal.empty_cache", lambda device: None)  # there is no such device
     trainer = small_trainer(folder, type("T", (SmallTrainer,), {"merge": True}))
     trainer.initialize()
     trainer.device = torch.device("mps")
@@ -400,13 +404,16 @@ def test_checkpoint_that_cannot_be_written_leaves_the_old_one(folder, monkeypatc
     assert not list(final.parent.glob("*.tmp"))
 
 
-def test_the_report_tells_what_goes_and_what_is_left(folder):
+def test_the_log_tells_what_is_removed_and_what_is_left(folder):
     trainer = trained(folder, num_epochs=3)
-    line = trainer._report(trainer.history()[1])
+    line = epoch_line(trainer.history()[1], trainer.dense_widths, trainer.dense_cost)
     left, dense = sum(trainer.history()[1]["widths"].values()), sum(trainer.dense_widths.values())
     assert line.startswith(f"{left} of {dense} channels")
-    going = sum(trainer.history()[1]["widths"].values()) - sum(trainer.history()[2]["widths"].values())
-    assert f"before the next epoch {going} channels go" in line and "more layers" in line
+    removed = sum(trainer.history()[1]["widths"].values()) - sum(trainer.history()[2]["widths"].values())
+    assert f"Removed before the next epoch: {removed} channels" in line and "more layers" in line
+    assert "No cut before the next epoch: outside" in epoch_line(
+        trainer.history()[2], trainer.dense_widths, trainer.dense_cost
+    )
     assert "GMACs" in line and "M parameters" in line
 
 
@@ -493,7 +500,7 @@ class TestContinuing:
 
     def test_settings_come_from_the_checkpoint(self, folder, monkeypatch, begun):
         trainer = self.continued(folder, monkeypatch, None)
-        assert trainer._settings() == begun._settings()
+        assert trainer.settings_now() == begun.settings_now()
         assert (trainer.num_epochs, trainer.initial_lr, trainer.pruning_settings.min_channels) == (4, 0.02, 3)
         assert trainer.method.settings.min_channels == 3 and trainer.method.num_epochs == 4
         assert trainer.lr_scheduler.max_steps == 4 and trainer.optimizer.param_groups[0]["initial_lr"] == 0.02
@@ -510,7 +517,7 @@ class TestContinuing:
         trainer = small_trainer(folder, type("T", (SmallTrainer,), {"__name__": "T"}))
         trainer.initialize()
         trainer.load_checkpoint(str(Path(begun.output_folder) / "checkpoint_final.pth"))
-        assert trainer._settings() == begun._settings()
+        assert trainer.settings_now() == begun.settings_now()
         assert trainer.lr_scheduler.max_steps == 4 and trainer.method.num_epochs == 4
         assert channel_layout(trainer.network).widths == channel_layout(begun.network).widths
 

@@ -9,7 +9,7 @@ from typing import Optional
 
 import pytest
 
-from nnunet_sauron.methods.sauron import SauronSettings
+from nnunet_sauron.methods.sauron_settings import SauronSettings
 from nnunet_sauron.methods.shrink import ShrinkSettings
 from nnunet_sauron.methods.targets import TargetSettings
 from nnunet_sauron.trainers import settings
@@ -85,7 +85,7 @@ def test_home_is_known(monkeypatch, file):
         ('{"lambda_": NaN}', "lambda_ must be a number"),
         ('{"lambda_": null}', "lambda_ must be a number"),
         ('{"lambda_": -1}', "lambda_ must be 0 or more"),
-        ('{"num_epochs": 7, "num_epochs": 8}', "num_epochs stand there twice"),
+        ('{"num_epochs": 7, "num_epochs": 8}', "given twice: num_epochs"),
         (b"\xff\xfe\x00", "not text in UTF-8"),
     ],
 )
@@ -164,7 +164,7 @@ def test_a_value_with_a_comma_is_told_of_files(monkeypatch):
 
 
 def test_a_setting_that_is_given_twice_is_refused(monkeypatch):
-    with pytest.raises(ValueError, match="num_epochs stands in nnunet_sauron twice"):
+    with pytest.raises(ValueError, match="num_epochs is given twice in nnunet_sauron"):
         given(monkeypatch, "num_epochs=5,lambda_=1,num_epochs=50")
 
 

@@ -113,7 +113,7 @@ def test_without_a_finite_batch_what_goes_is_dropped(folder):
     trainer._remove({"encoder.stages.0.0.convs.0": [0, 1]})
     assert channel_layout(trainer.network).widths["encoder.stages.0.0.convs.0"] == 2
     assert all(p.isfinite().all() for p in trainer.network.parameters())
-    assert "dropped, not merged: there is nothing to fit on" in log_of(trainer)
+    assert "dropped, not merged: there is no batch to fit on" in log_of(trainer)
 
 
 def test_from_a_trained_model_it_begins_with_its_weights_and_has_it_as_teacher(folder, trained, monkeypatch):
@@ -167,7 +167,7 @@ def test_a_training_that_is_continued_finds_its_teacher_without_the_setting(fold
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [("start_from=/nowhere.pth", "no checkpoint /nowhere.pth"), ("teacher=/nowhere", "teacher is not where it was")],
+    [("start_from=/nowhere.pth", "no checkpoint /nowhere.pth"), ("teacher=/nowhere", "There is no teacher at")],
 )
 def test_what_is_missing_is_named_before_a_log_is_written(folder, monkeypatch, settings, said):
     monkeypatch.setenv("nnunet_sauron", settings)

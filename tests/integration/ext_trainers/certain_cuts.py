@@ -29,10 +29,10 @@ class CertainCuts(Sauron):
         super().start_epoch(epoch, widths)
         self._epoch = epoch
 
-    def redundant(self, progress):
-        super().redundant(progress)
+    def redundant(self, training):
+        super().redundant(training)
         drawn = {}
-        for name, widths in progress.widths.items():
+        for name, widths in training.widths.items():
             rng = random.Random(f"{self.fold}:{self._epoch}:{name}")
             if rng.random() < self.settings.cut_chance:
                 drawn[name] = rng.sample(range(widths[-1]), k=max(1, widths[-1] // 4))

@@ -93,8 +93,11 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
 @contextmanager
 def _locked(folder: Path, target: Path) -> Iterator[None]:
     """Keep other processes from writing into a folder; the lock ends with the process, however this ends."""
-    import fcntl  # not on Windows
-
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
     opened = os.open(folder, os.O_RDONLY)
     try:
         try:

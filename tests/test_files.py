@@ -72,6 +72,13 @@ class TestFolder:
             assert (tmp_path / "data/old").exists()
         assert names(tmp_path) == ["data", "data/new"]
 
+    def test_what_a_killed_run_had_moved_aside_is_there_again(self, tmp_path):
+        (tmp_path / ".data.old").mkdir()
+        (tmp_path / ".data.old/thesis.tex").touch()
+        with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "data", replace=True):
+            raise ZeroDivisionError
+        assert names(tmp_path) == ["data", "data/thesis.tex"]
+
     def test_what_a_killed_run_left_beside_is_removed(self, tmp_path):
         (tmp_path / ".model.tmp").mkdir()
         (tmp_path / ".model.tmp/half").touch()

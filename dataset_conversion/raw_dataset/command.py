@@ -211,4 +211,6 @@ def _tell(
     print(f"{folder}: {training} training and {len(dataset.cases) - training} test cases")
     if splits:
         print(f"splits_final.json has {len(splits)} folds; planning puts it where training reads it. Next:")
-    print(f"    nnUNetv2_plan_and_preprocess -d {int(folder.name[7:10])} --verify_dataset_integrity")
+    preprocessed = os.environ.get("nnUNet_preprocessed")
+    anew = " --clean" if preprocessed and (Path(preprocessed) / folder.name).is_dir() else ""  # else it keeps the old
+    print(f"    nnUNetv2_plan_and_preprocess -d {int(folder.name[7:10])} --verify_dataset_integrity{anew}")

@@ -161,7 +161,9 @@ def test_folds_of_an_earlier_conversion_do_not_stay(download: Path, raw: Path, c
     assert f"{old} holds other folds" in capsys.readouterr().err and [*raw.iterdir()] == []
     assert convert(acdc, download, "--overwrite") == 0 and not old.exists()
     shutil.copy(raw / NAME / "splits_final.json", old)
+    capsys.readouterr()
     assert convert(acdc, download, "--overwrite") == 0 and old.exists()
+    assert "--verify_dataset_integrity --clean" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("below", ["", "training/patient001", "testing"])

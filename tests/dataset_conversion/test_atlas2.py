@@ -61,7 +61,7 @@ def test_arrangement_of_the_isles_challenge(atlas: Path, target: Path) -> None:
 
 def test_a_folder_called_test_above_says_nothing(tmp_path: Path, raw: Path, target: Path) -> None:
     write_atlas2(tmp_path / "test" / "down")
-    assert convert(atlas2, tmp_path / "test" / "down") == 0
+    assert convert(atlas2, tmp_path / "test") == 0
     assert len([*(target / "imagesTr").iterdir()]) == 7
 
 

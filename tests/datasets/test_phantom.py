@@ -68,7 +68,7 @@ def test_intensity_alone_does_not_tell_an_organ(cases, organ):
         low, high = np.percentile(image[mask], (10, 90))
         found = (image >= low) & (image <= high)
         dice.append(2 * (found & mask).sum() / (found.sum() + mask.sum()))
-    assert np.mean(dice) < 0.8  # though the thresholds are each case's own
+    assert np.mean(dice) < 0.83  # though the thresholds are each case's own
 
 
 def test_an_interrupted_generation_leaves_no_dataset_and_the_next_one_is_whole(tmp_path, monkeypatch):

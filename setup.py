@@ -36,6 +36,9 @@ setup(
     extras_require={
         # The dip test, which only `nnUNetv2_sauron clusterability` needs: GPL, so it is for the user to choose.
         "clusterability": ["diptest>=0.8"],
+        # `nnUNetv2_sauron export` writes ONNX and checks it with both engines: Apache-2.0 and MIT, Linux Foundation,
+        # Microsoft and Intel.
+        "deploy": ["onnx>=1.16", "onnxruntime>=1.18", "openvino>=2024.2"],
         # benchmarks/study reads its grid from YAML: MIT.
         "study": ["PyYAML>=6"],
         "test": [

@@ -1,0 +1,115 @@
+"""A network as an ONNX file: one output, and norms that every engine computes alike."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+OPSET = 17
+SUMMED_AT_ONCE = 64
+_POOL = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
+
+
+class SteadyInstanceNorm(nn.Module):
+    """Instance norm whose sums are taken in small groups: mean and variance are exact to float32's last digits.
+
+    Engines add up a channel's voxels one after the other. Where a tile is constant but for its border, as all padded
+    and masked images have them, each sum is rounded the same way, and the norm divides what that leaves by a small
+    standard deviation.
+
+    Args:
+        norm: Whose weights and eps it takes.
+    """
+
+    def __init__(self, norm: _InstanceNorm):
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, channels, *voxels) of a fixed size to the same shape."""
+        deviation = x - steady_mean(x)
+        scale = torch.rsqrt(steady_mean(deviation * deviation) + self.eps)
+        if self.weight is None:
+            return deviation * scale
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        return deviation * (scale * self.weight.reshape(shape)) + self.bias.reshape(shape)
+
+
+def steady_mean(x: torch.Tensor) -> torch.Tensor:
+    """Mean over all voxels, (N, channels, 1, ...): of the means of boxes of at most `SUMMED_AT_ONCE` voxels."""
+    sizes = [int(side) for side in x.shape[2:]]
+    while math.prod(sizes) > SUMMED_AT_ONCE:
+        box = _box(sizes)
+        x = _POOL[len(sizes)](x, box, box)
+        sizes = [side // length for side, length in zip(sizes, box, strict=True)]
+    return x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
+
+
+def _box(sizes: Sequence[int]) -> list[int]:
+    """Sides that divide an image's, for a box of not many more than `SUMMED_AT_ONCE` voxels and at least two."""
+    box = [1] * len(sizes)
+    for axis in reversed(range(len(sizes))):  # the last one lies together in memory
+        room = SUMMED_AT_ONCE // math.prod(box)
+        box[axis] = max(length for length in range(1, max(1, room) + 1) if sizes[axis] % length == 0)
+    if math.prod(box) == 1:  # all sides are primes
+        axis = max(range(len(sizes)), key=lambda axis: sizes[axis])
+        box[axis] = sizes[axis]
+    return box
+
+
+def write_network(network: nn.Module, input_channels: int, patch_size: Sequence[int], path: Path) -> None:
+    """Write an ONNX file: `image` (N, input_channels, *patch_size) to `logits` (N, outputs, *patch_size), float32.
+
+    Args:
+        network: In evaluation mode, without deep supervision; it is left as it is.
+        input_channels: Of its input.
+        patch_size: The only size that it will take.
+        path: The file to write.
+
+    Raises:
+        ValueError: PyTorch cannot export it; what it cannot is named.
+    """
+    network = with_steady_norms(network)
+    example = torch.zeros(2, input_channels, *patch_size)
+    # Traced rather than captured as a graph: a second instead of twenty, and PyTorch has had it since long.
+    traced = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                network,
+                (example,),
+                str(path),
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_axes={"image": {0: "N"}, "logits": {0: "N"}},
+                opset_version=OPSET,
+                **traced,
+            )
+    except Exception as error:  # torch.onnx has a class for each kind of what it cannot do
+        raise ValueError(
+            f"PyTorch cannot write this network as ONNX: {type(error).__name__}: {str(error)[:500]}"
+        ) from error
+
+
+def with_steady_norms(network: nn.Module) -> nn.Module:
+    """A copy whose instance norms are `SteadyInstanceNorm`s, but for those with running statistics."""
+    network = copy.deepcopy(network)
+    steady: dict[nn.Module, nn.Module] = {}
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, _InstanceNorm) and not child.track_running_stats:
+                # nnU-Net has several names for one module, and each is in use somewhere.
+                setattr(module, name, steady.setdefault(child, SteadyInstanceNorm(child)))
+    return network

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
-
 from nnunet_sauron_runtime import Bundle
 from nnunet_sauron_runtime.prediction import Request, predict_folder
 

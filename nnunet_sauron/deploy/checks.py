@@ -1,9 +1,10 @@
-"""Whether an exported network computes what PyTorch computes."""
+"""Whether an exported network computes what PyTorch computes, and two bundles segment alike."""
 
 from __future__ import annotations
 
-import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,40 +12,33 @@ import torch
 from torch import nn
 
 MOST = 1e-3
-Run = Callable[[np.ndarray], np.ndarray]
-INSTALL = "pip install '.[deploy]'"
+ENGINES = ("onnxruntime", "openvino")
+PACKAGES = ("onnx", *ENGINES, "nnunet_sauron_runtime")
+INSTALL = "pip install '.[deploy]' ./runtime"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two segmentations of the same images.
+
+    Attributes:
+        voxels: All of them.
+        different: Voxels with another label.
+        dice: Mean over images and labels that either has; nan if there is none but background.
+    """
+
+    voxels: int
+    different: int
+    dice: float
 
 
 def check_installed() -> None:
-    """Raise ImportError, with what to do, where exporting lacks a package."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import openvino  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"Exporting needs {error.name}, which is not installed: {INSTALL}") from error
-
-
-def _onnxruntime(path: Path) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda image: session.run(None, {"image": image})[0]
-
-
-def _openvino(path: Path) -> Run:
-    import openvino
-
-    # On CPUs that have it bfloat16 is the default, with another answer in up to 1 % of the voxels.
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
-    return lambda image: compiled(image)[0]
-
-
-ENGINES: Mapping[str, Callable[[Path], Run]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
+    """Raise ValueError, with what to do, where exporting lacks a package."""
+    for name in PACKAGES:
+        try:
+            __import__(name)
+        except ImportError as error:
+            raise ValueError(f"Exporting needs {name}, which cannot be imported ({error}): {INSTALL}") from error
 
 
 def synthetic_patches(input_channels: int, patch_size: Sequence[int]) -> dict[str, np.ndarray]:
@@ -58,36 +52,67 @@ def synthetic_patches(input_channels: int, patch_size: Sequence[int]) -> dict[st
     return {"random": noise, "half of zeros": half, **constants}
 
 
-def greatest_differences(
-    network: nn.Module, path: Path, patches: Mapping[str, np.ndarray]
+def check_networks(
+    bundle: Path, networks: Sequence[Sequence[Callable[[], nn.Module]]], patches: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, dict[str, float]]:
-    """Greatest absolute difference of logits from PyTorch's, by engine and kind of patch.
+    """The greatest absolute difference of logits from PyTorch's, by engine and kind of patch.
 
     Args:
-        network: PyTorch's, in evaluation mode.
-        path: The ONNX file.
-        patches: (1, channels, *patch) by kind.
+        bundle: What was exported, as float32.
+        networks: For each stage and fold what makes PyTorch's network, in evaluation mode.
+        patches: For each stage, (1, channels, *patch) by kind.
+
+    Raises:
+        RuntimeError: A difference is above `MOST`.
     """
-    with torch.inference_mode():
-        expected = {kind: network(torch.from_numpy(patch)).numpy() for kind, patch in patches.items()}
-    found = {}
-    for name, engine in ENGINES.items():
-        run = engine(path)
-        # nan would pass for small in a comparison
-        found[name] = {
-            kind: float(np.nan_to_num(np.abs(run(patch) - expected[kind]), nan=np.inf).max())
-            for kind, patch in patches.items()
-        }
+    from nnunet_sauron_runtime import Bundle
+
+    opened = {engine: Bundle(bundle, engine=engine, threads=torch.get_num_threads()) for engine in ENGINES}
+    found: dict[str, dict[str, float]] = {engine: {} for engine in ENGINES}
+    for stage, (folds, of_stage) in enumerate(zip(networks, patches, strict=True)):
+        for fold, make in enumerate(folds):
+            network = make()
+            for kind, patch in of_stage.items():
+                with torch.inference_mode():
+                    expected = network(torch.from_numpy(patch)).numpy()
+                for engine, one in opened.items():
+                    # nan would pass for small in a comparison
+                    apart = np.nan_to_num(np.abs(one.networks[stage][fold](patch) - expected), nan=np.inf).max()
+                    name = one.manifest.stages[stage].networks[fold]
+                    if apart > MOST:
+                        raise RuntimeError(
+                            f"The logits of {name} differ from PyTorch's by {apart:.2g} in {engine}, on a patch of "
+                            f"kind '{kind}'; at most {MOST:g} is allowed. Nothing was written. Please report this, "
+                            f"with plans.json and the versions of PyTorch and {engine}."
+                        )
+                    found[engine][kind] = max(found[engine].get(kind, 0.0), float(apart))
     return found
 
 
-def check_differences(differences: Mapping[str, Mapping[str, float]], what: str) -> None:
-    """Raise RuntimeError if any of `greatest_differences` is above `MOST`."""
-    for engine, kinds in differences.items():
-        kind = max(kinds, key=kinds.get)
-        if not kinds[kind] <= MOST:
-            raise RuntimeError(
-                f"{what} was not exported: on a patch of kind '{kind}' its logits differ from PyTorch's by "
-                f"{kinds[kind]:.2g} in {engine}, at most {MOST:g} is allowed. Nothing was written. Please report this, "
-                f"with plans.json and {os.linesep}the versions of PyTorch and {engine}."
-            )
+def compare_bundles(one: Path, other: Path, cases: Sequence[Sequence[str]]) -> dict[str, Agreement]:
+    """How the segmentations of two bundles agree, by engine, without mirroring.
+
+    Args:
+        one, other: The bundles.
+        cases: The files of each image, one a channel.
+    """
+    from nnunet_sauron_runtime import Bundle
+    from nnunet_sauron_runtime.images import read_case
+    from SimpleITK import GetArrayFromImage
+
+    found = {}
+    for engine in ENGINES:
+        pair = [Bundle(path, engine=engine, threads=torch.get_num_threads()) for path in (one, other)]
+        voxels = different = 0
+        dice: list[float] = []
+        for files in cases:
+            images = read_case([Path(file) for file in files])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                a, b = (GetArrayFromImage(bundle.predict(images, mirroring=False)) for bundle in pair)
+            voxels, different = voxels + a.size, different + int(np.count_nonzero(a != b))
+            for label in np.union1d(a, b):
+                if label:
+                    dice.append(2 * np.count_nonzero((a == label) & (b == label)) / np.isin([a, b], label).sum())
+        found[engine] = Agreement(voxels, different, float(np.mean(dice)) if dice else float("nan"))
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -9,18 +10,40 @@ import shlex
 import tempfile
 import zipfile
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
+from ..compression.images import patches
 from ..console.json_output import print_json
 from ..console.numbers import with_prefix
 from ..console.progress import Progress
-from ..files import AGAIN, write_atomically
+from ..files import check_writable
+from ..model.cases import Case, check_cases, find_cases
 from ..model.trained import CHECKPOINT, TrainedModel
-from .checks import check_differences, check_installed, greatest_differences, synthetic_patches
+from .checks import check_installed, check_networks, compare_bundles, synthetic_patches
 from .description import check_exportable, describe, model_card
 from .networks import write_network
+from .precision import to_float16, to_int8
 
 BUNDLE = "bundle.json"
+MOST_IMAGES = 5
+REAL_PATCHES = 4
+CALIBRATION_PATCHES = 64
+
+
+@dataclass(frozen=True)
+class Images:
+    """Raw images, to check and to calibrate on.
+
+    Attributes:
+        cases: All of them.
+        compared: Those that two bundles are compared on.
+    """
+
+    cases: list[Case]
+    compared: list[Case]
 
 
 def export(
@@ -45,13 +68,14 @@ def export(
         checkpoint: File name of the checkpoints to read.
         previous_stage: Of a cascade, the folder of the model before it; the same folds are read.
         precision: "float32"; "float16" for weights of half the size; "int8" for convolutions in whole numbers.
-        images: Raw images in nnU-Net's naming, for checks on patches of them and for the calibration of int8.
+        images: Raw images in nnU-Net's naming. Checks take patches of them too, int8 is calibrated on them, and
+            smaller numbers are compared with float32 on the first few.
         card_file, card: The card's fields, as JSON and one by one.
         json_output: Print JSON instead of lines.
 
     Raises:
         FileExistsError, FileNotFoundError, OSError: The output exists or cannot be written; the model is not there.
-        ValueError: The model is one that no bundle can hold, or a package is missing; nothing is written then.
+        ValueError: No bundle can hold the model, images are missing or unusable, or a package is; nothing is written.
         RuntimeError: What was exported does not compute what PyTorch computes; nothing is left of it.
     """
     if os.path.lexists(output):
@@ -59,56 +83,117 @@ def export(
     parent = output.absolute().parent
     if not parent.is_dir():
         raise FileNotFoundError(f"{parent} is no folder; make it first, or give another -o.")
+    check_writable(parent)
+    if precision == "int8" and images is None:
+        raise ValueError("int8 is calibrated on images: give some raw ones, such as imagesTr, with -i.")
+    if precision == "int8" and previous_stage is not None:
+        raise ValueError("int8 is not there for cascades; export it with --precision float32 or float16.")
     check_installed()
     model = TrainedModel.read(folder, folds, checkpoint)
     previous = TrainedModel.read(previous_stage, folds, checkpoint) if previous_stage else None
+    models = [*([previous] if previous else []), model]
     check_exportable(model, previous)
     filled = model_card(card_file, card or {}, f"{model.plans['dataset_name']} {model.configuration}")
     progress = Progress()
-    for remark in [*(previous.remarks if previous else []), *model.remarks]:
+    for remark in [remark for one in models for remark in one.remarks]:
         progress.say(remark)
+    seen = _images(images, models[0], progress) if images else None
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=parent) as place:
-        beside = Path(place) / "bundle"
-        beside.mkdir()
-        checked = {}
-        stages = []
-        for prefix, one in [("lowres_", previous), ("", model)] if previous else [("", model)]:
-            names = {fold: f"{prefix}fold_{fold}.onnx" for fold in one.checkpoints}
-            for fold, name in names.items():
-                checked[name] = _write_checked(one, fold, beside / name, progress)
-            stages.append((one, list(names.values())))
-        files = {path.name: _checksum(path) for path in sorted(beside.iterdir())}
-        described = describe(stages, precision, filled, files)
-        (beside / BUNDLE).write_text(json.dumps(described, indent=2, allow_nan=False), encoding="utf-8")
+        beside = Path(place)
+        names = [[f"{prefix}fold_{fold}.onnx" for fold in one.checkpoints] for prefix, one in _prefixed(models)]
+        (beside / "float32").mkdir()
+        count = sum(map(len, names))
+        with progress.bar("writing ONNX", count) as step:
+            for one, of_stage in zip(models, names, strict=True):
+                for fold, name in zip(one.checkpoints, of_stage, strict=True):
+                    network = one.network(fold)
+                    write_network(network, one.input_channels, one.patch_size, beside / "float32" / name)
+                    step(name)
+        stages = list(zip(models, names, strict=True))
+        bundle = _finish(beside / "float32", stages, "float32", filled)
+        differences = _check(bundle, models, seen, progress)
+        agreement = {}
+        if precision != "float32":
+            smaller = beside / precision
+            smaller.mkdir()
+            with progress.bar(f"turning to {precision}", count) as step:
+                calibration = _calibration(model, seen) if precision == "int8" else []
+                for name in [name for of_stage in names for name in of_stage]:
+                    if precision == "int8":
+                        to_int8(bundle / name, smaller / name, calibration)
+                    else:
+                        to_float16(bundle / name, smaller / name)
+                    step(name)
+            full, bundle = bundle, _finish(smaller, stages, precision, filled)
+            agreement = _compare(full, bundle, precision, seen, progress)
         if output.suffix.lower() == ".zip":
-            write_atomically(output, lambda path: _pack(beside, Path(path)), AGAIN)
-        else:
-            os.replace(beside, output)
-    size = output.stat().st_size if output.is_file() else sum(path.stat().st_size for path in output.iterdir())
-    command = f"nnUNetv2_sauron predict -b {shlex.quote(str(output))} -i IMAGES -o OUT"
-    if json_output:
-        print_json({"bundle": str(output), "bytes": size, "differences": checked, "predict": command})
-    else:
-        print(f"Wrote {output}, {with_prefix(size, 'B')}\n{command}")
+            zipped = beside / "bundle.zip"
+            _pack(bundle, zipped)
+            bundle = zipped
+        os.replace(bundle, output)
+    _print(output, differences, agreement, json_output)
 
 
-def _write_checked(model: TrainedModel, fold: str, path: Path, progress: Progress) -> dict[str, dict[str, float]]:
-    """Write a fold's network, and the greatest differences of its logits from PyTorch's."""
-    network = model.network(fold)
-    with progress.bar(f"{model.configuration}, fold {fold}: writing and checking", 1):
-        write_network(network, model.input_channels, model.patch_size, path)
-        patches = synthetic_patches(model.input_channels, model.patch_size)
-        differences = greatest_differences(network, path, patches)
-    check_differences(differences, f"Fold {fold} of {model.folder}")
+def _prefixed(models: list[TrainedModel]) -> list[tuple[str, TrainedModel]]:
+    return list(zip(["lowres_", ""] if len(models) > 1 else [""], models, strict=True))
+
+
+def _images(folder: Path, model: TrainedModel, progress: Progress) -> Images:
+    """The cases of a folder, all of them readable.
+
+    Raises:
+        FileNotFoundError, ValueError: As `find_cases` and `check_cases`.
+    """
+    cases = find_cases(folder, model)
+    # Spread, so that a few stand for all.
+    chosen = [cases[i * len(cases) // MOST_IMAGES] for i in range(MOST_IMAGES)] if len(cases) > MOST_IMAGES else cases
+    check_cases(model, cases, progress)
+    return Images(cases, chosen)
+
+
+def _finish(folder: Path, stages: list, precision: str, card: Mapping[str, str]) -> Path:
+    """Write bundle.json beside a folder's networks."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        files[path.name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    described = describe(stages, precision, card, files)
+    (folder / BUNDLE).write_text(json.dumps(described, indent=2, allow_nan=False), encoding="utf-8")
+    return folder
+
+
+def _check(bundle: Path, models: list[TrainedModel], seen: Images | None, progress: Progress) -> dict:
+    with progress.bar("checking against PyTorch", 1) as step:
+        on = [synthetic_patches(one.input_channels, one.patch_size) for one in models]
+        if seen:  # of the first stage: the second one reads segmentations as well
+            real, _ = patches(models[0], seen.compared, REAL_PATCHES, more=False)
+            on[0] |= {f"real {number}": patch.numpy() for number, patch in enumerate(real)}
+        networks = [[functools.partial(one.network, fold) for fold in one.checkpoints] for one in models]
+        differences = check_networks(bundle, networks, on)
+        step(bundle.name)
     for engine, kinds in differences.items():
         worst = max(kinds, key=kinds.get)
-        progress.say(f"{path.name}: logits differ from PyTorch's by at most {kinds[worst]:.1e} in {engine} ({worst})")
+        progress.say(f"logits differ from PyTorch's by at most {kinds[worst]:.1e} in {engine} ({worst})")
     return differences
 
 
-def _checksum(path: Path) -> dict:
-    content = path.read_bytes()
-    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+def _calibration(model: TrainedModel, seen: Images) -> list[np.ndarray]:
+    return [patch.numpy() for patch in patches(model, seen.cases, CALIBRATION_PATCHES)[0]]
+
+
+def _compare(full: Path, smaller: Path, precision: str, seen: Images | None, progress: Progress) -> dict:
+    if seen is None:
+        progress.say(f"How {precision} agrees with float32 is not known: give images with -i to see it.")
+        return {}
+    with progress.bar(f"comparing {precision} with float32 on {len(seen.compared)} images", 1) as step:
+        agreement = compare_bundles(full, smaller, [case.files for case in seen.compared])
+        step(precision)
+    for engine, one in agreement.items():
+        progress.say(
+            f"{precision} against float32 in {engine}: Dice {one.dice:.4f}, {one.different} of {one.voxels} voxels "
+            f"differ ({one.different / one.voxels:.2%})"
+        )
+    return {engine: asdict(one) for engine, one in agreement.items()}
 
 
 def _pack(folder: Path, file: Path) -> None:
@@ -116,3 +201,13 @@ def _pack(folder: Path, file: Path) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(folder.iterdir(), key=lambda path: (path.name != BUNDLE, path.name)):
             archive.write(path, path.name)
+
+
+def _print(output: Path, differences: dict, agreement: dict, json_output: bool) -> None:
+    size = output.stat().st_size if output.is_file() else sum(path.stat().st_size for path in output.iterdir())
+    command = f"nnUNetv2_sauron predict -b {shlex.quote(str(output))} -i IMAGES -o OUT"
+    if json_output:
+        document = {"bundle": output, "bytes": size, "differences": differences, "agreement": agreement}
+        print_json({**document, "predict": command})
+    else:
+        print(f"Wrote {output}, {with_prefix(size, 'B')}\n{command}")

@@ -87,6 +87,8 @@ def _weights(described: dict, told: dict, name: str, width: tuple[int, ...], see
             # The last layers' weights are large, so that classes differ by more than rounding does.
             size = 6 if "seg_layers" in key else 1.4
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * size / fan_in**0.5)
+        elif ".norm." in key:  # the biases of convolutions stay 0 in nnU-Net's training, too
+            tensor.add_(torch.randn(tensor.shape, generator=generator) / 10)
     return weights
 
 

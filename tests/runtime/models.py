@@ -23,6 +23,7 @@ def write_model(
     folder: Path,
     *,
     dim: int = 3,
+    name: str | None = None,
     widths: list[tuple[int, ...]] = ((6, 8, 10),),
     trainer: str = "nnUNetTrainer",
     configuration: dict | None = None,
@@ -34,11 +35,12 @@ def write_model(
     """A model's folder with a network of random weights per entry of `widths`.
 
     Args:
+        name: Of the configuration, where it is not the usual one.
         configuration, plan, dataset: What differs from the plans of tests/trainers/small.py.
     """
     described, told = plans(widths[0], dim=dim), {**dataset_json(), **(dataset or {})}
-    name = CONFIGURATIONS[dim]
-    chosen = described["configurations"][name]
+    name = name or CONFIGURATIONS[dim]
+    chosen = described["configurations"][name] = described["configurations"].pop(CONFIGURATIONS[dim])
     channels = len(told["channel_names"])
     resampling = {"data": (False, 3), "seg": (True, 1), "probabilities": (False, 1)}
     for what, (is_seg, order) in resampling.items():

@@ -16,7 +16,9 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["nnunet_sauron", "nnunet_sauron.*"]),
+    # The runtime is a distribution of its own too, for machines without PyTorch: pip install ./runtime
+    packages=[*find_packages(include=["nnunet_sauron", "nnunet_sauron.*"]), "nnunet_sauron_runtime"],
+    package_dir={"nnunet_sauron_runtime": "runtime/nnunet_sauron_runtime"},
     package_data={"nnunet_sauron": ["py.typed"], "nnunet_sauron.plugin": ["shims/*.py", "planner_shim/*.py"]},
     python_requires=">=3.10",
     install_requires=[

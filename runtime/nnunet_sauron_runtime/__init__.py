@@ -1,8 +1,8 @@
 """Segments images with a bundle of trained networks: NumPy, SciPy, SimpleITK and an inference engine, no PyTorch.
 
-    from nnunet_sauron_runtime import Bundle
+from nnunet_sauron_runtime import Bundle
 
-    segmentation = Bundle("hippocampus.zip").predict(SimpleITK.ReadImage("case_0000.nii.gz"))
+segmentation = Bundle("hippocampus.zip").predict(SimpleITK.ReadImage("case_0000.nii.gz"))
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ def find_cases(place: Path, manifest: Manifest) -> list[Case]:
     count = len(manifest.channel_names)
     if place.is_file():
         if _ending(place.name, endings) is None:
-            raise FileNotFoundError(f"{place} is no image that the model takes; its ending would be {' or '.join(endings)}.")
+            raise FileNotFoundError(
+                f"{place} is no image that the model takes; its ending would be {' or '.join(endings)}."
+            )
         stem = place.name.removesuffix(_ending(place.name, endings))
         if not NUMBER.fullmatch(stem):
             fault = "" if count == 1 else f"{place} is one file; the model takes {_expected('CASE', manifest)}"

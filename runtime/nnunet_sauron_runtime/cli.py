@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    parser = argparse.ArgumentParser(prog="nnUNetv2_sauron", description="Segments images with a bundle. Not a medical device.")
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_sauron", description="Segments images with a bundle. Not a medical device."
+    )
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     verbs.add_parsers(parser.add_subparsers(dest="verb", metavar="VERB", title="verbs"))
     options = parser.parse_args(words)

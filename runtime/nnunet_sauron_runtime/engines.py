@@ -35,7 +35,9 @@ def load_network(engine: str, model: bytes, name: str, threads: int | None = Non
     try:
         return _ENGINES[engine](model, threads)
     except Exception as error:  # each engine's own classes
-        raise ValueError(f"{name} cannot be loaded by {engine}: {_first_line(error)}. Export the bundle anew.") from error
+        raise ValueError(
+            f"{name} cannot be loaded by {engine}: {_first_line(error)}. Export the bundle anew."
+        ) from error
 
 
 def check_engine(engine: str) -> None:

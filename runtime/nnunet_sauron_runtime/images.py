@@ -29,7 +29,9 @@ def read_case(files: Sequence[Path]) -> list[SimpleITK.Image]:
         try:
             images.append(SimpleITK.ReadImage(str(file)))
         except RuntimeError as error:
-            raise ValueError(f"{file} cannot be read as an image: {_reason(error)}. Mend it or leave it out.") from error
+            raise ValueError(
+                f"{file} cannot be read as an image: {_reason(error)}. Mend it or leave it out."
+            ) from error
     return images
 
 
@@ -79,7 +81,9 @@ def to_array(images: Sequence[SimpleITK.Image], manifest: Manifest) -> tuple[np.
             np.allclose(image.GetOrigin(), images[0].GetOrigin())
             and np.allclose(image.GetDirection(), images[0].GetDirection())
         ):
-            warnings.warn("images of one case have different origins or directions; the first one's are used", stacklevel=2)
+            warnings.warn(
+                "images of one case have different origins or directions; the first one's are used", stacklevel=2
+            )
     if axes == 2 and len(manifest.stages[0].patch_size) == 3:
         raise ValueError(f"it is a 2D image of {images[0].GetSize()} pixels; the model takes volumes")
     if _reorients(manifest):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
 
@@ -14,6 +13,9 @@ from .resampling import LogitsInSlabs, in_parallel
 
 SLAB_VOXELS = 1 << 21
 """Voxels of one class that are resampled at once, 8 bytes each and some copies: about 64 MB a thread."""
+
+REGION_FROM = np.float16(2**-23)
+"""The smallest logit of 16 bits whose sigmoid is above a half in PyTorch's float32: the second above 0."""
 
 
 def segment(
@@ -54,7 +56,7 @@ def segment(
                 np.copyto(best, score, where=better)
         else:
             for output, value in enumerate(regions_class_order):
-                cropped[part][slabs.slab(output, part.start, part.stop) >= region_threshold()] = value
+                cropped[part][slabs.slab(output, part.start, part.stop) >= REGION_FROM] = value
 
     in_parallel(fill, _parts(slabs.shape), threads)
     return result.transpose(stage.transpose_backward)
@@ -85,13 +87,6 @@ def probabilities(
                 values = 1 / (1 + np.exp(-values))
         cropped[:, part] = values
     return whole.transpose(0, *(axis + 1 for axis in stage.transpose_backward))
-
-
-@functools.cache
-def region_threshold() -> np.float16:
-    """The smallest logit in float16 whose sigmoid in float32 is above a half: not the smallest above 0."""
-    logits = np.arange(1, 64, dtype=np.uint16).view(np.float16)
-    return logits[1 / (1 + np.exp(-logits.astype(np.float32))) > np.float32(0.5)][0]
 
 
 def _slabs(logits: np.ndarray, seen: Preprocessed, stage: Stage) -> LogitsInSlabs:

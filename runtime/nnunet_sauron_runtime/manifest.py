@@ -169,9 +169,7 @@ def _stage(stage: _Object, index: int, channels: int) -> Stage:
     schemes = stage.take("normalization", list, "a list")
     if len(schemes) != channels:
         raise stage.wrong("normalization", f"{len(schemes)} channels", f"{channels}, as channel_names has")
-    networks = stage.checked(
-        "networks", lambda names: _are(names, str) and names, "a list of at least one file's name"
-    )
+    networks = stage.checked("networks", lambda names: _are(names, str) and names, "a list of at least one file's name")
     return Stage(
         configuration=stage.take("configuration", str, "a text"),
         spacing=tuple(

@@ -1,6 +1,6 @@
 """Logits of an image larger than the patch: tiles weighted with a Gaussian, as nnU-Net's predictor adds them up.
 
-That is in float16, also on a CPU: each sum is rounded before the next tile comes, so tiles are added in nnU-Net's order.
+That is in float16, also on a CPU: each sum is rounded before the next tile comes, so tiles come in nnU-Net's order.
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ def predict_logits(
     if len(networks) > 1:
         for channel in mean:
             channel[...] = channel.astype(np.float32) / len(networks)
-    inside = tuple(
-        slice(before, before + length) for (before, _), length in zip(padding, data.shape[1:], strict=True)
-    )
+    inside = tuple(slice(before, before + length) for (before, _), length in zip(padding, data.shape[1:], strict=True))
     return mean[(slice(None), *inside)]
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 def add_parsers(verbs: argparse._SubParsersAction) -> None:
     """Describe the verb's options."""
     predict = verbs.add_parser("predict", help="segment images with a bundle, without PyTorch or nnU-Net")
-    predict.add_argument("-b", dest="bundle", type=Path, metavar="BUNDLE", required=True, help="a bundle, zip or folder")
+    predict.add_argument(
+        "-b", dest="bundle", type=Path, metavar="BUNDLE", required=True, help="a bundle, zip or folder"
+    )
     predict.add_argument(
         "-i", dest="input", type=Path, metavar="IN", help="folder with CASE_0000.nii.gz, ... or one image"
     )

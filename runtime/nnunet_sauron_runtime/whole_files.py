@@ -30,7 +30,9 @@ def check_file(file: Path) -> None:
         elif name.endswith(".png") and b"IEND" not in file.read_bytes()[-CHUNK:]:
             raise EOFError("its last chunk is missing")
     except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{file} is damaged or was cut short: {error or type(error).__name__}. Copy it anew.") from error
+        raise ValueError(
+            f"{file} is damaged or was cut short: {error or type(error).__name__}. Copy it anew."
+        ) from error
 
 
 def _check_nifti(file: Path) -> None:

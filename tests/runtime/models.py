@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import SimpleITK
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from nnunet_sauron.deploy.command import export
 from nnunet_sauron.model.networks import network_of_trainer
 from nnunet_sauron.model.trained import TrainedModel
 from tests.trainers.small import CONFIGURATIONS, dataset_json, plans
@@ -23,6 +23,7 @@ def write_model(
     folder: Path,
     *,
     dim: int = 3,
+    name: str | None = None,
     widths: list[tuple[int, ...]] = ((6, 8, 10),),
     trainer: str = "nnUNetTrainer",
     configuration: dict | None = None,
@@ -34,11 +35,12 @@ def write_model(
     """A model's folder with a network of random weights per entry of `widths`.
 
     Args:
+        name: Of the configuration, where it is not the usual one.
         configuration, plan, dataset: What differs from the plans of tests/trainers/small.py.
     """
     described, told = plans(widths[0], dim=dim), {**dataset_json(), **(dataset or {})}
-    name = CONFIGURATIONS[dim]
-    chosen = described["configurations"][name]
+    name = name or CONFIGURATIONS[dim]
+    chosen = described["configurations"][name] = described["configurations"].pop(CONFIGURATIONS[dim])
     channels = len(told["channel_names"])
     resampling = {"data": (False, 3), "seg": (True, 1), "probabilities": (False, 1)}
     for what, (is_seg, order) in resampling.items():
@@ -87,65 +89,21 @@ def _weights(described: dict, told: dict, name: str, width: tuple[int, ...], see
             # The last layers' weights are large, so that classes differ by more than rounding does.
             size = 6 if "seg_layers" in key else 1.4
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * size / fan_in**0.5)
+        elif ".norm." in key:  # the biases of convolutions stay 0 in nnU-Net's training, too
+            tensor.add_(torch.randn(tensor.shape, generator=generator) / 10)
     return weights
 
 
 def write_bundle(path: Path, *models: TrainedModel) -> Path:
-    """A folder as docs/bundle.md describes it, with a stage per model."""
-    path.mkdir(parents=True)
-    stages = [_write_stage(path, index, model) for index, model in enumerate(models)]
-    model = models[-1]
-    labels = model.manager.get_label_manager(model.dataset_json)
-    files = {
-        file.name: {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "bytes": file.stat().st_size}
-        for file in path.glob("*.onnx")
-    }
-    described = {
-        "format": 1, "created": "2026-11-26T12:00:00+00:00", "made_with": {}, "card": {"name": "small"},
-        "dataset": model.plans["dataset_name"], "channel_names": model.dataset_json["channel_names"],
-        "file_ending": model.dataset_json["file_ending"], "image_reader": model.plans["image_reader_writer"],
-        "labels": model.dataset_json["labels"],
-        "regions_class_order": labels.regions_class_order if labels.has_regions else None,
-        "precision": "float32", "stages": stages, "files": files,
-    }  # fmt: skip
-    (path / "bundle.json").write_text(json.dumps(described))
+    """What `nnUNetv2_sauron export` writes of a model, or of the two models of a cascade."""
+    *previous, model = (one.folder for one in models)
+    export(model, path, previous_stage=previous[0] if previous else None)
     return path
 
 
-def _write_stage(path: Path, index: int, model: TrainedModel) -> dict:
-    configuration = model.manager.get_configuration(model.configuration)
-    labels = model.manager.get_label_manager(model.dataset_json)
-    names = []
-    for fold in model.checkpoints:
-        names.append(f"stage_{index}_fold_{fold}.onnx")
-        torch.onnx.export(
-            model.network(fold), (torch.zeros(2, model.input_channels, *model.patch_size),), str(path / names[-1]),
-            input_names=["image"], output_names=["logits"], dynamic_axes={"image": {0: "N"}, "logits": {0: "N"}},
-            opset_version=17, dynamo=False,
-        )  # fmt: skip
-    properties = model.plans["foreground_intensity_properties_per_channel"]
-    return {
-        "configuration": model.configuration, "spacing": configuration.spacing,
-        "transpose_forward": model.plans["transpose_forward"], "transpose_backward": model.plans["transpose_backward"],
-        "patch_size": list(model.patch_size), "step": 0.5,
-        "mirror_axes": model.mirror_axes, "outputs": labels.num_segmentation_heads,
-        "normalization": [
-            {"scheme": scheme, "use_mask_for_norm": configuration.use_mask_for_norm[channel], **properties[str(channel)]}
-            for channel, scheme in enumerate(configuration.normalization_schemes)
-        ],
-        **{
-            f"resampling_{what}": {
-                "function": configuration.configuration[f"resampling_fn_{what}"],
-                **configuration.configuration[f"resampling_fn_{what}_kwargs"],
-            }
-            for what in ("data", "seg", "probabilities")
-        },
-        "previous_stage_labels": [int(label) for label in labels.foreground_labels] if index else None,
-        "networks": names,
-    }  # fmt: skip
-
-
-def predict_with_nnunet(model: TrainedModel, images: Path, output: Path, *, mirroring=True, previous: Path | None = None):
+def predict_with_nnunet(
+    model: TrainedModel, images: Path, output: Path, *, mirroring=True, previous: Path | None = None
+):
     """nnU-Net's own prediction of a folder, in this process."""
     output.mkdir(parents=True)
     predictor = nnUNetPredictor(

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
-
 from nnunet_sauron_runtime import Bundle
 from nnunet_sauron_runtime.prediction import Request, predict_folder
 
@@ -43,7 +42,7 @@ def compare(tmp_path: Path, model, images: Path, engine: str = "openvino", **opt
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_a_volume_of_anisotropic_spacing(tmp_path, engine):
     images = tmp_path / "images"
-    write_image(images / "a_0000.nii.gz", phantom((9, 40, 36)), (0.8, 0.9, 4.0), origin=(3, -20, 11.5))
+    write_image(images / "a_0000.nii.gz", phantom((5, 28, 26)), (0.8, 0.9, 4.0), origin=(3, -20, 11.5))
     model = write_model(tmp_path / "model", mirror_axes=(0, 1, 2))
     compare(tmp_path, model, images, engine)
 
@@ -116,7 +115,7 @@ def test_a_cascade(tmp_path):
     volume = phantom((24, 40, 36))
     volume[:, :6] = 0
     write_image(images / "a_0000.nii.gz", volume, (0.8, 0.9, 1.4))
-    low = write_model(tmp_path / "low", configuration={"spacing": [2.0, 1.7, 1.7]})
+    low = write_model(tmp_path / "low", name="3d_lowres", configuration={"spacing": [2.0, 1.7, 1.7]})
     high = write_model(tmp_path / "high", configuration={"previous_stage": "3d_lowres"}, seed=3)
     predict_with_nnunet(low, images, tmp_path / "between")
     predict_with_nnunet(high, images, tmp_path / "theirs", previous=tmp_path / "between")

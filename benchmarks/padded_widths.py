@@ -13,10 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
 from nnunet_sauron_runtime.engines import load_network
-from torch import nn
 
+from nnunet_sauron.analysis.report.bundles import InEngine
 from nnunet_sauron.deploy.checks import ENGINES
 from nnunet_sauron.deploy.networks import write_network
 from nnunet_sauron.model.trained import TrainedModel
@@ -24,17 +23,6 @@ from nnunet_sauron.pruning import channel_layout, densify
 from nnunet_sauron.pruning.timing import machine, time_networks
 
 MULTIPLES = (1, 4, 8, 16)
-
-
-class InEngine(nn.Module):
-    """An engine's network behind a forward, to be timed as PyTorch's are."""
-
-    def __init__(self, run):
-        super().__init__()
-        self.run = run
-
-    def forward(self, patch: torch.Tensor):
-        return self.run(patch.numpy())
 
 
 def main() -> None:
@@ -60,7 +48,9 @@ def main() -> None:
     shape = (options.batch, model.input_channels, *model.patch_size)
     for threads in options.threads:
         networks = {
-            f"{engine}, multiples of {multiple}": InEngine(load_network(engine, content, str(multiple), threads))
+            f"{engine}, multiples of {multiple}": InEngine(
+                load_network(engine, content, str(multiple), threads), f"{multiple}", model.input_channels
+            )
             for engine in ENGINES
             for multiple, content in files.items()
         }

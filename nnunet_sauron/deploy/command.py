@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from ..compression.images import patches
 from ..console.json_output import print_json
@@ -24,7 +25,7 @@ from ..model.trained import CHECKPOINT, TrainedModel
 from ..plugin.commands import command
 from .checks import check_installed, check_networks, compare_bundles, synthetic_patches
 from .description import check_exportable, describe, model_card
-from .networks import write_network
+from .networks import without_idle_biases, write_network
 from .precision import to_float16, to_int8
 
 BUNDLE = "bundle.json"
@@ -168,13 +169,17 @@ def _check(bundle: Path, models: list[TrainedModel], seen: Images | None, progre
         if seen:  # of the first stage: the second one reads segmentations as well
             real, _ = patches(models[0], seen.compared, REAL_PATCHES, more=False)
             on[0] |= {f"real {number}": patch.numpy() for number, patch in enumerate(real)}
-        networks = [[functools.partial(one.network, fold) for fold in one.checkpoints] for one in models]
+        networks = [[functools.partial(_reference, one, fold) for fold in one.checkpoints] for one in models]
         differences = check_networks(bundle, networks, on)
         step(bundle.name)
     for engine, kinds in differences.items():
         worst = max(kinds, key=kinds.get)
         progress.say(f"logits differ from PyTorch's by at most {kinds[worst]:.1e} in {engine} ({worst})")
     return differences
+
+
+def _reference(model: TrainedModel, fold: str) -> nn.Module:
+    return without_idle_biases(model.network(fold))
 
 
 def _calibration(model: TrainedModel, seen: Images) -> list[np.ndarray]:

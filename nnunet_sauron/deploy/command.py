@@ -39,8 +39,8 @@ class Images:
     """Raw images, to check and to calibrate on.
 
     Attributes:
-        cases: All of them.
-        compared: Those that two bundles are compared on.
+        cases: To calibrate on.
+        compared: Those of them that patches are taken from for checks, and that two bundles are compared on.
     """
 
     cases: list[Case]
@@ -98,7 +98,8 @@ def export(
     progress = Progress()
     for remark in [remark for one in models for remark in one.remarks]:
         progress.say(remark)
-    seen = _images(images, models[0], progress) if images else None
+    most = CALIBRATION_PATCHES if precision == "int8" else MOST_IMAGES
+    seen = _images(images, models[0], most, progress) if images else None
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=parent) as place:
         beside = Path(place)
         names = [[f"{prefix}fold_{fold}.onnx" for fold in one.checkpoints] for prefix, one in _prefixed(models)]
@@ -139,17 +140,20 @@ def _prefixed(models: list[TrainedModel]) -> list[tuple[str, TrainedModel]]:
     return list(zip(["lowres_", ""] if len(models) > 1 else [""], models, strict=True))
 
 
-def _images(folder: Path, model: TrainedModel, progress: Progress) -> Images:
-    """The cases of a folder, all of them readable.
+def _images(folder: Path, model: TrainedModel, most: int, progress: Progress) -> Images:
+    """At most so many cases of a folder, all of them readable.
 
     Raises:
         FileNotFoundError, ValueError: As `find_cases` and `check_cases`.
     """
-    cases = find_cases(folder, model)
-    # Spread, so that a few stand for all.
-    chosen = [cases[i * len(cases) // MOST_IMAGES] for i in range(MOST_IMAGES)] if len(cases) > MOST_IMAGES else cases
+    cases = _spread(find_cases(folder, model), most)
     check_cases(model, cases, progress)
-    return Images(cases, chosen)
+    return Images(cases, _spread(cases, MOST_IMAGES))
+
+
+def _spread(cases: list[Case], most: int) -> list[Case]:
+    """Evenly over the list, so that a few stand for all."""
+    return [cases[i * len(cases) // most] for i in range(most)] if len(cases) > most else cases
 
 
 def _finish(folder: Path, stages: list, precision: str, card: Mapping[str, str]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from nnunet_sauron_runtime.engines import load_network
@@ -89,10 +90,14 @@ def test_a_network_that_was_hardly_trained_is_not_drowned_in_noise_on_zeros(tmp_
     for module in network.modules():
         if isinstance(module, nn.InstanceNorm2d):
             nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.bias)
     zeros = np.zeros((1, 2, 48, 48), np.float32)
     run = exported(network, tmp_path / "n.onnx", 2, (48, 48), engine)
     expected = without_idle_biases(network)(torch.from_numpy(zeros)).detach().numpy()
     assert np.abs(run(zeros) - expected).max() < 1e-6
+    convolutions = [node for node in onnx.load(tmp_path / "n.onnx").graph.node if node.op_type == "Conv"]
+    assert {len(node.input) for node in convolutions[:-1]} == {2} and len(convolutions[-1].input) == 3
     random = torch.randn(1, 2, 48, 48)
     torch.testing.assert_close(without_idle_biases(network)(random), network(random), atol=1e-4, rtol=1e-4)
 

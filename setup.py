@@ -9,6 +9,10 @@ version = next(
     if line.startswith("__version__")
 )
 
+# `nnUNetv2_sauron export` writes ONNX and checks it with both engines: Apache-2.0 and MIT, of the Linux Foundation,
+# Microsoft and Intel.
+deploy = ["onnx>=1.16", "onnxruntime>=1.18", "openvino>=2024.2"]
+
 setup(
     name="nnunet-sauron",
     version=version,
@@ -38,9 +42,7 @@ setup(
     extras_require={
         # The dip test, which only `nnUNetv2_sauron clusterability` needs: GPL, so it is for the user to choose.
         "clusterability": ["diptest>=0.8"],
-        # `nnUNetv2_sauron export` writes ONNX and checks it with both engines: Apache-2.0 and MIT, Linux Foundation,
-        # Microsoft and Intel.
-        "deploy": ["onnx>=1.16", "onnxruntime>=1.18", "openvino>=2024.2"],
+        "deploy": deploy,
         # benchmarks/study reads its grid from YAML: MIT.
         "study": ["PyYAML>=6"],
         "test": [
@@ -53,6 +55,7 @@ setup(
             "diptest>=0.8",
             # The independent judge of which channels belong together, and nothing but a judge: MIT.
             "torch-pruning>=1.6",
+            *deploy,
         ],
     },
     entry_points={"console_scripts": ["nnUNetv2_sauron = nnunet_sauron.cli:main"]},

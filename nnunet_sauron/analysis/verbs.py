@@ -20,7 +20,9 @@ def add_parsers(verbs: argparse._SubParsersAction) -> None:
 def _add_report(verbs: argparse._SubParsersAction) -> None:
     folders = {"type": Path, "nargs": "+", "metavar": "MODEL_FOLDER"}
     report = verbs.add_parser("report", help="compare trained models: cost, time, quality; as table, data and page")
-    report.add_argument("models", **folders, help="Trainer__Plans__configuration folders; the first is the baseline")
+    report.add_argument(
+        "models", **folders, help="Trainer__Plans__configuration folders, or bundles; the first is the baseline"
+    )
     report.add_argument("-o", dest="output", type=Path, metavar="FOLDER", required=True, help="write the report here")
     report.add_argument("--baseline", type=Path, metavar="MODEL_FOLDER", help="compare with this one of the models")
     report.add_argument(

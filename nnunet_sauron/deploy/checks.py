@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from nnunet_sauron_runtime import Bundle
+from nnunet_sauron_runtime.images import read_case
+from SimpleITK import GetArrayFromImage
 from torch import nn
 
 MOST = 1e-3
 ENGINES = ("onnxruntime", "openvino")
-PACKAGES = ("onnx", *ENGINES, "nnunet_sauron_runtime")
-INSTALL = "pip install '.[deploy]' ./runtime"
+PACKAGES = ("onnx", *ENGINES)
+INSTALL = "pip install '.[deploy]'"
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,6 @@ def check_networks(
     Raises:
         RuntimeError: A difference is above `MOST`.
     """
-    from nnunet_sauron_runtime import Bundle
-
     opened = {engine: Bundle(bundle, engine=engine, threads=torch.get_num_threads()) for engine in ENGINES}
     found: dict[str, dict[str, float]] = {engine: {} for engine in ENGINES}
     for stage, (folds, of_stage) in enumerate(zip(networks, patches, strict=True)):
@@ -96,10 +97,6 @@ def compare_bundles(one: Path, other: Path, cases: Sequence[Sequence[str]]) -> d
         one, other: The bundles.
         cases: The files of each image, one a channel.
     """
-    from nnunet_sauron_runtime import Bundle
-    from nnunet_sauron_runtime.images import read_case
-    from SimpleITK import GetArrayFromImage
-
     found = {}
     for engine in ENGINES:
         pair = [Bundle(path, engine=engine, threads=torch.get_num_threads()) for path in (one, other)]

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import os
-import shlex
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from ..console.progress import Progress
 from ..files import check_writable
 from ..model.cases import Case, check_cases, find_cases
 from ..model.trained import CHECKPOINT, TrainedModel
+from ..plugin.commands import command
 from .checks import check_installed, check_networks, compare_bundles, synthetic_patches
 from .description import check_exportable, describe, model_card
 from .networks import write_network
@@ -205,9 +205,9 @@ def _pack(folder: Path, file: Path) -> None:
 
 def _print(output: Path, differences: dict, agreement: dict, json_output: bool) -> None:
     size = output.stat().st_size if output.is_file() else sum(path.stat().st_size for path in output.iterdir())
-    command = f"nnUNetv2_sauron predict -b {shlex.quote(str(output))} -i IMAGES -o OUT"
+    predict = command("nnUNetv2_sauron", "predict", "-b", output, "-i", "IMAGES", "-o", "OUT")
     if json_output:
         document = {"bundle": output, "bytes": size, "differences": differences, "agreement": agreement}
-        print_json({**document, "predict": command})
+        print_json({**document, "predict": predict})
     else:
-        print(f"Wrote {output}, {with_prefix(size, 'B')}\n{command}")
+        print(f"Wrote {output}, {with_prefix(size, 'B')}\n{predict}")

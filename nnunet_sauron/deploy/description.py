@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from nnunet_sauron_runtime.manifest import FORMAT, READERS, SCHEMES
+from nnunet_sauron_runtime.resampling import FUNCTION as RESAMPLING
 from nnunetv2.preprocessing.normalization import default_normalization_schemes as schemes
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -18,14 +20,8 @@ from ..model.labels import class_values
 from ..model.trained import TrainedModel
 from .verbs import CARD
 
-FORMAT = 1
 WARNING = "Not a medical device. For research only; nobody has shown that it is safe or right on your images."
-READERS = ("SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient", "NaturalImage2DIO")
-SCHEMES = (
-    "ZScoreNormalization", "CTNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"
-)  # fmt: skip
 NUMBERS = ("mean", "std", "percentile_00_5", "percentile_99_5")
-RESAMPLING = "resample_data_or_seg_to_shape"
 RESAMPLING_SETTINGS = ("is_seg", "order", "order_z", "force_separate_z", "separate_z_anisotropy_threshold")
 NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet", "PrunedPlainConvUNet", "PrunedResidualEncoderUNet")
 

@@ -22,10 +22,10 @@ _POOL = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_p
 
 
 class SteadyInstanceNorm(nn.Module):
-    """Instance norm whose sums are taken in small groups: mean and variance are exact to float32's last digits.
+    """Instance norm whose sums are taken in small groups, so that all engines compute the same.
 
-    Engines add up a channel's voxels one after the other. Where a tile is constant but for its border, as all padded
-    and masked images have them, each sum is rounded the same way, and the norm divides what that leaves by a small
+    Engines add up a channel's voxels one after the other. Where a tile is constant but for its border, as padded and
+    masked images have them, each addition is rounded the same way, and the norm divides what that leaves by a small
     standard deviation.
 
     Args:
@@ -34,16 +34,20 @@ class SteadyInstanceNorm(nn.Module):
 
     def __init__(self, norm: _InstanceNorm):
         super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.eps = norm.eps
+        shape = (1, -1, *[1] * (norm._get_no_batch_dim() - 1))
+        weight, bias = norm.weight, norm.bias
+        if weight is None:
+            weight, bias = torch.ones(norm.num_features), torch.zeros(norm.num_features)
+        # In this shape from the start: PyTorch loses equal constants that it folds while it exports.
+        self.weight, self.bias = (nn.Parameter(tensor.detach().reshape(shape)) for tensor in (weight, bias))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, channels, *voxels) of a fixed size to the same shape."""
-        deviation = x - steady_mean(x)
-        scale = torch.rsqrt(steady_mean(deviation * deviation) + self.eps)
-        if self.weight is None:
-            return deviation * scale
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        return deviation * (scale * self.weight.reshape(shape)) + self.bias.reshape(shape)
+        centred = x - steady_mean(x)
+        rest = steady_mean(centred)  # what rounding left of the mean; of a constant map, all of it
+        scale = self.weight * torch.rsqrt(steady_mean(centred * centred) - rest * rest + self.eps)
+        return centred * scale + (self.bias - rest * scale)
 
 
 def steady_mean(x: torch.Tensor) -> torch.Tensor:
@@ -97,10 +101,27 @@ def write_network(network: nn.Module, input_channels: int, patch_size: Sequence[
                 opset_version=OPSET,
                 **traced,
             )
+        _give_each_its_own(path)
     except Exception as error:  # torch.onnx has a class for each kind of what it cannot do
         raise ValueError(
             f"PyTorch cannot write this network as ONNX: {type(error).__name__}: {str(error)[:500]}"
         ) from error
+
+
+def _give_each_its_own(path: Path) -> None:
+    """PyTorch lets equal weights share one constant, which ONNX Runtime 1.32 loses when it optimises the graph."""
+    import onnx
+
+    model = onnx.load(path)
+    constants = {constant.name: constant for constant in model.graph.initializer}
+    for node in list(model.graph.node):
+        if node.op_type == "Identity" and node.input[0] in constants:
+            own = model.graph.initializer.add()
+            own.CopyFrom(constants[node.input[0]])
+            own.name = node.output[0]
+            model.graph.node.remove(node)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
 
 
 def with_steady_norms(network: nn.Module) -> nn.Module:

@@ -294,3 +294,25 @@ def test_probabilities_are_those_of_the_segmentation(folder, tmp_path):
     np.testing.assert_allclose(chances.sum(0), 1, rtol=1e-5)
     found = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "out/a.nii.gz")))
     assert np.count_nonzero(chances.argmax(0) != found) < 1e-3 * found.size
+
+
+def test_a_network_that_is_not_what_the_bundle_says_fails_on_its_case_alone(changed, tmp_path, capsys):
+    copy = changed(lambda said: (said["stages"][0].update(outputs=4), said["labels"].update(other=3)))
+    write_image(tmp_path / "images/a_0000.nii.gz", VOLUME)
+    assert predict_folder(Bundle(copy, threads=1), tmp_path / "images", Request(tmp_path / "out")) == ["a"]
+    assert "logits of shape (1, 3, 16, 16, 16), the bundle says (1, 4, 16, 16, 16)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_an_engine_that_fails_on_a_case_is_named(changed, tmp_path, capsys, engine):
+    copy = changed(set_in_stage(patch_size=[12, 13, 14]))
+    write_image(tmp_path / "images/a_0000.nii.gz", VOLUME)
+    bundle = Bundle(copy, engine=engine, threads=1)
+    assert predict_folder(bundle, tmp_path / "images", Request(tmp_path / "out")) == ["a"]
+    assert f"fold_0.onnx fails in {engine} on tiles of shape (1, 1, 12, 13, 14)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("image", [np.zeros((8, 8, 8)), "a_0000.nii.gz", []])
+def test_what_is_no_image_is_refused_in_python(folder, image):
+    with pytest.raises(ValueError, match=r"expected was a SimpleITK\.Image|no image in the list"):
+        Bundle(folder, threads=1).predict(image)

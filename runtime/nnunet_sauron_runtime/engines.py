@@ -26,18 +26,29 @@ def load_network(engine: str, model: bytes, name: str, threads: int | None = Non
         threads: Of the engine; None for all cores.
 
     Raises:
-        ValueError: The engine is unknown, or the file is nothing that it can run.
+        ValueError: The engine is unknown, or the file is nothing that it can run. What it returns raises RuntimeError
+            where the engine fails on the tiles.
         ImportError: It is not installed.
     """
     if EXTERNAL_DATA.search(model):
         raise ValueError(f"{name} keeps weights in a file of its own; export the bundle anew with all in one file.")
     check_engine(engine)
     try:
-        return _ENGINES[engine](model, threads)
+        network = _ENGINES[engine](model, threads)
     except Exception as error:  # each engine's own classes
         raise ValueError(
             f"{name} cannot be loaded by {engine}: {_first_line(error)}. Export the bundle anew."
         ) from error
+
+    def run(tiles: np.ndarray) -> np.ndarray:
+        try:
+            return network(np.ascontiguousarray(tiles))
+        except Exception as error:
+            raise RuntimeError(
+                f"{name} fails in {engine} on tiles of shape {tiles.shape}: {_first_line(error)}"
+            ) from error
+
+    return run
 
 
 def check_engine(engine: str) -> None:
@@ -63,11 +74,7 @@ def _openvino(model: bytes, threads: int | None) -> Network:
     compiled = core.compile_model(core.read_model(model=model, weights=b""), "CPU", settings)
     request = compiled.create_infer_request()
 
-    def run(tiles: np.ndarray) -> np.ndarray:
-        # A copy: the request's own memory is written again by the next call.
-        return request.infer({0: np.ascontiguousarray(tiles)}, share_inputs=True)[0]
-
-    return run
+    return lambda tiles: request.infer({0: tiles}, share_inputs=True)[0]
 
 
 def _onnxruntime(model: bytes, threads: int | None) -> Network:
@@ -81,11 +88,7 @@ def _onnxruntime(model: bytes, threads: int | None) -> Network:
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-
-    def run(tiles: np.ndarray) -> np.ndarray:
-        return session.run(None, {name: np.ascontiguousarray(tiles)})[0]
-
-    return run
+    return lambda tiles: session.run(None, {name: tiles})[0]
 
 
 def _first_line(error: Exception) -> str:

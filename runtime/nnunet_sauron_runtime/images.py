@@ -65,6 +65,11 @@ def to_array(images: Sequence[SimpleITK.Image], manifest: Manifest) -> tuple[np.
     Raises:
         ValueError: They are not what the model takes, or do not fit each other.
     """
+    for image in images:
+        if not isinstance(image, SimpleITK.Image):
+            raise ValueError(f"the image is a {type(image).__name__}, expected was a SimpleITK.Image or a list of them")
+    if not images:
+        raise ValueError("there is no image in the list")
     colours = manifest.image_reader == "NaturalImage2DIO"
     axes = images[0].GetDimension()
     for image in images:

@@ -58,7 +58,8 @@ def predict_logits(
     mean = None
     for network in networks:
         logits = new_array((outputs, *padded.shape[1:]))
-        for place, prediction in zip(places, _predictions(padded, network, places, mirror_axes, batch), strict=True):
+        predictions = _predictions(padded, network, outputs, places, mirror_axes, batch)
+        for place, prediction in zip(places, predictions, strict=True):
             prediction *= gaussian
             logits[(slice(None), *place)] += prediction
             on_tile(next(done), total)
@@ -120,7 +121,7 @@ def gaussian_map(patch_size: tuple[int, ...]) -> np.ndarray:
 
 
 def _predictions(
-    data: np.ndarray, network: Network, places: Sequence[tuple], mirror_axes: Sequence[int], batch: int
+    data: np.ndarray, network: Network, outputs: int, places: Sequence[tuple], mirror_axes: Sequence[int], batch: int
 ) -> Iterator[np.ndarray]:
     """For each tile in turn the mean over its mirrored copies, (outputs, *patch), float32.
 
@@ -132,7 +133,10 @@ def _predictions(
     total = None
     while group := list(itertools.islice(work, batch)):
         tiles = np.stack([np.flip(data[(slice(None), *place)], flip) for place, flip in group])
-        for (_, flip), logits in zip(group, network(tiles), strict=True):
+        predicted, expected = network(tiles), (len(tiles), outputs, *tiles.shape[2:])
+        if predicted.shape != expected:
+            raise ValueError(f"the network gives logits of shape {predicted.shape}, the bundle says {expected}")
+        for (_, flip), logits in zip(group, predicted, strict=True):
             logits = np.flip(logits, flip)
             total = logits.copy() if flip == () else np.add(total, logits, out=total)
             if flip == flips[-1]:

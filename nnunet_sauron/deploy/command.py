@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from ..compression.images import patches
 from ..console.json_output import print_json
@@ -24,7 +25,7 @@ from ..model.trained import CHECKPOINT, TrainedModel
 from ..plugin.commands import command
 from .checks import check_installed, check_networks, compare_bundles, synthetic_patches
 from .description import check_exportable, describe, model_card
-from .networks import write_network
+from .networks import without_idle_biases, write_network
 from .precision import to_float16, to_int8
 
 BUNDLE = "bundle.json"
@@ -38,8 +39,8 @@ class Images:
     """Raw images, to check and to calibrate on.
 
     Attributes:
-        cases: All of them.
-        compared: Those that two bundles are compared on.
+        cases: To calibrate on.
+        compared: Those of them that patches are taken from for checks, and that two bundles are compared on.
     """
 
     cases: list[Case]
@@ -97,7 +98,8 @@ def export(
     progress = Progress()
     for remark in [remark for one in models for remark in one.remarks]:
         progress.say(remark)
-    seen = _images(images, models[0], progress) if images else None
+    most = CALIBRATION_PATCHES if precision == "int8" else MOST_IMAGES
+    seen = _images(images, models[0], most, progress) if images else None
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=parent) as place:
         beside = Path(place)
         names = [[f"{prefix}fold_{fold}.onnx" for fold in one.checkpoints] for prefix, one in _prefixed(models)]
@@ -138,17 +140,20 @@ def _prefixed(models: list[TrainedModel]) -> list[tuple[str, TrainedModel]]:
     return list(zip(["lowres_", ""] if len(models) > 1 else [""], models, strict=True))
 
 
-def _images(folder: Path, model: TrainedModel, progress: Progress) -> Images:
-    """The cases of a folder, all of them readable.
+def _images(folder: Path, model: TrainedModel, most: int, progress: Progress) -> Images:
+    """At most so many cases of a folder, all of them readable.
 
     Raises:
         FileNotFoundError, ValueError: As `find_cases` and `check_cases`.
     """
-    cases = find_cases(folder, model)
-    # Spread, so that a few stand for all.
-    chosen = [cases[i * len(cases) // MOST_IMAGES] for i in range(MOST_IMAGES)] if len(cases) > MOST_IMAGES else cases
+    cases = _spread(find_cases(folder, model), most)
     check_cases(model, cases, progress)
-    return Images(cases, chosen)
+    return Images(cases, _spread(cases, MOST_IMAGES))
+
+
+def _spread(cases: list[Case], most: int) -> list[Case]:
+    """Evenly over the list, so that a few stand for all."""
+    return [cases[i * len(cases) // most] for i in range(most)] if len(cases) > most else cases
 
 
 def _finish(folder: Path, stages: list, precision: str, card: Mapping[str, str]) -> Path:
@@ -168,13 +173,17 @@ def _check(bundle: Path, models: list[TrainedModel], seen: Images | None, progre
         if seen:  # of the first stage: the second one reads segmentations as well
             real, _ = patches(models[0], seen.compared, REAL_PATCHES, more=False)
             on[0] |= {f"real {number}": patch.numpy() for number, patch in enumerate(real)}
-        networks = [[functools.partial(one.network, fold) for fold in one.checkpoints] for one in models]
+        networks = [[functools.partial(_reference, one, fold) for fold in one.checkpoints] for one in models]
         differences = check_networks(bundle, networks, on)
         step(bundle.name)
     for engine, kinds in differences.items():
         worst = max(kinds, key=kinds.get)
         progress.say(f"logits differ from PyTorch's by at most {kinds[worst]:.1e} in {engine} ({worst})")
     return differences
+
+
+def _reference(model: TrainedModel, fold: str) -> nn.Module:
+    return without_idle_biases(model.network(fold))
 
 
 def _calibration(model: TrainedModel, seen: Images) -> list[np.ndarray]:

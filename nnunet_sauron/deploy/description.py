@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -149,7 +150,7 @@ def _stage(model: TrainedModel, networks: Sequence[str]) -> dict:
 
 
 def _number(value) -> float | None:
-    return None if value is None else float(value)
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _reader(model: TrainedModel) -> str:
@@ -195,7 +196,7 @@ def _check_pipeline(model: TrainedModel) -> None:
         if min(len(configuration.normalization_schemes), len(configuration.use_mask_for_norm)) < channels:
             raise ValueError(f"plans.json of {model.folder} tells fewer normalisations than there are channels.")
         for channel, scheme in enumerate(configuration.normalization_schemes[:channels]):
-            missing = [number for number in NUMBERS if properties[str(channel)].get(number) is None]
+            missing = [number for number in NUMBERS if _number(properties[str(channel)].get(number)) is None]
             if missing and scheme == "CTNormalization":
                 raise ValueError(
                     f"plans.json of {model.folder} lacks {', '.join(missing)} of channel {channel}, without which "

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import inspect
 import io
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 OPSET = 17
@@ -84,7 +87,7 @@ def write_network(network: nn.Module, input_channels: int, patch_size: Sequence[
     Raises:
         ValueError: PyTorch cannot export it; what it cannot is named.
     """
-    network = with_steady_norms(network)
+    network = with_steady_norms(without_idle_biases(network))
     example = torch.zeros(2, input_channels, *patch_size)
     # Traced rather than captured as a graph: a second instead of twenty, and PyTorch has had it since long.
     traced = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
@@ -106,6 +109,21 @@ def write_network(network: nn.Module, input_channels: int, patch_size: Sequence[
         raise ValueError(
             f"PyTorch cannot write this network as ONNX: {type(error).__name__}: {str(error)[:500]}"
         ) from error
+
+
+def without_idle_biases(network: nn.Module) -> nn.Module:
+    """A copy without the biases that the next instance norm takes back.
+
+    It is the same function, but on an all-zero patch such a bias leaves rounding noise, which norm after norm
+    multiplies by up to 1 / sqrt(eps) where their own biases are zero, as in a network that was hardly trained.
+    """
+    network = copy.deepcopy(network)
+    for sequence in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
+        computing = [module for module in sequence if not isinstance(module, (_DropoutNd, nn.Identity))]
+        for one, following in itertools.pairwise(computing):
+            if isinstance(one, _ConvNd) and isinstance(following, _InstanceNorm) and not following.track_running_stats:
+                one.bias = None
+    return network
 
 
 def _give_each_its_own(path: Path) -> None:

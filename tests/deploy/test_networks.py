@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from nnunet_sauron_runtime.engines import load_network
 from torch import nn
 
 from nnunet_sauron.deploy.checks import ENGINES, synthetic_patches
-from nnunet_sauron.deploy.networks import SteadyInstanceNorm, steady_mean, with_steady_norms, write_network
+from nnunet_sauron.deploy.networks import (
+    SteadyInstanceNorm,
+    steady_mean,
+    with_steady_norms,
+    without_idle_biases,
+    write_network,
+)
 from nnunet_sauron.deploy.precision import to_float16
 
 from ..contracts.networks import build
@@ -74,6 +81,25 @@ def test_norms_without_weights():
 def test_norms_with_running_statistics_are_left_alone():
     tracked = nn.InstanceNorm2d(2, track_running_stats=True)
     assert with_steady_norms(nn.Sequential(tracked))[0].track_running_stats
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_network_that_was_hardly_trained_is_not_drowned_in_noise_on_zeros(tmp_path, engine):
+    """Biases of its norms are zero, those in front of them are not: its true answer is that of no noise at all."""
+    network = build(widths=(6, 8, 10, 12)).eval()
+    for module in network.modules():
+        if isinstance(module, nn.InstanceNorm2d):
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.bias)
+    zeros = np.zeros((1, 2, 48, 48), np.float32)
+    run = exported(network, tmp_path / "n.onnx", 2, (48, 48), engine)
+    expected = without_idle_biases(network)(torch.from_numpy(zeros)).detach().numpy()
+    assert np.abs(run(zeros) - expected).max() < 1e-6
+    convolutions = [node for node in onnx.load(tmp_path / "n.onnx").graph.node if node.op_type == "Conv"]
+    assert {len(node.input) for node in convolutions[:-1]} == {2} and len(convolutions[-1].input) == 3
+    random = torch.randn(1, 2, 48, 48)
+    torch.testing.assert_close(without_idle_biases(network)(random), network(random), atol=1e-4, rtol=1e-4)
 
 
 class Unknown(nn.Module):

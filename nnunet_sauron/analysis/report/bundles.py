@@ -93,7 +93,8 @@ def score_bundle(
         values.update(manifest.regions_class_order or ())
         reader = recursive_find_reader_writer_by_name(manifest.image_reader)()
         kind = Segmentations(classes_of(bundle), None, manifest.file_ending, reader, frozenset(values))
-        return {PREDICTIONS: score_folder(what, predictions, labels, kind, tolerance_mm, problems, progress, True)}
+        found = score_folder(what, predictions, labels, kind, tolerance_mm, problems, progress, every_reference=True)
+        return {PREDICTIONS: found} if found else {}
     except Exception as error:  # whatever is in that folder, the other models are scored
         why = error if isinstance(error, (ValueError, OSError, RuntimeError)) else repr(error)
         problems.append(f"{what} has no quality in the report: {why}")

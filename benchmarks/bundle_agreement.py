@@ -102,7 +102,8 @@ def good(rows: list[dict], engine: str) -> bool:
 
 def as_markdown(result: dict) -> str:
     """The table, a row per case."""
-    lines = ["# Voxels in which a bundle and nnU-Net differ", "", f"{result['machine']}, {result['date']}", ""]
+    where = f"{result['machine']['processor']}, {result['machine']['cores']} cores, {result['date']}"
+    lines = ["# Voxels in which a bundle and nnU-Net differ", "", where, ""]
     for title, rows in result["models"].items():
         lines += [f"## {title}", "", f"| case | voxels | {' | '.join(ENGINES)} |", "|---|---|" + "---|" * len(ENGINES)]
         for row in rows:

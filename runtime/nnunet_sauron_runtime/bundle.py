@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 OnTile = Callable[[int, int], None]
 GIGABYTE = 1e9
+# Small tiles are predicted several at once: 56 x 40 in 2.0 ms each instead of 3.2 (OpenVINO, one thread of a Xeon).
+# Large ones were no faster so, and take memory (40 x 56 x 40: 69 instead of 66 ms).
+VOXELS_AT_ONCE, MOST_TILES_AT_ONCE = 1 << 14, 8
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ class Bundle:
                     stage.outputs,
                     step=step or stage.step,
                     mirror_axes=stage.mirror_axes if mirroring else (),
-                    batch=1,
+                    batch=_batch(stage),
                     new_array=self._array_maker(array, seen, stage, folder),
                     on_tile=on_tile,
                 )
@@ -181,3 +185,8 @@ class Bundle:
             return np.memmap(name, np.float16, "w+", shape=shape)
 
         return in_file
+
+
+def _batch(stage: Stage) -> int:
+    """Tiles that a network is given at once."""
+    return max(1, min(MOST_TILES_AT_ONCE, VOXELS_AT_ONCE // math.prod(stage.patch_size)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,7 @@ from .sliding_window import Network
 
 DEFAULT = "openvino"
 INSTALL = {"openvino": "pip install openvino", "onnxruntime": "pip install onnxruntime"}
+TELEMETRY = "openvino_telemetry"
 # The key "location" of ONNX's external data, however its tag and length are encoded. An engine would open that file.
 EXTERNAL_DATA = re.compile(rb"(\n|\x8a\x80*\x00)(\x08|\x88\x80*\x00)location")
 
@@ -55,10 +57,16 @@ def check_engine(engine: str) -> None:
     """Raise unless an engine is known (ValueError) and installed (ImportError), without loading anything else."""
     if engine not in _ENGINES:
         raise ValueError(f"There is no engine {engine!r}; choose one of {', '.join(sorted(_ENGINES))}.")
+    # OpenVINO's telemetry comes in with it, for tools that are not used here: nothing is to leave the building.
+    hidden = {} if TELEMETRY in sys.modules else {TELEMETRY: None}
     try:
+        sys.modules.update(hidden)
         importlib.import_module(engine)
     except ImportError as error:
         raise ImportError(f"The engine {engine} is not installed ({error}): {INSTALL[engine]}") from error
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def _openvino(model: bytes, threads: int | None) -> Network:

@@ -27,11 +27,13 @@ def read_case(files: Sequence[Path]) -> list[SimpleITK.Image]:
     for file in files:
         check_file(file)
         try:
-            images.append(SimpleITK.ReadImage(str(file)))
+            image = SimpleITK.ReadImage(str(file))
         except RuntimeError as error:
             raise ValueError(
                 f"{file} cannot be read as an image: {_reason(error)}. Mend it or leave it out."
             ) from error
+        # White in a PNG of one bit is 255 to SimpleITK and 1 to nnU-Net.
+        images.append(image // 255 if _is_png_of_one_bit(file) else image)
     return images
 
 
@@ -160,6 +162,12 @@ def _array(image: SimpleITK.Image) -> np.ndarray:
     else:
         array = array[None]
     return array.astype(np.float32, order="C")
+
+
+def _is_png_of_one_bit(file: Path) -> bool:
+    with file.open("rb") as opened:
+        header = opened.read(26)
+    return header.startswith(b"\x89PNG") and header[24:] == bytes([1, 0])  # bits, and grey as the kind of colour
 
 
 def _reorients(manifest: Manifest) -> bool:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from nnunet_sauron_runtime import labels, preprocessing, resampling, sliding_window
+from nnunet_sauron_runtime import images, labels, preprocessing, resampling, sliding_window
 from nnunet_sauron_runtime.manifest import Normalization
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.normalization import default_normalization_schemes as schemes
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape, resample_data_or_seg_to_shape
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from PIL import Image
 
 DRAW = np.random.default_rng(0)
 SPACINGS = [
@@ -125,6 +128,27 @@ def test_tiles_lie_at_the_same_places(step):
 def test_what_is_too_small_is_padded_on_both_sides_the_odd_voxel_after():
     assert sliding_window.pad_widths((5, 10, 20), (8, 10, 16)) == [(1, 2), (0, 0), (0, 0)]
     assert sliding_window.pad_widths((5, 10, 20), (13, 16)) == [(0, 0), (1, 2), (0, 0)]
+
+
+@pytest.mark.parametrize("kind", ["grey", "one bit", "palette", "16 bits", "colours and alpha"])
+def test_a_picture_is_read_alike(kind, tmp_path):
+    colours = DRAW.integers(0, 255, (8, 9, 4)).astype(np.uint8)
+    picture = {
+        "grey": lambda: Image.fromarray(colours[..., 0]),
+        "one bit": lambda: Image.fromarray(colours[..., 0] > 99),
+        "palette": lambda: Image.fromarray(colours[..., :3].copy()).quantize(16),
+        "16 bits": lambda: Image.fromarray(colours[..., 0].astype(np.uint16) * 200),
+        "colours and alpha": lambda: Image.fromarray(colours),
+    }[kind]()
+    file = tmp_path / "a_0000.png"
+    picture.save(file)
+    expected, _ = NaturalImage2DIO().read_images([str(file)])
+    manifest = SimpleNamespace(
+        image_reader="NaturalImage2DIO", channel_names="c" * len(expected), stages=[SimpleNamespace(patch_size=(8, 8))]
+    )
+    found, spacing = images.to_array(images.read_case([file]), manifest)
+    np.testing.assert_array_equal(found, expected)
+    assert spacing == (999, 1, 1)
 
 
 def test_a_region_begins_at_the_same_logit():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import tempfile
 import zipfile
@@ -198,9 +199,10 @@ def _compare(full: Path, smaller: Path, precision: str, seen: Images | None, pro
         agreement = compare_bundles(full, smaller, [case.files for case in seen.compared])
         step(precision)
     for engine, one in agreement.items():
+        dice = "no class found" if math.isnan(one.dice) else f"Dice {one.dice:.4f}"
         progress.say(
-            f"{precision} against float32 in {engine}: Dice {one.dice:.4f}, {one.different} of {one.voxels} voxels "
-            f"differ ({one.different / one.voxels:.2%})"
+            f"{precision} against float32 in {engine}: {dice}, {one.different} of {one.voxels} voxels differ "
+            f"({one.different / one.voxels:.2%})"
         )
     return {engine: asdict(one) for engine, one in agreement.items()}
 

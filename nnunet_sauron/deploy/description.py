@@ -73,7 +73,7 @@ def describe(
     """
     model = stages[-1][0]
     labels = model.manager.get_label_manager(model.dataset_json)
-    values = class_values({name: value for name, value in model.dataset_json["labels"].items() if name != "ignore"})
+    values = class_values(model.dataset_json["labels"])
     return {
         "format": FORMAT,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

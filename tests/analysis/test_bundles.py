@@ -23,15 +23,19 @@ from ..compression.small_model import write_images, write_model
 def place(tmp_path_factory):
     """A model of two folds, its bundle, images, references, and a folder of segmentations for each."""
     folder = tmp_path_factory.mktemp("bundles")
-    write_model(folder / "model", folds=(0, 1))
+    write_model(folder / "model", folds=(0, 1), ignore=3)
     export(folder / "model", folder / "model.zip")
     write_images(folder / "images", count=2, labels=folder / "labels")
+    reference = next((folder / "labels").iterdir())
     for name, flipped in (("ours", 0), ("theirs", 1)):
         (folder / name).mkdir()
         for file in (folder / "labels").iterdir():
             array = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file)))
             array[0] *= 1 - flipped
             SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(folder / name / file.name))
+    array = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(reference)))
+    array[-1] = 3  # which nobody judged
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(reference))
     return folder
 
 

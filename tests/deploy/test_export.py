@@ -75,12 +75,12 @@ def test_a_folder_chosen_folds_regions_and_normalisation_with_numbers(tmp_path):
     found = described(tmp_path / "bundle")
     (stage,) = found["stages"]
     assert found["regions_class_order"] == [1, 2] and stage["outputs"] == 2
-    assert found["labels"] == {"background": 0, "whole": [1, 2], "core": 2}
+    assert found["labels"] == labels
     assert stage["networks"] == ["fold_1.onnx"] and stage["mirror_axes"] is None
     assert stage["transpose_forward"] == [2, 0, 1]
     assert [one["use_mask_for_norm"] for one in stage["normalization"]] == [False, True]
     assert stage["normalization"][0]["percentile_99_5"] == 140.0
-    Bundle(tmp_path / "bundle", threads=1)
+    assert Bundle(tmp_path / "bundle", threads=1).manifest.foreground_labels == (1, 2)
 
 
 def test_folds_of_different_widths(tmp_path):

@@ -92,7 +92,8 @@ def score_bundle(
         values = {value for several in class_values(manifest.labels).values() for value in several}
         values.update(manifest.regions_class_order or ())
         reader = recursive_find_reader_writer_by_name(manifest.image_reader)()
-        kind = Segmentations(classes_of(bundle), None, manifest.file_ending, reader, frozenset(values))
+        ignored = manifest.said["labels"].get("ignore")  # which references may have, and no segmentation
+        kind = Segmentations(classes_of(bundle), ignored, manifest.file_ending, reader, frozenset(values))
         found = score_folder(what, predictions, labels, kind, tolerance_mm, problems, progress, every_reference=True)
         return {PREDICTIONS: found} if found else {}
     except Exception as error:  # whatever is in that folder, the other models are scored

@@ -52,7 +52,8 @@ def find_cases(place: Path, manifest: Manifest) -> list[Case]:
             )
         stem = place.name.removesuffix(_ending(place.name, endings))
         if not NUMBER.fullmatch(stem):
-            fault = "" if count == 1 else f"{place} is one file; the model takes {_expected('CASE', manifest)}"
+            one = count == 1 or manifest.image_reader == "NaturalImage2DIO"  # whose colours are channels
+            fault = "" if one else f"{place} is one file; the model takes {_expected('CASE', manifest)}"
             return [Case(stem, _ending(place.name, endings), (place,), fault)]
     files = place.parent.iterdir() if place.is_file() else place.iterdir()
     found: dict[tuple[str, str], dict[int, Path]] = {}

@@ -43,10 +43,12 @@ def predict_folder(bundle: Bundle, place: Path, request: Request) -> list[str]:
 
     Raises:
         FileNotFoundError: There are no images.
+        ValueError: A network of the bundle was changed, or the engine cannot load it.
         OSError: The output folder cannot be written.
     """
     cases = find_cases(place, bundle.manifest)
     _make_writable(request.output)
+    _ = bundle.networks  # a file that was changed is nothing that a next case could do without
     failed = []
     for number, case in enumerate(cases, 1):
         say = _Progress(f"[{number}/{len(cases)}] {case.name}")

@@ -102,16 +102,14 @@ def write_bundle(path: Path, *models: TrainedModel) -> Path:
 
 
 def predict_with_nnunet(
-    model: TrainedModel, images: Path, output: Path, *, mirroring=True, previous: Path | None = None
-):
+    model: TrainedModel, images: Path, output: Path, *, previous: Path | None = None, probabilities: bool = False
+) -> None:
     """nnU-Net's own prediction of a folder, in this process."""
     output.mkdir(parents=True)
-    predictor = nnUNetPredictor(
-        use_mirroring=mirroring, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
-    )
+    predictor = nnUNetPredictor(perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(model.folder), tuple(model.checkpoints))
     predictor.predict_from_files_sequential(
-        str(images), str(output), folder_with_segs_from_prev_stage=str(previous) if previous else None
+        str(images), str(output), probabilities, folder_with_segs_from_prev_stage=str(previous) if previous else None
     )
 
 

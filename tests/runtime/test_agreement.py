@@ -33,10 +33,14 @@ def assert_agree(ours: Path, theirs: Path) -> None:
 
 
 def compare(tmp_path: Path, model, images: Path, engine: str = "openvino", **options) -> None:
-    predict_with_nnunet(model, images, tmp_path / "theirs", mirroring=options.get("mirroring", True))
+    predict_with_nnunet(model, images, tmp_path / "theirs", probabilities=options.get("save_probabilities", False))
     bundle = Bundle(write_bundle(tmp_path / "bundle", model), engine=engine, threads=1)
     assert predict_folder(bundle, images, Request(tmp_path / "ours", **options)) == []
     assert_agree(tmp_path / "ours", tmp_path / "theirs")
+    for file in (tmp_path / "theirs").glob("*.npz"):
+        found, expected = (np.load(folder / file.name)["probabilities"] for folder in (tmp_path / "ours", file.parent))
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found, expected, atol=2e-3)  # the last digit of logits in float16
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
@@ -65,7 +69,7 @@ def test_a_volume_smaller_than_the_patch_with_a_mask(tmp_path):
     volume[:, :5], volume[:2], volume[3:6, 10:14, 4:7] = 0, 0, 0
     write_image(tmp_path / "images/a_0000.nii.gz", volume, (1.0, 1.0, 1.5))
     model = write_model(tmp_path / "model", configuration={"use_mask_for_norm": [True]})
-    compare(tmp_path, model, tmp_path / "images")
+    compare(tmp_path, model, tmp_path / "images", save_probabilities=True)
 
 
 def test_slices_in_two_channels_with_the_scheme_of_ct(tmp_path):
@@ -98,7 +102,7 @@ def test_regions(tmp_path):
     write_image(tmp_path / "images/a_0000.mha", phantom((30, 25, 40)), (1.2, 0.7, 1.0))
     labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
     dataset = {"labels": labels, "regions_class_order": [1, 2, 3], "file_ending": ".mha"}
-    compare(tmp_path, write_model(tmp_path / "model", dataset=dataset), tmp_path / "images")
+    compare(tmp_path, write_model(tmp_path / "model", dataset=dataset), tmp_path / "images", save_probabilities=True)
 
 
 def test_two_folds_of_different_widths(tmp_path, monkeypatch):

@@ -64,6 +64,9 @@ def test_a_changed_network_is_refused_by_name(changed):
     (copy / "fold_0.onnx").write_bytes(content)
     with pytest.raises(ValueError, match=r"fold_0\.onnx is not the file that was exported"):
         _ = Bundle(copy).networks
+    write_image(copy.parent / "images/a_0000.nii.gz", VOLUME)
+    with pytest.raises(ValueError, match=r"fold_0\.onnx is not the file that was exported"):
+        predict_folder(Bundle(copy), copy.parent / "images", Request(copy.parent / "out"))
 
 
 @pytest.mark.parametrize("left", [0, 100, 5000])

@@ -192,7 +192,7 @@ def child(engine: str, told: Path, words: list[str]) -> int:
 
         cli.WHOLE = "not_installed_beside_it"
         load = engines.load_network
-        engines.load_network = lambda *arguments: timed(load(*arguments))
+        engines.load_network = lambda *arguments, **options: timed(load(*arguments, **options))
         code = cli.main(words)
     told.write_text(json.dumps(clock))
     return code

@@ -9,6 +9,10 @@ version = next(
     if line.startswith("__version__")
 )
 
+# `nnUNetv2_sauron export` writes ONNX and checks it with both engines: Apache-2.0 and MIT, of the Linux Foundation,
+# Microsoft and Intel.
+deploy = ["onnx>=1.16", "onnxruntime>=1.18", "openvino>=2024.2"]
+
 setup(
     name="nnunet-sauron",
     version=version,
@@ -16,11 +20,16 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    # The runtime is a distribution of its own too, for machines without PyTorch: pip install ./runtime
     packages=[
         *find_packages(include=["nnunet_sauron", "nnunet_sauron.*"], exclude=["nnunet_sauron.dataset_conversion"]),
         *(f"nnunet_sauron.{name}" for name in find_packages(include=["dataset_conversion", "dataset_conversion.*"])),
+        "nnunet_sauron_runtime",
     ],
-    package_dir={"nnunet_sauron.dataset_conversion": "dataset_conversion"},
+    package_dir={
+        "nnunet_sauron.dataset_conversion": "dataset_conversion",
+        "nnunet_sauron_runtime": "runtime/nnunet_sauron_runtime",
+    },
     package_data={"nnunet_sauron": ["py.typed"], "nnunet_sauron.plugin": ["shims/*.py", "planner_shim/*.py"]},
     python_requires=">=3.10",
     install_requires=[
@@ -40,6 +49,7 @@ setup(
     extras_require={
         # The dip test, which only `nnUNetv2_sauron clusterability` needs: GPL, so it is for the user to choose.
         "clusterability": ["diptest>=0.8"],
+        "deploy": deploy,
         # benchmarks/study reads its grid from YAML, and hands trainings to a cluster with `--cluster`: both MIT.
         "study": ["PyYAML>=6", "submitit>=1.5"],
         "test": [
@@ -55,6 +65,7 @@ setup(
             # The study's grids and its jobs.
             "PyYAML>=6",
             "submitit>=1.5",
+            *deploy,
         ],
     },
     entry_points={"console_scripts": ["nnUNetv2_sauron = nnunet_sauron.cli:main"]},

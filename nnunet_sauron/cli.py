@@ -8,17 +8,20 @@ import os
 import sys
 from collections.abc import Sequence
 
+from nnunet_sauron_runtime import verbs as of_runtime
+
 from .analysis import verbs as of_analysis
 from .compression import verbs as of_compression
 from .console.json_output import json_alone, send_nowhere, send_to_standard_error
 from .demo import verbs as of_demo
+from .deploy import verbs as of_deployment
 from .model import verbs as of_models
 from .planning import verbs as of_planning
 from .plugin import verbs as of_plugin
 
 # In the order of --help. A verbs.py imports what a verb needs when it runs: `path` stands in shell start-up files,
 # where PyTorch's import would be felt.
-ROOMS = (of_plugin, of_planning, of_compression, of_analysis, of_models, of_demo)
+ROOMS = (of_plugin, of_planning, of_compression, of_deployment, of_runtime, of_analysis, of_models, of_demo)
 DEBUG_VARIABLE = "nnunet_sauron_debug"
 # What we, nnU-Net and readers of files raise on purpose; a mistake of ours, such as a TypeError, is not hidden.
 EXPECTED = (ValueError, RuntimeError, OSError, MemoryError, AssertionError, EOFError, ImportError)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import nnunet_sauron_runtime
 import pytest
 
 from nnunet_sauron import __version__, cli
@@ -31,7 +32,8 @@ def site_packages(tmp_path: Path) -> Path:
 
 def command(site_packages: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a Python that finds its nnU-Net in `site_packages`."""
-    search = os.pathsep.join([str(site_packages), str(trainer_folder().parents[2])])
+    runtime = Path(nnunet_sauron_runtime.__file__).parents[1]
+    search = os.pathsep.join(map(str, [site_packages, trainer_folder().parents[2], runtime]))
     return subprocess.run(
         [sys.executable, "-c", "import sys; from nnunet_sauron.cli import main; sys.exit(main())", *words],
         capture_output=True,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+
+import nnunet_sauron
 
 ROOT = Path(__file__).parents[1]
 BUILD = "from setuptools import build_meta; import sys; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
@@ -32,9 +36,9 @@ def built(source: Path, what: str, folder: Path) -> Path:
 
 def test_a_wheel_holds_every_file_of_the_package_and_installs_offline(source, tmp_path):
     wheel = built(source, "build_wheel", tmp_path)
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("nnunet_sauron/")}
-    there = {str(path.relative_to(source)) for path in (source / "nnunet_sauron").rglob("*") if path.is_file()}
-    there |= {f"nnunet_sauron/{path.relative_to(source)}" for path in (source / "dataset_conversion").rglob("*.py")}
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    there = files_of(source, "nnunet_sauron") | files_of(source / "runtime", "nnunet_sauron_runtime")
+    there |= {f"nnunet_sauron/{name}" for name in files_of(source, "dataset_conversion")}
     assert held == there and {"nnunet_sauron/py.typed", "nnunet_sauron/dataset_conversion/msd.py"} < held
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", tmp_path / "site"]
     subprocess.run([*install, wheel], check=True)
@@ -47,10 +51,31 @@ def test_a_wheel_holds_every_file_of_the_package_and_installs_offline(source, tm
     assert (Path(told.strip()) / "nnunet_sauron_trainers.py").is_file()
 
 
+def files_of(folder: Path, package: str) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in (folder / package).rglob("*") if path.is_file()}
+
+
+def test_the_runtime_is_a_wheel_of_its_own_of_the_same_version(source, tmp_path):
+    with zipfile.ZipFile(built(source / "runtime", "build_wheel", tmp_path)) as wheel:
+        held = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        told = message_from_bytes(wheel.read(next(name for name in wheel.namelist() if name.endswith("/METADATA"))))
+    assert held == files_of(source / "runtime", "nnunet_sauron_runtime")
+    assert (told["Name"], told["Version"]) == ("nnunet-sauron-runtime", nnunet_sauron.__version__)
+    needed = {re.match("[A-Za-z]+", line)[0] for line in told.get_all("Requires-Dist") if "extra" not in line}
+    assert needed == {"numpy", "scipy", "SimpleITK", "openvino"}
+
+
 def test_a_source_distribution_holds_tests_and_docs(source, tmp_path):
     with tarfile.open(built(source, "build_sdist", tmp_path)) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    for name in ("dataset_conversion/raw_dataset/cases.py", "nnunet_sauron/dataset_conversion/__init__.py"):
-        assert name in held
-    for name in ("docs/design.md", "tests/test_packaging.py", "LICENSE", "README.md", "benchmarks/study/run.py"):
+    for name in (
+        "dataset_conversion/raw_dataset/cases.py",
+        "docs/design.md",
+        "nnunet_sauron/dataset_conversion/__init__.py",
+        "runtime/pyproject.toml",
+        "tests/test_packaging.py",
+        "LICENSE",
+        "README.md",
+        "benchmarks/study/run.py",
+    ):
         assert name in held

@@ -27,10 +27,11 @@ BELOW = {
     "planning": {"files", "console", "pruning", "plugin", "model"},
     "trainers": {"files", "console", "pruning", "methods", "plugin", "model"},
     "compression": {"files", "console", "pruning", "methods", "plugin", "model", "planning", "trainers"},
+    "deploy": {"files", "console", "plugin", "model", "compression"},
     "analysis": {"files", "console", "pruning", "plugin", "model"},
     "dataset_conversion": {"files", "console", "model"},
     "demo": {"files", "console", "datasets", "plugin", "analysis"},
-    "cli": {"console", "plugin", "model", "planning", "compression", "analysis", "demo"},
+    "cli": {"console", "plugin", "model", "planning", "compression", "deploy", "analysis", "demo"},
 }
 # nnU-Net imports these from its own folder, to find our classes: they are above everything.
 SHIMS = ("plugin/shims", "plugin/planner_shim")

@@ -26,7 +26,9 @@ def _add_report(verbs: argparse._SubParsersAction) -> None:
         "and case. Writes report.html, report.json and report.txt.",
         "nnUNetTrainer__nnUNetPlans__2d SauronTrainer__nnUNetPlans__2d -o report",
     )  # fmt: skip
-    report.add_argument("models", **folders, help="Trainer__Plans__configuration folders; the first is the baseline")
+    report.add_argument(
+        "models", **folders, help="Trainer__Plans__configuration folders, or bundles; the first is the baseline"
+    )
     report.add_argument("-o", dest="output", type=Path, metavar="FOLDER", required=True, help="write the report here")
     report.add_argument(
         "--baseline", type=Path, metavar="MODEL_FOLDER", help="the model to compare with (default: the first)"

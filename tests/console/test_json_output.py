@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import nnunet_sauron_runtime
 import numpy as np
 import pytest
 
@@ -102,7 +103,8 @@ def program(then: str, *words: str, **options) -> subprocess.Popen:
         "sys.modules['nnunet_sauron.demo.steps'] = types.SimpleNamespace(run_demo=run)\n"
         "sys.exit(main())"
     )
-    environment = {**os.environ, "PYTHONPATH": str(trainer_folder().parents[2])}
+    packages = trainer_folder().parents[2], Path(nnunet_sauron_runtime.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, packages))}
     environment.pop("PYTHONUNBUFFERED", None)
     command = [sys.executable, "-c", code, "demo", *words]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **options)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from nnunet_sauron_runtime import Bundle
 from torch import nn
 
 from ...console.progress import Progress
@@ -19,6 +20,7 @@ from ...plugin.commands import checkpoint_flag, command, train_command
 from ...pruning import channel_layout
 from ...pruning.timing import Timing, time_networks
 from ..cost import NetworkCost, network_cost
+from .bundles import InEngine, bundle_cost, classes_of, engine_networks, is_bundle, open_bundle, score_bundle
 from .paired import PairedDifference, paired_difference
 from .scores import PREDICTIONS, score_model, was_validated
 
@@ -151,7 +153,7 @@ def make_report(
     """Read models' folders, count, time, score and compare; nothing is trained and no folder is changed.
 
     Args:
-        folders: nnU-Net's `Trainer__Plans__configuration` folders, or what `compress` wrote.
+        folders: nnU-Net's `Trainer__Plans__configuration` folders, or what `compress` or `export` wrote.
         baseline: One of them; None for the first that can be read.
         predictions: A folder of segmentations for each model, in the same order, to be scored in place of its
             `validation` folders (None: those all the same); needs `labels`.
@@ -189,6 +191,15 @@ def make_report(
     ):
         progress.say(f"reading {folder}")
         try:
+            if is_bundle(folder):
+                bundle = open_bundle(folder)
+                model, of_folds = _measure_bundle(name, bundle)
+                networks.update({(name, fold): network for fold, network in of_folds.items()})
+                scores = score_bundle(name, bundle, of_folder, labels, tolerance_mm, problems, progress)
+                models.append(replace(model, scores=scores))
+                if of_folder and not scores:
+                    left_out.append(of_folder)
+                continue
             trained = TrainedModel.read(folder, folds, checkpoint, problems.append, every_fold=True)
         except Exception as error:  # one bad folder must not stop the report of the others
             problems.append(f"{folder} is not in the report: {_words(error)}")
@@ -303,6 +314,26 @@ def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[Mod
     return model, networks
 
 
+def _measure_bundle(name: str, bundle: Bundle) -> tuple[ModelReport, dict[str, nn.Module]]:
+    """As `_measure`, as far as a bundle tells."""
+    networks, cost = engine_networks(bundle), bundle_cost(bundle)
+    model = ModelReport(
+        name=name,
+        folder=bundle.path,
+        trainer="bundle",
+        dataset=bundle.manifest.dataset,
+        classes=classes_of(bundle),
+        configuration=bundle.manifest.stages[-1].configuration,
+        plans=f"{bundle.manifest.precision}, {bundle.engine}",
+        patch_size=bundle.manifest.stages[-1].patch_size,
+        dense_widths={},
+        dense_cost=None,
+        folds={fold: FoldReport(cost, {}, {}, [], []) for fold in networks},
+        scores={},
+    )
+    return model, networks
+
+
 def target_in_words(targets: Sequence[Mapping]) -> str:
     """The targets of folds that came to the same, such as "target_macs=0.1 reached, 0.098 left", a mean over them."""
     name, value, reached = (targets[0][key] for key in ("name", "value", "reached"))
@@ -323,17 +354,19 @@ def _time(
     patches = {model.name: model.patch_size for model in models}
     alike: dict[tuple, list[tuple[str, str]]] = {}
     for (name, fold), network in networks.items():
-        shapes = tuple(tuple(parameter.shape) for parameter in network.parameters())
+        of_weights = tuple(tuple(parameter.shape) for parameter in network.parameters())
+        shapes = network.file if isinstance(network, InEngine) else of_weights
         alike.setdefault((type(network), patches[name], shapes), []).append((name, fold))
     first = {keys[0]: networks[keys[0]] for keys in alike.values()}
-    inputs = {key: (1, next(network.parameters()).shape[1], *patches[key[0]]) for key, network in first.items()}
-    folders = [model.folder for model in models]
+    inputs = {key: (1, _input_channels(network), *patches[key[0]]) for key, network in first.items()}
+    folders = [model.folder for model in models if not is_bundle(model.folder)]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
         share = seconds / len(devices)
-        progress.say(f"timing {len(first)} networks on {device}, taking turns, for {share:.0f} s or four rounds")
+        here = {key: one for key, one in first.items() if device == "cpu" or not isinstance(one, InEngine)}
+        progress.say(f"timing {len(here)} networks on {device}, taking turns, for {share:.0f} s or four rounds")
         try:
-            timed = time_networks(first, inputs, seconds=share, device=device)
+            timed = time_networks(here, inputs, seconds=share, device=device)
         except RuntimeError as error:  # such as too little memory on the GPU
             problems.append(f"Networks could not be timed on {device}: {_words(error)}")
             continue
@@ -343,8 +376,12 @@ def _time(
                 f"not: {command('nnUNetv2_sauron', 'benchmark', '-m', *folders, *checkpoint_flag(checkpoint))}"
             )
         for keys in alike.values():
-            for name, fold in keys:
+            for name, fold in keys if keys[0] in timed else ():
                 next(model for model in models if model.name == name).folds[fold].timing[device] = timed[keys[0]]
+
+
+def _input_channels(network: nn.Module) -> int:
+    return network.input_channels if isinstance(network, InEngine) else next(network.parameters()).shape[1]
 
 
 def _widths(network: nn.Module) -> dict[str, int]:

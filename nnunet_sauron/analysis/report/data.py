@@ -151,10 +151,11 @@ def write_data(report: Report, folder: Path) -> list[Path]:
 
 
 def _cost(cost) -> dict[str, float]:
-    return {
+    known = {
         "parameters": cost.parameters, "macs": cost.macs, "flops": cost.flops, "weights_bytes": cost.weights_bytes,
         "peak_memory_bytes": cost.peak_memory_bytes,
     }  # fmt: skip
+    return {key: value for key, value in known.items() if not math.isnan(value)}  # of a bundle only its size
 
 
 def _means(scores: Sequence[ClassScore]) -> dict[str, float]:

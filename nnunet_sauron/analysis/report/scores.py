@@ -9,7 +9,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 
 from ...console.progress import Progress
 from ...files import read_json_object
-from ...model.evaluation import CaseScore, evaluate_folder
+from ...model.evaluation import CaseScore, Segmentations, evaluate_folder
 from ...model.trained import CHECKPOINT, COMPRESSION, TrainedModel
 from ...plugin.commands import predict_command, train_command
 
@@ -45,18 +45,8 @@ def score_model(
             if not predictions:
                 _check_validation(trained, fold, folder)
             references = labels or _references(trained, folder, problems)
-            cases = [path.name for path in kind.files(folder)]
-            if not cases:  # of predictions
-                raise FileNotFoundError(f"{folder} holds no segmentations (*{kind.ending}); give another folder.")
-            with progress.bar(f"scoring {what}", len(cases)) as step:
-                scores[fold] = evaluate_folder(
-                    folder, references, kind, tolerance_mm=tolerance_mm, cases=cases,
-                    on_error=lambda text, what=what: problems.append(f"{what}, a case is left out: {text}"),
-                    after_case=step, on_note=lambda text: text in problems or problems.append(text),
-                )  # fmt: skip
-            without = {path.name for path in kind.files(references)}.difference(cases)
-            if predictions and without:
-                problems.append(f"{len(without)} references in {references} have no segmentation in {folder}.")
+            chosen = what, folder, references, kind, tolerance_mm, problems, progress
+            scores[fold] = score_folder(*chosen, every_reference=bool(predictions))
         except Exception as error:  # whatever is in those folders, the other models are scored
             why = error if isinstance(error, (ValueError, OSError, RuntimeError)) else repr(error)
             problems.append(f"{what} has no quality in the report: {why}")
@@ -68,6 +58,41 @@ def score_model(
     if "all" in scores:
         problems.append(f"{name}: fold all is validated on cases that it was trained with.")
     return {fold: found for fold, found in scores.items() if found}
+
+
+def score_folder(
+    what: str,
+    folder: Path,
+    references: Path,
+    kind: Segmentations,
+    tolerance_mm: float,
+    problems: list[str],
+    progress: Progress,
+    every_reference: bool,
+) -> list[CaseScore]:
+    """Score a folder of segmentations; cases that cannot be scored are left out, and named in the problems.
+
+    Args:
+        what: What the folder is called in problems.
+        folder, references, kind, tolerance_mm, problems, progress: As `score_model` and `evaluate_folder` take them.
+        every_reference: Whether a reference without a segmentation is a problem.
+
+    Raises:
+        FileNotFoundError: It has none.
+    """
+    cases = [path.name for path in kind.files(folder)]
+    if not cases:
+        raise FileNotFoundError(f"{folder} holds no segmentations (*{kind.ending}); give another folder.")
+    with progress.bar(f"scoring {what}", len(cases)) as step:
+        found = evaluate_folder(
+            folder, references, kind, tolerance_mm=tolerance_mm, cases=cases,
+            on_error=lambda text: problems.append(f"{what}, a case is left out: {text}"),
+            after_case=step, on_note=lambda text: text in problems or problems.append(text),
+        )  # fmt: skip
+    without = {path.name for path in kind.files(references)}.difference(cases)
+    if every_reference and without:
+        problems.append(f"{len(without)} references in {references} have no segmentation in {folder}.")
+    return found
 
 
 def was_validated(trained: TrainedModel) -> bool:

@@ -1,0 +1,102 @@
+"""Bundles as columns of a report, beside the models that they were exported from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from nnunet_sauron_runtime import Bundle
+from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+from torch import nn
+
+from ...console.progress import Progress
+from ...model.evaluation import CaseScore, Segmentations
+from ...model.labels import class_values, foreground_values
+from ...plugin.commands import command
+from ..cost import NetworkCost
+from .scores import PREDICTIONS, score_folder
+
+
+class InEngine(nn.Module):
+    """An engine's network behind PyTorch's forward, so that both are timed taking turns; on the CPU.
+
+    Args:
+        run: (N, channels, *patch) to logits.
+        file: Which network it is.
+        input_channels: Of its input.
+    """
+
+    def __init__(self, run: Callable[[np.ndarray], np.ndarray], file: str, input_channels: int):
+        super().__init__()
+        self.run, self.file, self.input_channels = run, file, input_channels
+
+    def forward(self, patch: torch.Tensor) -> np.ndarray:
+        return self.run(patch.numpy())
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether `export` may have written it: a zip, or a folder with bundle.json."""
+    return path.is_file() or (path / "bundle.json").is_file()
+
+
+def open_bundle(path: Path) -> Bundle:
+    """A bundle in the default engine, with PyTorch's number of threads.
+
+    Raises:
+        ValueError, ImportError: As `Bundle`.
+    """
+    return Bundle(path, threads=torch.get_num_threads())
+
+
+def engine_networks(bundle: Bundle) -> dict[str, InEngine]:
+    """The networks of its last stage by fold."""
+    stage = bundle.manifest.stages[-1]
+    return {
+        file.removesuffix(".onnx").removeprefix("fold_"): InEngine(run, f"{bundle.path}: {file}", stage.input_channels)
+        for file, run in zip(stage.networks, bundle.networks[-1], strict=True)
+    }
+
+
+def bundle_cost(bundle: Bundle) -> NetworkCost:
+    """What is known of a bundle: its size, all folds and stages together; the rest is nan."""
+    size = sum(size for _, size in bundle.manifest.files.values())
+    return NetworkCost(parameters=math.nan, macs=math.nan, weights_bytes=size, peak_memory_bytes=math.nan)
+
+
+def classes_of(bundle: Bundle) -> dict[str, tuple[int, ...]]:
+    """Foreground classes or regions with their values."""
+    return foreground_values(bundle.manifest.labels)
+
+
+def score_bundle(
+    name: str,
+    bundle: Bundle,
+    predictions: Path | None,
+    labels: Path | None,
+    tolerance_mm: float,
+    problems: list[str],
+    progress: Progress,
+) -> dict[str, list[CaseScore]]:
+    """Score a folder that `predict` wrote; as `score_model`."""
+    what = f"{name}, {PREDICTIONS}"
+    manifest = bundle.manifest
+    try:
+        if predictions is None:
+            predict = command("nnUNetv2_sauron", "predict", "-b", bundle.path, "-i", "IMAGES", "-o", "OUT")
+            raise FileNotFoundError(
+                f"a bundle holds no segmentations. Make some: {predict} and give --predictions OUT --labels LABELS."
+            )
+        values = {value for several in class_values(manifest.labels).values() for value in several}
+        values.update(manifest.regions_class_order or ())
+        reader = recursive_find_reader_writer_by_name(manifest.image_reader)()
+        ignored = manifest.said["labels"].get("ignore")  # which references may have, and no segmentation
+        kind = Segmentations(classes_of(bundle), ignored, manifest.file_ending, reader, frozenset(values))
+        found = score_folder(what, predictions, labels, kind, tolerance_mm, problems, progress, every_reference=True)
+        return {PREDICTIONS: found} if found else {}
+    except Exception as error:  # whatever is in that folder, the other models are scored
+        why = error if isinstance(error, (ValueError, OSError, RuntimeError)) else repr(error)
+        problems.append(f"{what} has no quality in the report: {why}")
+        return {}

@@ -1,0 +1,1 @@
+"""A trained model as a bundle: data that a CPU runs without PyTorch and without nnU-Net."""

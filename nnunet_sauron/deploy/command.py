@@ -1,0 +1,224 @@
+"""The verb `export` from its first check to its last line."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from ..compression.images import patches
+from ..console.json_output import print_json
+from ..console.numbers import with_prefix
+from ..console.progress import Progress
+from ..files import check_writable
+from ..model.cases import Case, check_cases, find_cases
+from ..model.trained import CHECKPOINT, TrainedModel
+from ..plugin.commands import command
+from .checks import check_installed, check_networks, compare_bundles, synthetic_patches
+from .description import check_exportable, describe, model_card
+from .networks import without_idle_biases, write_network
+from .precision import to_float16, to_int8
+
+BUNDLE = "bundle.json"
+MOST_IMAGES = 5
+REAL_PATCHES = 4
+CALIBRATION_PATCHES = 64
+
+
+@dataclass(frozen=True)
+class Images:
+    """Raw images, to check and to calibrate on.
+
+    Attributes:
+        cases: To calibrate on.
+        compared: Those of them that patches are taken from for checks, and that two bundles are compared on.
+    """
+
+    cases: list[Case]
+    compared: list[Case]
+
+
+def export(
+    folder: Path,
+    output: Path,
+    *,
+    folds: list[str] | None = None,
+    checkpoint: str = CHECKPOINT,
+    previous_stage: Path | None = None,
+    precision: str = "float32",
+    images: Path | None = None,
+    card_file: Path | None = None,
+    card: Mapping[str, str] | None = None,
+    json_output: bool = False,
+) -> None:
+    """Write a bundle, checked against PyTorch.
+
+    Args:
+        folder: A trained model's folder.
+        output: A file NAME.zip or a folder, which must not exist.
+        folds: Only these; None for 0 to 4, or all where it is alone.
+        checkpoint: File name of the checkpoints to read.
+        previous_stage: Of a cascade, the folder of the model before it; the same folds are read.
+        precision: "float32"; "float16" for weights of half the size; "int8" for convolutions in whole numbers.
+        images: Raw images in nnU-Net's naming. Checks take patches of them too, int8 is calibrated on them, and
+            smaller numbers are compared with float32 on the first few.
+        card_file, card: The card's fields, as JSON and one by one.
+        json_output: Print JSON instead of lines.
+
+    Raises:
+        FileExistsError, FileNotFoundError, OSError: The output exists or cannot be written; the model is not there.
+        ValueError: No bundle can hold the model, images are missing or unusable, or a package is; nothing is written.
+        RuntimeError: What was exported does not compute what PyTorch computes; nothing is left of it.
+    """
+    if os.path.lexists(output):
+        raise FileExistsError(f"{output} exists; give the name of a file or folder that does not.")
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise FileNotFoundError(f"{parent} is no folder; make it first, or give another -o.")
+    check_writable(parent)
+    if precision == "int8" and images is None:
+        raise ValueError("int8 is calibrated on images: give some raw ones, such as imagesTr, with -i.")
+    if precision == "int8" and previous_stage is not None:
+        raise ValueError("int8 is not there for cascades; export it with --precision float32 or float16.")
+    check_installed()
+    model = TrainedModel.read(folder, folds, checkpoint)
+    previous = TrainedModel.read(previous_stage, folds, checkpoint) if previous_stage else None
+    models = [*([previous] if previous else []), model]
+    check_exportable(model, previous)
+    filled = model_card(card_file, card or {}, f"{model.plans['dataset_name']} {model.configuration}")
+    progress = Progress()
+    for remark in [remark for one in models for remark in one.remarks]:
+        progress.say(remark)
+    most = CALIBRATION_PATCHES if precision == "int8" else MOST_IMAGES
+    seen = _images(images, models[0], most, progress) if images else None
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=parent) as place:
+        beside = Path(place)
+        names = [[f"{prefix}fold_{fold}.onnx" for fold in one.checkpoints] for prefix, one in _prefixed(models)]
+        (beside / "float32").mkdir()
+        count = sum(map(len, names))
+        with progress.bar("writing ONNX", count) as step:
+            for one, of_stage in zip(models, names, strict=True):
+                for fold, name in zip(one.checkpoints, of_stage, strict=True):
+                    network = one.network(fold)
+                    write_network(network, one.input_channels, one.patch_size, beside / "float32" / name)
+                    step(name)
+        stages = list(zip(models, names, strict=True))
+        bundle = _finish(beside / "float32", stages, "float32", filled)
+        differences = _check(bundle, models, seen, progress)
+        agreement = {}
+        if precision != "float32":
+            smaller = beside / precision
+            smaller.mkdir()
+            with progress.bar(f"turning to {precision}", count) as step:
+                calibration = _calibration(model, seen) if precision == "int8" else []
+                for name in [name for of_stage in names for name in of_stage]:
+                    if precision == "int8":
+                        to_int8(bundle / name, smaller / name, calibration)
+                    else:
+                        to_float16(bundle / name, smaller / name)
+                    step(name)
+            full, bundle = bundle, _finish(smaller, stages, precision, filled)
+            agreement = _compare(full, bundle, precision, seen, progress)
+        if output.suffix.lower() == ".zip":
+            zipped = beside / "bundle.zip"
+            _pack(bundle, zipped)
+            bundle = zipped
+        os.replace(bundle, output)
+    _print(output, differences, agreement, json_output)
+
+
+def _prefixed(models: list[TrainedModel]) -> list[tuple[str, TrainedModel]]:
+    return list(zip(["lowres_", ""] if len(models) > 1 else [""], models, strict=True))
+
+
+def _images(folder: Path, model: TrainedModel, most: int, progress: Progress) -> Images:
+    """At most so many cases of a folder, all of them readable.
+
+    Raises:
+        FileNotFoundError, ValueError: As `find_cases` and `check_cases`.
+    """
+    cases = _spread(find_cases(folder, model), most)
+    check_cases(model, cases, progress)
+    return Images(cases, _spread(cases, MOST_IMAGES))
+
+
+def _spread(cases: list[Case], most: int) -> list[Case]:
+    """Evenly over the list, so that a few stand for all."""
+    return [cases[i * len(cases) // most] for i in range(most)] if len(cases) > most else cases
+
+
+def _finish(folder: Path, stages: list, precision: str, card: Mapping[str, str]) -> Path:
+    """Write bundle.json beside a folder's networks."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        files[path.name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    described = describe(stages, precision, card, files)
+    (folder / BUNDLE).write_text(json.dumps(described, indent=2, allow_nan=False), encoding="utf-8")
+    return folder
+
+
+def _check(bundle: Path, models: list[TrainedModel], seen: Images | None, progress: Progress) -> dict:
+    with progress.bar("checking against PyTorch", 1) as step:
+        on = [synthetic_patches(one.input_channels, one.patch_size) for one in models]
+        if seen:  # of the first stage: the second one reads segmentations as well
+            real, _ = patches(models[0], seen.compared, REAL_PATCHES, more=False)
+            on[0] |= {f"real {number}": patch.numpy() for number, patch in enumerate(real)}
+        networks = [[functools.partial(_reference, one, fold) for fold in one.checkpoints] for one in models]
+        differences = check_networks(bundle, networks, on)
+        step(bundle.name)
+    for engine, kinds in differences.items():
+        worst = max(kinds, key=kinds.get)
+        progress.say(f"logits differ from PyTorch's by at most {kinds[worst]:.1e} in {engine} ({worst})")
+    return differences
+
+
+def _reference(model: TrainedModel, fold: str) -> nn.Module:
+    return without_idle_biases(model.network(fold))
+
+
+def _calibration(model: TrainedModel, seen: Images) -> list[np.ndarray]:
+    return [patch.numpy() for patch in patches(model, seen.cases, CALIBRATION_PATCHES)[0]]
+
+
+def _compare(full: Path, smaller: Path, precision: str, seen: Images | None, progress: Progress) -> dict:
+    if seen is None:
+        progress.say(f"How {precision} agrees with float32 is not known: give images with -i to see it.")
+        return {}
+    with progress.bar(f"comparing {precision} with float32 on {len(seen.compared)} images", 1) as step:
+        agreement = compare_bundles(full, smaller, [case.files for case in seen.compared])
+        step(precision)
+    for engine, one in agreement.items():
+        dice = "no class found" if math.isnan(one.dice) else f"Dice {one.dice:.4f}"
+        progress.say(
+            f"{precision} against float32 in {engine}: {dice}, {one.different} of {one.voxels} voxels differ "
+            f"({one.different / one.voxels:.2%})"
+        )
+    return {engine: asdict(one) for engine, one in agreement.items()}
+
+
+def _pack(folder: Path, file: Path) -> None:
+    # Stored as they are: weights hardly get smaller, and a bundle opens faster.
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(folder.iterdir(), key=lambda path: (path.name != BUNDLE, path.name)):
+            archive.write(path, path.name)
+
+
+def _print(output: Path, differences: dict, agreement: dict, json_output: bool) -> None:
+    size = output.stat().st_size if output.is_file() else sum(path.stat().st_size for path in output.iterdir())
+    predict = command("nnUNetv2_sauron", "predict", "-b", output, "-i", "IMAGES", "-o", "OUT")
+    if json_output:
+        document = {"bundle": output, "bytes": size, "differences": differences, "agreement": agreement}
+        print_json({**document, "predict": predict})
+    else:
+        print(f"Wrote {output}, {with_prefix(size, 'B')}\n{predict}")

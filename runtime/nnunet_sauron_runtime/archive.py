@@ -1,0 +1,116 @@
+"""Files of a bundle, from its zip or folder into memory; nothing is unpacked to disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zipfile
+import zlib
+from pathlib import Path
+
+from .manifest import Manifest, read_manifest
+
+MANIFEST = "bundle.json"
+LARGEST_MANIFEST = 1 << 22
+PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+
+
+class Archive:
+    """A bundle's files, by plain names.
+
+    Args:
+        path: A zip, or a folder.
+
+    Raises:
+        FileNotFoundError: There is nothing.
+        ValueError: It is no bundle, or holds names that lead out of it.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is not there; give a bundle, which `nnUNetv2_sauron export` writes.")
+        self._sizes = self._of_folder() if path.is_dir() else self._of_zip()
+        if MANIFEST not in self._sizes:
+            raise ValueError(f"{path} has no {MANIFEST}, so it is no bundle; `nnUNetv2_sauron export` writes one.")
+
+    def manifest(self) -> Manifest:
+        """bundle.json, checked; every file that it lists is there and has the size that it states.
+
+        Raises:
+            ValueError: It is damaged, or states what is not so.
+        """
+        place = f"{self.path}: {MANIFEST}"
+        try:
+            said = json.loads(self._read(MANIFEST, LARGEST_MANIFEST).decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{place} is no JSON, or was cut short ({error}); export the bundle anew.") from error
+        manifest = read_manifest(said, place)
+        for name, (_, size) in manifest.files.items():
+            if name not in self._sizes:
+                raise ValueError(f"{self.path} lacks {name}, which {MANIFEST} lists; copy the bundle anew.")
+            if self._sizes[name] != size:
+                raise ValueError(
+                    f"{self.path}: {name} has {self._sizes[name]} bytes, {MANIFEST} says {size}: it was changed or cut "
+                    f"short. Copy the bundle anew."
+                )
+        unknown = sorted(self._sizes.keys() - manifest.files.keys() - {MANIFEST})
+        if unknown and not self.path.is_dir():
+            raise ValueError(f"{self.path} holds {unknown[0]}, which {MANIFEST} does not list; export the bundle anew.")
+        return manifest
+
+    def read(self, name: str, manifest: Manifest) -> bytes:
+        """A file's bytes, which have the size and checksum that the manifest states.
+
+        Raises:
+            ValueError: They have not.
+        """
+        digest, size = manifest.files[name]
+        content = self._read(name, size)
+        if len(content) != size or hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError(
+                f"{self.path}: {name} is not the file that was exported (its checksum differs): it was changed or "
+                f"damaged. Copy the bundle anew."
+            )
+        return content
+
+    def _of_folder(self) -> dict[str, int]:
+        return {path.name: path.stat().st_size for path in self.path.iterdir() if path.is_file()}
+
+    def _of_zip(self) -> dict[str, int]:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                entries = archive.infolist()
+        except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+            raise ValueError(
+                f"{self.path} is no zip, or was cut short ({error}); give a bundle, which `nnUNetv2_sauron export` "
+                f"writes."
+            ) from error
+        sizes = {}
+        for entry in entries:
+            name = entry.filename
+            if not PLAIN.fullmatch(name) or name in sizes:
+                why = "twice" if name in sizes else "a name with more than letters, digits, _, - and ."
+                raise ValueError(f"{self.path} holds {name!r} ({why}), as no bundle does; nothing of it was read.")
+            sizes[name] = entry.file_size
+        return sizes
+
+    def _read(self, name: str, limit: int) -> bytes:
+        """At most `limit` bytes of a file.
+
+        Raises:
+            ValueError: It is larger or damaged.
+        """
+        try:
+            if self.path.is_dir():
+                with (self.path / name).open("rb") as file:
+                    content = file.read(limit + 1)
+            else:
+                with zipfile.ZipFile(self.path) as archive, archive.open(name) as file:
+                    content = file.read(limit + 1)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise ValueError(f"{self.path}: {name} is damaged ({error}); copy the bundle anew.") from error
+        if len(content) > limit:
+            raise ValueError(f"{self.path}: {name} has more than {limit} bytes; copy the bundle anew.")
+        return content

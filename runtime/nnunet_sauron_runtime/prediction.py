@@ -1,0 +1,159 @@
+"""The verb `predict`: all cases of a folder, one after the other."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .bundle import Bundle
+from .cases import Case, find_cases
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to do with each case; the options of `predict`."""
+
+    output: Path
+    step: float | None = None
+    mirroring: bool = True
+    save_probabilities: bool = False
+    continue_prediction: bool = False
+
+
+def predict_folder(bundle: Bundle, place: Path, request: Request) -> list[str]:
+    """Segment every case; a case that fails is reported, and the others go on.
+
+    Args:
+        bundle: The model.
+        place: A folder of images, or one image.
+        request: Where to write, and how to predict.
+
+    Returns:
+        The names of the cases that failed.
+
+    Raises:
+        FileNotFoundError: There are no images.
+        ValueError: A network of the bundle was changed, or the engine cannot load it.
+        OSError: The output folder cannot be written.
+    """
+    cases = find_cases(place, bundle.manifest)
+    _make_writable(request.output)
+    _ = bundle.networks  # a file that was changed is nothing that a next case could do without
+    failed = []
+    for number, case in enumerate(cases, 1):
+        say = _Progress(f"[{number}/{len(cases)}] {case.name}")
+        wanted = [request.output / (case.name + case.ending)]
+        if request.save_probabilities:
+            wanted.append(request.output / (case.name + ".npz"))
+        if request.continue_prediction and all(file.is_file() for file in wanted):
+            say.line("is there already")
+            continue
+        try:
+            _predict_case(bundle, case, request, wanted, say)
+        except (ValueError, RuntimeError, OSError, MemoryError) as error:
+            failed.append(case.name)
+            say.line(f"FAILED: {_with_files(case, error)}")
+    return failed
+
+
+def _predict_case(bundle: Bundle, case: Case, request: Request, wanted: list[Path], say: _Progress) -> None:
+    from .images import read_case, write_image
+
+    if case.fault:
+        raise ValueError(case.fault)
+    clash = [file for file in case.files if file.resolve() in [target.resolve() for target in wanted]]
+    if clash:
+        raise ValueError(f"{clash[0]} would be replaced by its segmentation; choose another folder with -o")
+    started = time.perf_counter()
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("default")
+        prediction = bundle.predict_all(
+            read_case(case.files),
+            step=request.step,
+            mirroring=request.mirroring,
+            with_probabilities=request.save_probabilities,
+            on_tile=say.tile,
+        )
+    for remark in remarks:
+        if issubclass(remark.category, UserWarning):
+            say.line(f"note: {remark.message}")
+    if prediction.probabilities is not None:
+        _write_probabilities(prediction.probabilities, wanted[1])
+    write_image(prediction.segmentation, wanted[0])
+    say.line(f"{time.perf_counter() - started:.1f} s")
+
+
+def _write_probabilities(values: np.ndarray, file: Path) -> None:
+    beside = file.with_name(f".{file.name}.tmp")
+    try:
+        with beside.open("wb") as opened:
+            np.savez_compressed(opened, probabilities=values)
+        os.replace(beside, file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _with_files(case: Case, error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, MemoryError):
+        text = f"there is not enough memory ({text}); give --max-memory"
+    return text if any(file.name in text for file in case.files) else f"{', '.join(map(str, case.files))}: {text}"
+
+
+def _make_writable(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file; give the name of a folder with -o.")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise OSError(f"{output} cannot be written ({error}); choose another folder with -o.") from error
+
+
+class _Progress:
+    """Lines on standard error: on a terminal one that is written over, else one now and then."""
+
+    def __init__(self, title: str):
+        self._title, self._terminal = title, sys.stderr.isatty()
+        self._last = time.monotonic()
+
+    def tile(self, done: int, total: int) -> None:
+        if self._terminal:
+            print(f"\r\x1b[K{self._title}: tile {done}/{total}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            print(f"{self._title}: tile {done}/{total}", file=sys.stderr, flush=True)
+
+    def line(self, text: str) -> None:
+        start = "\r\x1b[K" if self._terminal else ""
+        print(f"{start}{self._title}: {text}", file=sys.stderr, flush=True)
+
+
+def check(bundle: Bundle, say: Callable[[str], None]) -> None:
+    """Read every file of a bundle, which compares checksums, and segment a small built-in image.
+
+    Raises:
+        ValueError: A file was changed or damaged, or the engine cannot run it.
+    """
+    import SimpleITK
+
+    networks = bundle.networks
+    say(f"{sum(map(len, networks))} networks have their checksums and load in {bundle.engine}")
+    patch = bundle.manifest.stages[0].patch_size
+    shape = (*(1,) * (3 - len(patch)), *patch)
+    values = np.random.default_rng(0).integers(0, 255, shape).astype(np.float32)
+    colours = bundle.manifest.image_reader == "NaturalImage2DIO"
+    image = SimpleITK.GetImageFromArray(values[0] if colours else values)
+    bundle.predict([image] * len(bundle.manifest.channel_names), mirroring=False)
+    say(f"a built-in image of {' x '.join(map(str, shape))} voxels was segmented")

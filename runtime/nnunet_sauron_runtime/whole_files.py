@@ -1,0 +1,78 @@
+"""Damage that SimpleITK does not report: it fills up a NIfTI file that was cut short, and reads NaN in one as 0."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+CHUNK = 1 << 22
+FLOATS = {16: "f4", 64: "f8"}  # NIfTI's numbers of types
+
+
+def check_file(file: Path) -> None:
+    """Raise ValueError unless a file can be read, and is whole and finite as far as its kind tells."""
+    if file.is_dir() or not file.exists():
+        raise ValueError(f"{file} is {'a folder' if file.is_dir() else 'not there'}; expected was an image file.")
+    if not os.access(file, os.R_OK):
+        raise ValueError(f"{file} must not be read: no permission. Change it: chmod u+r FILE")
+    if file.stat().st_size == 0:
+        raise ValueError(f"{file} is empty (0 bytes); expected was an image. Copy it anew.")
+    name = file.name.lower()
+    try:
+        if name.endswith((".nii", ".nii.gz")):
+            _check_nifti(file)
+        elif name.endswith(".png") and b"IEND" not in file.read_bytes()[-CHUNK:]:
+            raise EOFError("its last chunk is missing")
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(
+            f"{file} is damaged or was cut short: {error or type(error).__name__}. Copy it anew."
+        ) from error
+
+
+def _check_nifti(file: Path) -> None:
+    with file.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+    with gzip.open(file) if packed else file.open("rb") as opened:
+        header = opened.read(540)
+        expected, start, kind = _told(header)
+        if not packed and kind is None:
+            length = file.stat().st_size
+        else:  # to its end, where the checksum stands
+            length, odd, rest = len(header), 0, header[start:] if start is not None else b""
+            while chunk := opened.read(CHUNK):
+                length += len(chunk)
+                if kind is not None:
+                    skipped = max(0, start - (length - len(chunk)))  # what lies between header and voxels
+                    rest += chunk[skipped:]
+                    whole = len(rest) // kind.itemsize * kind.itemsize
+                    odd += np.count_nonzero(~np.isfinite(np.frombuffer(rest[:whole], kind)))
+                    rest = rest[whole:]
+            if odd:
+                raise ValueError(f"{file}: {odd} of its values are infinite or not numbers. Mend it or leave it out.")
+    if expected is not None and length < expected:
+        raise EOFError(f"it has {length} bytes{' when unpacked' if packed else ''}, its header tells of {expected}")
+
+
+def _told(header: bytes) -> tuple[int | None, int | None, np.dtype | None]:
+    """The bytes that a NIfTI file should have, where its voxels start, and their type if it is one of floats."""
+    for size, shape, kind, start in (
+        (348, ("8h", 40), ("2h", 70), ("f", 108)),
+        (540, ("8q", 16), ("2h", 12), ("q", 168)),
+    ):
+        for order in "<>":
+            if len(header) < size or struct.unpack_from(order + "i", header)[0] != size:
+                continue
+            axes, *lengths = struct.unpack_from(order + shape[0], header, shape[1])
+            number, bits = struct.unpack_from(order + kind[0], header, kind[1])
+            (offset,) = struct.unpack_from(order + start[0], header, start[1])
+            if not 1 <= axes <= 7 or not math.isfinite(offset) or min(lengths[:axes]) < 0:
+                continue  # nonsense, which the reader finds
+            floats = np.dtype(order + FLOATS[number]) if number in FLOATS else None
+            return int(offset) + math.prod(lengths[:axes]) * bits // 8, int(offset), floats
+    return None, None, None

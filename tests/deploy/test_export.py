@@ -1,0 +1,219 @@
+"""`nnUNetv2_sauron export` in process; what bundles predict is in tests/runtime."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import zipfile
+
+import onnx
+import pytest
+import torch
+from nnunet_sauron_runtime import Bundle
+
+from nnunet_sauron.cli import main
+from nnunet_sauron.deploy import command
+
+from ..runtime.models import phantom, write_image, write_model
+
+
+@pytest.fixture(autouse=True)
+def _plain_errors(monkeypatch):
+    monkeypatch.setenv("nnunet_sauron_debug", "0")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A 2D model of two folds, and images for it."""
+    folder = tmp_path_factory.mktemp("model") / "model"
+    write_model(folder, dim=2, widths=[(6, 8, 10)] * 2, mirror_axes=(0, 1))
+    for case in range(3):
+        write_image(folder.parent / f"images/c{case}_0000.nii.gz", phantom((3, 24, 20), case))
+    return folder
+
+
+def export(folder, output, *words) -> int:
+    return main(["export", "-m", str(folder), "-o", str(output), *map(str, words)])
+
+
+def described(bundle) -> dict:
+    if bundle.is_dir():
+        return json.loads((bundle / "bundle.json").read_text())
+    return json.loads(zipfile.ZipFile(bundle).read("bundle.json"))
+
+
+def test_a_bundle_states_what_a_prediction_depends_on(model, tmp_path, capsys):
+    assert export(model, tmp_path / "b.zip", "--name", "Small", "--licence", "CC0") == 0
+    said = capsys.readouterr()
+    assert f"nnUNetv2_sauron predict -b {tmp_path / 'b.zip'} -i IMAGES -o OUT" in said.out
+    assert "logits differ from PyTorch's by at most" in said.err
+    found = described(tmp_path / "b.zip")
+    assert found["card"]["name"] == "Small" and found["card"]["licence"] == "CC0"
+    assert "medical device" in found["card"]["warning"]
+    (stage,) = found["stages"]
+    assert stage["networks"] == ["fold_0.onnx", "fold_1.onnx"]
+    assert stage["mirror_axes"] == [0, 1] and stage["patch_size"] == [16, 16] and stage["outputs"] == 3
+    assert stage["resampling_data"] == {
+        "function": "resample_data_or_seg_to_shape", "is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None
+    }  # fmt: skip
+    assert found["labels"] == {"background": 0, "low": 1, "high": 2} and found["regions_class_order"] is None
+    assert {path.name for path in tmp_path.iterdir()} == {"b.zip"}
+    assert [len(stage) for stage in Bundle(tmp_path / "b.zip", threads=1).networks] == [2]
+
+
+def test_a_folder_chosen_folds_regions_and_normalisation_with_numbers(tmp_path):
+    labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    dataset = {"labels": labels, "regions_class_order": [1, 2], "channel_names": {"0": "CT", "1": "T1"}}
+    schemes = {"normalization_schemes": ["CTNormalization", "NoNormalization"], "use_mask_for_norm": [False, True]}
+    transposed = {"transpose_forward": [2, 0, 1], "transpose_backward": [1, 2, 0]}
+    write_model(
+        tmp_path / "model", widths=[(6, 8, 10)] * 2, dataset=dataset, configuration=schemes, plan=transposed,
+        mirror_axes=(),
+    )  # fmt: skip
+    assert export(tmp_path / "model", tmp_path / "bundle", "-f", 1) == 0
+    found = described(tmp_path / "bundle")
+    (stage,) = found["stages"]
+    assert found["regions_class_order"] == [1, 2] and stage["outputs"] == 2
+    assert found["labels"] == labels
+    assert stage["networks"] == ["fold_1.onnx"] and stage["mirror_axes"] is None
+    assert stage["transpose_forward"] == [2, 0, 1]
+    assert [one["use_mask_for_norm"] for one in stage["normalization"]] == [False, True]
+    assert stage["normalization"][0]["percentile_99_5"] == 140.0
+    assert Bundle(tmp_path / "bundle", threads=1).manifest.foreground_labels == (1, 2)
+
+
+def test_folds_of_different_widths(tmp_path):
+    write_model(tmp_path / "model", dim=2, widths=[(6, 8, 10), (4, 7, 9)], trainer="SauronTrainer")
+    assert export(tmp_path / "model", tmp_path / "b.zip") == 0
+    sizes = [file["bytes"] for file in described(tmp_path / "b.zip")["files"].values()]
+    assert len(set(sizes)) == 2
+
+
+def test_a_cascade_has_two_stages(tmp_path, capsys):
+    write_model(tmp_path / "low")
+    write_model(tmp_path / "high", configuration={"previous_stage": "3d_fullres"}, seed=3)
+    assert export(tmp_path / "high", tmp_path / "b.zip") == 2
+    assert "--previous-stage" in capsys.readouterr().err
+    assert export(tmp_path / "high", tmp_path / "b.zip", "--previous-stage", tmp_path / "low") == 0
+    low, high = described(tmp_path / "b.zip")["stages"]
+    assert low["previous_stage_labels"] is None and high["previous_stage_labels"] == [1, 2]
+    assert low["networks"] == ["lowres_fold_0.onnx"] and high["networks"] == ["fold_0.onnx"]
+    assert len(high["normalization"]) == 1
+    write_model(tmp_path / "other", dim=2)
+    for words, said in (
+        ((tmp_path / "high", tmp_path / "c.zip", "--previous-stage", tmp_path / "other"), "is a model of 2d"),
+        ((tmp_path / "low", tmp_path / "c.zip", "--previous-stage", tmp_path / "low"), "has no stage before it"),
+    ):
+        assert export(*words) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_stages_of_two_data_sets_are_refused(tmp_path, capsys):
+    write_model(tmp_path / "low", dataset={"labels": {"background": 0, "a": 1, "b": 2}})
+    write_model(tmp_path / "high", configuration={"previous_stage": "3d_fullres"})
+    assert export(tmp_path / "high", tmp_path / "b.zip", "--previous-stage", tmp_path / "low") == 2
+    assert "different labels" in capsys.readouterr().err
+
+
+SQUARED = {"is_seg": False, "order": 2, "order_z": 0, "force_separate_z": None}
+
+
+@pytest.mark.parametrize(
+    ("configuration", "plan", "named"),
+    [
+        ({"resampling_fn_data": "resample_torch_fornnunet"}, {}, "resample_torch_fornnunet"),
+        ({"resampling_fn_probabilities_kwargs": SQUARED}, {}, "'order': 2"),
+        ({"resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, "order_z": 1}}, {}, "'order_z': 1"),
+        ({"normalization_schemes": ["HistogramNormalization"]}, {}, "HistogramNormalization"),
+        ({"normalization_schemes": []}, {}, "fewer normalisations"),
+        ({"preprocessor_name": "MyPreprocessor"}, {}, "preprocessor"),
+        ({}, {"image_reader_writer": "Tiff3DIO"}, "Tiff3DIO"),
+        (
+            {"normalization_schemes": ["CTNormalization"]},
+            {"foreground_intensity_properties_per_channel": {"0": {"mean": 1.0}}},
+            "lacks std",
+        ),
+    ],
+)
+def test_what_no_bundle_holds_is_refused_by_name(tmp_path, capsys, configuration, plan, named):
+    write_model(tmp_path / "model", dim=2, configuration=configuration, plan=plan)
+    assert export(tmp_path / "model", tmp_path / "b.zip") == 2
+    error = capsys.readouterr().err
+    assert named in error and str(tmp_path / "model") in error
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+def test_a_network_of_another_kind_is_refused_by_name(tmp_path, capsys, monkeypatch):
+    write_model(tmp_path / "model", dim=2)
+    monkeypatch.setattr("nnunet_sauron.model.networks.NetworkBuilder.build", lambda self: torch.nn.Identity())
+    assert export(tmp_path / "model", tmp_path / "b.zip") == 2
+    assert "Identity" in capsys.readouterr().err
+
+
+def test_an_error_before_any_work(model, tmp_path, capsys, monkeypatch):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "card.json").write_text('{"name": "x", "author": "y"}')
+    for words, said in (
+        ((model, tmp_path / "there"), "exists"),
+        ((model, tmp_path / "no/where.zip"), "is no folder"),
+        ((model, tmp_path / "b.zip", "-f", 7), "fold_7/checkpoint_final.pth"),
+        ((model, tmp_path / "b.zip", "-chk", "checkpoint_best.pth"), "checkpoint_best.pth"),
+        ((tmp_path / "there", tmp_path / "b.zip"), "plans.json"),
+        ((model, tmp_path / "b.zip", "--card", tmp_path / "card.json"), "author: 'y'"),
+        ((model, tmp_path / "b.zip", "--card", tmp_path / "none.json"), "There is no card"),
+        ((model, tmp_path / "b.zip", "--precision", "int8"), "with -i"),
+        ((model, tmp_path / "b.zip", "-i", tmp_path / "there"), "CASE_0000.nii.gz"),
+    ):
+        assert export(*words) == 2
+        assert said in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert export(model, tmp_path / "b.zip") == 2
+    assert "onnx" in (error := capsys.readouterr().err) and "pip install '.[deploy]'" in error
+    assert {path.name for path in tmp_path.iterdir()} == {"there", "card.json"}
+
+
+@pytest.mark.parametrize("output", ["b.zip", "b"])
+def test_a_network_that_computes_something_else_leaves_nothing(model, tmp_path, capsys, monkeypatch, output):
+    def broken(network, *rest):
+        network.decoder.seg_layers[-1].weight.data *= 1.01
+        written(network, *rest)
+
+    written = command.write_network
+    monkeypatch.setattr(command, "write_network", broken)
+    assert export(model, tmp_path / output, "-f", 1) == 2
+    assert "fold_1.onnx differ from PyTorch's" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_smaller_numbers_tell_how_they_agree_with_float32(model, tmp_path, capsys):
+    images = model.parent / "images"
+    (tmp_path / "card.json").write_text('{"name": "From a file", "authors": "A, B"}')
+    assert export(model, tmp_path / "b.zip", "-f", 0, "--precision", "int8", "-i", images, "--json", "--card",
+                  tmp_path / "card.json", "--name", "Given") == 0  # fmt: skip
+    told = json.loads(capsys.readouterr().out)
+    for engine in ("onnxruntime", "openvino"):
+        assert told["agreement"][engine]["voxels"] == 3 * 3 * 24 * 20
+        assert 0.5 < told["agreement"][engine]["dice"] < 1
+        assert any(kind.startswith("real") for kind in told["differences"][engine])
+    found = described(tmp_path / "b.zip")
+    assert found["precision"] == "int8"
+    assert (found["card"]["name"], found["card"]["authors"]) == ("Given", "A, B")
+    network = onnx.load_from_string(zipfile.ZipFile(tmp_path / "b.zip").read("fold_0.onnx"))
+    made_by = {name: node.op_type for node in network.graph.node for name in node.output}
+    sources = [made_by.get(node.input[1]) for node in network.graph.node if node.op_type == "Conv"]
+    assert sources[0] == sources[-1] is None and set(sources[1:-1]) == {"DequantizeLinear"}
+
+
+def test_float16_without_images_says_what_is_not_known(model, tmp_path, capsys):
+    assert export(model, tmp_path / "b.zip", "-f", 0, "--precision", "float16") == 0
+    assert "give images with -i" in capsys.readouterr().err
+    assert described(tmp_path / "b.zip")["precision"] == "float16"
+    assert len(Bundle(tmp_path / "b.zip", threads=1).networks) == 1
+
+
+def test_an_image_that_cannot_be_read_is_named_before_any_work(model, tmp_path, capsys):
+    shutil.copytree(model.parent / "images", tmp_path / "images")
+    (tmp_path / "images/c1_0000.nii.gz").write_bytes(b"cut")
+    assert export(model, tmp_path / "b.zip", "-i", tmp_path / "images") == 2
+    assert "c1_0000.nii.gz" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from .cases import Case, Dataset, Image, Mask, Problems
 
 # Of a value that was stored as float, from the whole number that it stands for: some of ATLAS's masks hold 0.9999.
 ROUNDING = 1e-3
+LARGEST = float(np.finfo(np.float32).max)  # nnU-Net reads images as float32
 # How far a voxel of the segmentation may lie from the same voxel of the image, in voxels. Real pairs differ by
 # rounding, thousandths of that; half a voxel would move every contour.
 TOLERANCE = 0.1
@@ -114,7 +115,8 @@ def check_case(case: Case, channels: int, values: frozenset[int], empty: bool) -
         problems.append(f"{case.images[0].file} has no segmentation; a training case needs one (or --exclude it)")
     volumes = Counter(image.file for image in case.images)
     opened = [
-        _collect(problems, lambda image=image: _checked_image(image, volumes[image.file])) for image in case.images
+        _collect(problems, lambda image=image: _checked_image(image, volumes[image.file], values))
+        for image in case.images
     ]
     opened = [image for image in opened if image is not None]
     for other in opened[1:]:
@@ -134,12 +136,12 @@ def check_case(case: Case, channels: int, values: frozenset[int], empty: bool) -
             problems.append(f"{twice} voxels are marked in more than one of {files}; masks must not overlap")
     if case.crop and len(readable) == len(case.masks):
         _collect(problems, lambda: case.crop([labels for _, labels in readable]))
-    nothing = case.blank or bool(masks and all(mask is not None and not mask[1].any() for mask in masks))
+    nothing = [stored.get_filename() for stored, labels in readable if not labels.any()]
     if nothing and not empty:
         problems.append(
-            f"its segmentation is empty (all background): {', '.join(str(mask.file) for mask in case.masks)}"
+            f"its segmentation is empty (all background): {', '.join(nothing)}; --allow-empty takes empty ones"
         )
-    return problems, nothing
+    return problems, case.blank or 0 < len(nothing) == len(masks)
 
 
 def read_mask(mask: Mask) -> tuple[nibabel.Nifti1Image, np.ndarray]:
@@ -160,6 +162,10 @@ def read_mask(mask: Mask) -> tuple[nibabel.Nifti1Image, np.ndarray]:
             raise ValueError(
                 f"{mask.file} has {np.count_nonzero(~whole)} values that are no whole numbers, such as "
                 f"{found[~whole].flat[0]:g}; a segmentation has one whole number a voxel"
+            )
+        if found.any() and not np.rint(found).any():
+            raise ValueError(
+                f"{mask.file} has no value above {found.max():g}, which rounds to 0; expected were whole numbers"
             )
         found = np.rint(found)
     there = np.unique(found).astype(np.int64)
@@ -195,19 +201,18 @@ def check_same_place(one: nibabel.Nifti1Image, other: nibabel.Nifti1Image) -> No
     corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*(length - 1 for length in shape), 1]
     away = np.linalg.norm(corners @ (one.affine - other.affine).T, axis=1).max()
     if away > TOLERANCE * min(nibabel.affines.voxel_sizes(one.affine)):
-        spacings = [np.round(nibabel.affines.voxel_sizes(image.affine), 5).tolist() for image in (one, other)]
         raise ValueError(
-            f"{names[1]} (spacing {spacings[1]} mm, origin {_origin(other)}) lies elsewhere than {names[0]} (spacing "
-            f"{spacings[0]} mm, origin {_origin(one)}): voxels are up to {away:.3g} mm apart"
+            f"{names[1]} ({_place(other)}) lies elsewhere than {names[0]} ({_place(one)}): voxels are up to "
+            f"{away:.3g} mm apart"
         )
 
 
-def _checked_image(image: Image, volumes: int) -> nibabel.Nifti1Image:
+def _checked_image(image: Image, volumes: int, labels: frozenset[int]) -> nibabel.Nifti1Image:
     """One channel, opened.
 
     Raises:
         ValueError: It is damaged, has other than three axes (or `volumes` along a fourth one), values that are not
-            finite, or a geometry that nnU-Net's reader does not take.
+            finite, the same value everywhere, labels for values, or a geometry that nnU-Net's reader does not take.
     """
     stored = _opened(image.file, image.channel)
     if image.channel is not None and stored.shape[3:] != (volumes,):
@@ -215,8 +220,13 @@ def _checked_image(image: Image, volumes: int) -> nibabel.Nifti1Image:
     found = _data(stored, image.file, image.channel)
     if found.dtype.kind not in "biuf":
         raise ValueError(f"{image.file} has values of type {found.dtype}, expected was one number a voxel")
-    if found.dtype.kind == "f" and (bad := found.size - np.count_nonzero(np.isfinite(found))):
-        raise ValueError(f"{image.file} has {bad} values that are nan or infinite")
+    if found.dtype.kind == "f" and (bad := found.size - np.count_nonzero((found >= -LARGEST) & (found <= LARGEST))):
+        raise ValueError(f"{image.file} has {bad} values that are nan or infinite, as float32 at least")
+    low, high = found.min(), found.max()
+    if low == high:
+        raise ValueError(f"{image.file} has the value {low:g} everywhere; expected was an image")
+    if low >= 0 and high <= max(labels) and {*np.unique(found).tolist()} <= labels:
+        raise ValueError(f"{image.file} has no values but the labels'; expected was an image, not a segmentation")
     return stored
 
 
@@ -226,6 +236,8 @@ def _opened(file: Path, channel: int | None = None) -> nibabel.Nifti1Image:
     try:
         stored = load(file)
         affine, shape = stored.affine, stored.shape
+    except ImportError as error:
+        raise ValueError(f"{file} cannot be read without {error.name}: pip install {error.name}") from error
     except Exception as error:  # nibabel's own, of many kinds
         kind = "MINC" if is_minc(file) else "NIfTI"
         raise ValueError(f"{file} is no {kind} file that can be read: {error}") from error
@@ -287,8 +299,10 @@ def _collect(problems: list[str], check: Callable[[], Result]) -> Result | None:
         return None
 
 
-def _origin(image: nibabel.Nifti1Image) -> list[float]:
-    return np.round(image.affine[:3, 3], 4).tolist()
+def _place(image: nibabel.Nifti1Image) -> str:
+    spacing, origin = nibabel.affines.voxel_sizes(image.affine), image.affine[:3, 3]
+    axes = "".join(nibabel.aff2axcodes(image.affine))
+    return f"spacing {np.round(spacing, 5).tolist()} mm, origin {np.round(origin, 4).tolist()}, axes {axes}"
 
 
 def _some(values: list) -> str:

@@ -9,6 +9,9 @@ and patient001_frame12, both with an image and with a segmentation (.._gt), as .
 patient001_4d.nii.gz, is not read. Labels in the files: 1 right ventricle, 2 myocardium, 3 left ventricle. Downloads of
 the time of the challenge have no segmentations in testing/; where there are, they go to labelsTs.
 
+Most files tell two spacings. nnU-Net takes that of the qform, and so do the checks here; the sform's, 1 mm, is wrong.
+SimpleITK's warning of "unexpected scales in sform" may be ignored.
+
 Both frames of a patient are in the same fold. The papers' own folds are not known: Sauron's code draws 20 of the 100
 patients for testing with a seed that it does not fix. The layout was checked against the challenge's page, nnU-Net's
 converter Dataset027_ACDC, and Sauron's code; nobody of this project had the data at hand.

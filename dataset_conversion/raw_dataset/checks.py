@@ -173,6 +173,8 @@ def read_mask(mask: Mask) -> tuple[nibabel.Nifti1Image, np.ndarray]:
         raise ValueError(f"{mask.file} has the values {_some(unknown)}; expected were {_some([0, *mask.values])}")
     written = np.array([0 if v == 0 else v if mask.values is None else mask.values[v] for v in there.tolist()])
     kind = np.result_type(*(np.min_scalar_type(int(value)) for value in (written.min(), written.max())))
+    if mask.values is None:  # without the numbers below, of 8 bytes a voxel
+        return stored, np.asarray(found).astype(kind, copy=False)
     return stored, written.astype(kind)[np.searchsorted(there, found)]
 
 
@@ -192,6 +194,29 @@ def load(file: Path) -> nibabel.Nifti1Image:
     return image
 
 
+def affine_of(stored: nibabel.Nifti1Image) -> np.ndarray:
+    """From voxels to mm (right, front, top), as nnU-Net's reader, SimpleITK, understands a file.
+
+    Where sform and qform tell two spacings, as in most files of ACDC, nibabel takes the sform's, SimpleITK the qform's.
+
+    Raises:
+        RuntimeError: SimpleITK does not take the file.
+    """
+    if is_minc(Path(stored.get_filename())):  # is written anew
+        return stored.affine
+    reader, warns = SimpleITK.ImageFileReader(), SimpleITK.ProcessObject.GetGlobalWarningDisplay()
+    reader.SetFileName(stored.get_filename())
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # it warns of two spacings, once a file
+    try:
+        reader.ReadImageInformation()
+    finally:
+        SimpleITK.ProcessObject.SetGlobalWarningDisplay(warns)
+    axes = reader.GetDimension()
+    matrix = np.reshape(reader.GetDirection(), (axes, axes)) * reader.GetSpacing()
+    to_right_and_front = np.diag([-1, -1, 1, 1])
+    return to_right_and_front @ nibabel.affines.from_matvec(matrix[:3, :3], reader.GetOrigin()[:3])
+
+
 def check_same_place(one: nibabel.Nifti1Image, other: nibabel.Nifti1Image) -> None:
     """Raise ValueError unless two images have the same shape and every voxel the same place, within `TOLERANCE`."""
     shape, other_shape = one.shape[:3], other.shape[:3]
@@ -199,10 +224,11 @@ def check_same_place(one: nibabel.Nifti1Image, other: nibabel.Nifti1Image) -> No
     if shape != other_shape:
         raise ValueError(f"{names[1]} has the shape {other_shape}, {names[0]} {shape}; they must be the same")
     corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*(length - 1 for length in shape), 1]
-    away = np.linalg.norm(corners @ (one.affine - other.affine).T, axis=1).max()
-    if away > TOLERANCE * min(nibabel.affines.voxel_sizes(one.affine)):
+    affine, other_affine = affine_of(one), affine_of(other)
+    away = np.linalg.norm(corners @ (affine - other_affine).T, axis=1).max()
+    if away > TOLERANCE * min(nibabel.affines.voxel_sizes(affine)):
         raise ValueError(
-            f"{names[1]} ({_place(other)}) lies elsewhere than {names[0]} ({_place(one)}): voxels are up to "
+            f"{names[1]} ({_place(other_affine)}) lies elsewhere than {names[0]} ({_place(affine)}): voxels are up to "
             f"{away:.3g} mm apart"
         )
 
@@ -246,12 +272,8 @@ def _opened(file: Path, channel: int | None = None) -> nibabel.Nifti1Image:
         raise ValueError(f"{file} has the shape {shape}, expected were {wanted}")
     if 0 in shape or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
         raise ValueError(f"{file} has the shape {shape} and an affine that gives voxels no size: {affine.tolist()}")
-    if is_minc(file):  # is written anew
-        return stored
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(file))
     try:
-        reader.ReadImageInformation()
+        affine_of(stored)
     except RuntimeError as error:
         why = str(error).strip().splitlines()[-1]
         raise ValueError(f"{file} cannot be read by SimpleITK, which nnU-Net reads NIfTI with: {why}") from error
@@ -299,9 +321,9 @@ def _collect(problems: list[str], check: Callable[[], Result]) -> Result | None:
         return None
 
 
-def _place(image: nibabel.Nifti1Image) -> str:
-    spacing, origin = nibabel.affines.voxel_sizes(image.affine), image.affine[:3, 3]
-    axes = "".join(nibabel.aff2axcodes(image.affine))
+def _place(affine: np.ndarray) -> str:
+    spacing, origin = nibabel.affines.voxel_sizes(affine), affine[:3, 3]
+    axes = "".join(nibabel.aff2axcodes(affine))
     return f"spacing {np.round(spacing, 5).tolist()} mm, origin {np.round(origin, 4).tolist()}, axes {axes}"
 
 

@@ -65,6 +65,14 @@ def unpacked_and_cut(file: Path) -> None:
     cut(plain, 0.7)
 
 
+def rescaled(file: Path) -> None:
+    """As SimpleITK, and nnU-Net with it, reads it; nibabel sees the same affine as before."""
+    stored = nibabel.load(file)
+    stored.header.set_zooms((1.0, 1.5, 5.0))
+    nibabel.save(stored, file)
+    assert np.array_equal(nibabel.load(file).affine, AFFINE)
+
+
 def sheared(file: Path) -> None:
     affine = AFFINE.copy()
     affine[0, 2] = 1.0
@@ -84,6 +92,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "twice": (lambda root: changed_copy(image(root)), "are the same case"),
     "shape": (lambda root: changed(mask(root), lambda voxels: voxels[:-1]), "has the shape (19, 24, 8)"),
     "spacing": (lambda root: changed(mask(root), affine=AFFINE @ np.diag([1.1, 1, 1, 1])), "spacing [1.65, 1.5, 5.0]"),
+    "spacing but for the sform": (lambda root: rescaled(mask(root)), "spacing [1.0, 1.5, 5.0]"),
     "origin": (lambda root: changed(mask(root), affine=shifted(1)), "voxels are up to 1 mm apart"),
     "turned": (lambda root: changed(mask(root), affine=np.diag([1.5, 1.5, 5, 1])), "axes RAS) lies elsewhere"),
     "swapped": (lambda root: swap(image(root), mask(root)), "has the values"),

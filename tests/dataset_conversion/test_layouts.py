@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import sys
@@ -15,7 +16,7 @@ import SimpleITK
 from nnunet_sauron.dataset_conversion import acdc, kits19, msd
 
 from ..integration.nnunet import NnUNet, voxels
-from .trees import convert, write_acdc, write_kits19, write_msd
+from .trees import convert, write, write_acdc, write_kits19, write_msd
 
 HIPPOCAMPUS = Path(__file__).parents[3] / "shared/data/Task04_Hippocampus"
 
@@ -217,6 +218,25 @@ def test_acdc_info_as_other_editors_leave_it(info: bytes, tmp_path: Path, raw: P
     file.with_name("info.cfg").write_bytes(info)
     assert convert(acdc, tree) == 0
     assert (raw / "Dataset027_ACDC/labelsTr/patient001_frame09.nii.gz").is_file()
+
+
+@pytest.mark.parametrize("kinds", [("", "_gt"), ("_gt",), ("",)])
+def test_acdc_with_the_sforms_of_its_download(kinds: tuple[str, ...], tmp_path: Path, raw: Path, capfd) -> None:
+    tree = write_acdc(tmp_path / "ACDC", training=2)
+    affine = np.diag([-1.5, -1.5, 5, 1])
+    for kind in ("", "_gt"):
+        file = tree / f"training/patient001/patient001_frame09{kind}.nii.gz"
+        stored = np.asarray(nibabel.load(file).dataobj)
+        header = nibabel.load(write(file, stored, affine)).header
+        if kind in kinds:
+            header.set_sform(np.diag([-1, -1, 1, 1]), 1)
+        file.write_bytes(gzip.compress(nibabel.Nifti1Image(stored, None, header).to_bytes()))
+    assert convert(acdc, tree) == 0
+    assert "unexpected scales" not in capfd.readouterr().err
+    name, dataset = "patient001_frame09", raw / "Dataset027_ACDC"
+    for path in (dataset / f"imagesTr/{name}_0000.nii.gz", dataset / f"labelsTr/{name}.nii.gz"):
+        image = SimpleITK.ReadImage(str(path))
+        assert np.allclose(image.GetSpacing(), [1.5, 1.5, 5]) and np.allclose(image.GetOrigin(), 0)
 
 
 @pytest.mark.parametrize("flat", [True, False])

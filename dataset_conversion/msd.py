@@ -60,13 +60,12 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
         problems.add(name, f"there is no image of it in {task / 'imagesTs'}")
     if listed_test and not test:
         dataset.notes.append(f"{task / 'imagesTs'} has none of {len(listed_test)} test images.")
-    channel_numbers = range(len(channels)) if len(channels) > 1 else (None,)
-    for part in (found, test):
-        for name, file in part.items():
-            mask = (Mask(masks[name]),) if part is found and name in masks else ()
-            if mask or part is test:
-                of_channels = tuple(Image(file, number) for number in channel_numbers)
-                dataset.cases.append(Case(name, of_channels, mask, training=part is found))
+    numbers = range(len(channels)) if len(channels) > 1 else (None,)
+    for name in [name for name in found if name in masks]:
+        of_channels = tuple(Image(found[name], number) for number in numbers)
+        dataset.cases.append(Case(name, of_channels, (Mask(masks[name]),)))
+    for name, file in test.items():
+        dataset.cases.append(Case(name, tuple(Image(file, number) for number in numbers), training=False))
     if options.small is not None:
         _keep_some(dataset, options.small, options.seed)
     return dataset
@@ -76,9 +75,8 @@ def _check_lists(
     told: dict, labels: dict[str, int], listed: list[tuple[str | None, ...]], wrong: Callable[[str], object]
 ) -> None:
     """What dataset.json says of itself: labels, counts and pairs."""
-    if sorted(labels.values()) != list(range(len(told["labels"]))) or not all(
-        isinstance(name, str) and name for name in labels
-    ):
+    named = len(labels) > 1 and all(isinstance(name, str) and name for name in labels)
+    if not named or sorted(labels.values()) != list(range(len(told["labels"]))):
         wrong(f"its labels are {told['labels']}; nnU-Net needs 0, 1, 2, ... without gaps, and a name for each")
     if told.get("numTraining") not in (None, len(listed)):
         wrong(f"numTraining is {told['numTraining']!r}, but {len(listed)} cases are listed; mend it, or download anew")

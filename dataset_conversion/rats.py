@@ -73,17 +73,17 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
             problems.add(scan, what, name, group)
         elif point.lower() in excluded:
             problems.passes_over(name, group)
+        elif folder in masks or options.unlabelled == "empty":
+            mask = (Mask(masks[folder]),) if folder in masks else ()
+            dataset.cases.append(Case(name, (Image(scan),), mask, group, blank=not mask))
+        elif options.unlabelled is None:
+            problems.add(
+                name, f"there is no {options.mask}.nii.gz beside {scan}. Are such animals without a lesion: "
+                "--unlabelled empty; or their masks not drawn: --unlabelled leave-out", group,
+            )  # fmt: skip
         else:
-            if folder not in masks and options.unlabelled is None:
-                problems.add(
-                    name, f"there is no {options.mask}.nii.gz beside {scan}. Are such animals without a lesion: "
-                    "--unlabelled empty; or their masks not drawn: --unlabelled leave-out", group,
-                )  # fmt: skip
-            elif folder in masks or options.unlabelled == "empty":
-                mask = (Mask(masks[folder]),) if folder in masks else ()
-                dataset.cases.append(Case(name, (Image(scan),), mask, group, blank=not mask))
-            else:
-                left_out += 1
+            problems.passes_over(name, group)
+            left_out += 1
     for point in sorted(excluded - {point.lower() for point in points}):
         problems.add(f"--exclude-time-points {point}", f"there are the time points {', '.join(sorted(points))}")
     dataset.notes.append("Scans: " + ", ".join(f"{count} of {point}" for point, count in sorted(points.items())) + ".")

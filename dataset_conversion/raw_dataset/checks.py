@@ -251,7 +251,7 @@ def _checked_image(image: Image, volumes: int, labels: frozenset[int]) -> nibabe
     low, high = found.min(), found.max()
     if low == high:
         raise ValueError(f"{image.file} has the value {low:g} everywhere; expected was an image")
-    if low >= 0 and high <= max(labels) and {*np.unique(found).tolist()} <= labels:
+    if low >= 0 and high <= max(labels, default=0) and {*np.unique(found).tolist()} <= labels:
         raise ValueError(f"{image.file} has no values but the labels'; expected was an image, not a segmentation")
     return stored
 

@@ -83,6 +83,7 @@ class TestMSD:
             (lambda task: edit(task, modality={"0": "T1", "1": "T2"}), "expected were four axes"),
             (lambda task: edit(task, labels={"0": "background", "2": "la"}), "nnU-Net needs 0, 1, 2"),
             (lambda task: edit(task, labels={"0": "background", "1": None}), "a name for each"),
+            (lambda task: edit(task, labels={}), "its labels are {}"),
             (lambda task: edit(task, modality={}), "is none of the Decathlon: ValueError('no modality')"),
             (
                 lambda task: edit(task, training=[entry("la_000", "la_001")]),

@@ -9,6 +9,9 @@ and patient001_frame12, both with an image and with a segmentation (.._gt), as .
 patient001_4d.nii.gz, is not read. Labels in the files: 1 right ventricle, 2 myocardium, 3 left ventricle. Downloads of
 the time of the challenge have no segmentations in testing/; where there are, they go to labelsTs.
 
+Most files tell two spacings. nnU-Net takes that of the qform, and so do the checks here; the sform's, 1 mm, is wrong.
+SimpleITK's warning of "unexpected scales in sform" may be ignored.
+
 Both frames of a patient are in the same fold. The papers' own folds are not known: Sauron's code draws 20 of the 100
 patients for testing with a seed that it does not fix. The layout was checked against the challenge's page, nnU-Net's
 converter Dataset027_ACDC, and Sauron's code; nobody of this project had the data at hand.
@@ -41,37 +44,46 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
         reference="https://www.creatis.insa-lyon.fr/Challenge/acdc",
         description="ACDC 2017, end-diastolic and end-systolic frames",
     )
-    parts = {"training": root / "training", "testing": root / "testing"}
-    if not _patients(root / "training"):
-        parts = {"training": root}
-    for part, folder in parts.items():
-        patients = _patients(folder)
+    found = {part: _patients(_below(root, part)) for part in PATIENTS}
+    if not found["training"]:  # all are in one folder
+        found = {part: [path for path in _patients(root) if _part(path) == part] for part in PATIENTS}
+    for part, patients in found.items():
         for patient in patients:
             dataset.cases += _frames(patient, part == "training", problems)
         if len(patients) != PATIENTS[part]:
-            dataset.notes.append(f"{folder} has {len(patients)} of {PATIENTS[part]} patients.")
+            dataset.notes.append(f"{root} has {len(patients)} of {PATIENTS[part]} patients for {part}.")
     return dataset
 
 
 def _is_root(folder: Path) -> bool:
-    return bool(_patients(folder / "training") or (folder.name != "testing" and _patients(folder)))
+    return bool(_patients(_below(folder, "training")) or (folder.name.lower() != "testing" and _patients(folder)))
+
+
+def _below(folder: Path, name: str) -> Path:
+    """What a folder holds of this name, in small letters or capital ones."""
+    return next((path for path in visible(folder) if path.name.lower() == name.lower()), folder / name)
 
 
 def _patients(folder: Path) -> list[Path]:
     return [path for path in visible(folder) if re.fullmatch(r"patient\d+", path.name) and path.is_dir()]
 
 
+def _part(patient: Path) -> str:
+    return "training" if int(patient.name[len("patient") :]) <= PATIENTS["training"] else "testing"
+
+
 def _frames(patient: Path, training: bool, problems: Problems) -> list[Case]:
     """The two cases of a patient."""
     found, cases = images(patient, problems), []
-    for phase, number in _numbers(patient / "Info.cfg", problems).items():
+    for phase, number in _numbers(_below(patient, "Info.cfg"), problems).items():
         name = f"{patient.name}_frame{number:02d}"
         if name not in found:
-            problems.add(patient, f"there is no {name}.nii.gz, the {phase} frame of Info.cfg")
+            problems.add(patient, f"there is no {name}.nii.gz, the {phase} frame of Info.cfg", patient.name, name)
             continue
         mask = found.get(f"{name}_gt")
         if mask is None and training:
-            problems.add(patient, f"there is no {name}_gt.nii.gz, the segmentation of the {phase} frame")
+            what = f"there is no {name}_gt.nii.gz, the segmentation of the {phase} frame"
+            problems.add(patient, what, patient.name, name)
             continue
         cases.append(Case(name, (Image(found[name]),), (Mask(mask),) if mask else (), patient.name, training))
     return cases
@@ -80,13 +92,17 @@ def _frames(patient: Path, training: bool, problems: Problems) -> list[Case]:
 def _numbers(file: Path, problems: Problems) -> dict[str, int]:
     """The numbers of the ED and ES frames."""
     try:
-        text = file.read_text("utf-8", "replace")
+        text = file.read_text("utf-8-sig", "replace")
     except OSError as error:
-        problems.add(file, f"it cannot be read ({error.strerror}); it tells the ED and ES frames")
+        what = f"it cannot be read ({error.strerror}); it tells the ED and ES frames. Copy it anew"
+        problems.add(file, what, file.parent.name)
         return {}
-    numbers = {phase: int(number) for phase, number in re.findall(r"^\s*(ED|ES)\s*:\s*(\d+)\s*$", text, re.MULTILINE)}
-    if {*numbers} != {"ED", "ES"} or numbers["ED"] == numbers["ES"]:
-        problems.add(file, f"expected were lines such as 'ED: 1' and 'ES: 12', found was {numbers or 'none'}")
+    lines = re.findall(r"^\s*((ED|ES)\s*:\s*(\d+))\s*$", text, re.MULTILINE | re.IGNORECASE)
+    numbers = {phase.upper(): int(number) for _, phase, number in lines}
+    if len(lines) != 2 or {*numbers} != {"ED", "ES"} or numbers["ED"] == numbers["ES"]:
+        told = ", ".join(line for line, *_ in lines) or "none"
+        what = f"expected was one line such as 'ED: 1' and one such as 'ES: 12', of two frames; found was {told}"
+        problems.add(file, what, file.parent.name)
         return {}
     return numbers
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 from .raw_dataset.cases import Case, Dataset, Image, Mask, Problems
@@ -40,12 +41,14 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
     """The images and masks below a folder."""
     check_source(source, LAYOUT)
     files = [*walk(source)]
-    images = by_key(files, lambda path: _subject_and_session(IMAGE, path), problems)
-    masks = by_key(files, lambda path: _subject_and_session(MASK, path), problems)
+    images, masks = (
+        by_key(files, partial(_subject_and_session, pattern), lambda key: ("_".join(key), key[0]), problems)
+        for pattern in (IMAGE, MASK)
+    )
     if not images:
         raise FileNotFoundError(f"{source} holds no T1-weighted image of ATLAS R2.0; expected was {LAYOUT}.")
     for key in sorted({*masks} - {*images}):
-        problems.add("_".join(key), f"there is no T1-weighted image of the mask {masks[key]}")
+        problems.add("_".join(key), f"there is no T1-weighted image of the mask {masks[key]}", key[0])
     dataset = Dataset(
         "ATLAS2", ("T1",), {"background": 0, "lesion": 1}, number=202, empty_masks=True,
         licence="ATLAS's terms of use: not to be passed on", reference="https://doi.org/10.1038/s41597-022-01401-7",
@@ -66,7 +69,7 @@ def _subject_and_session(pattern: re.Pattern, path: Path) -> tuple[str, str] | N
 
 def _is_training(file: Path, source: Path) -> bool:
     """What the innermost folder with such a name says; without one it is for training."""
-    folders = (source.resolve().name, *file.relative_to(source).parts[:-1])
+    folders = (source.name, *file.relative_to(source).parts[:-1])
     return next((PARTS[name.lower()] for name in reversed(folders) if name.lower() in PARTS), True)
 
 

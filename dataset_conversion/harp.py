@@ -58,7 +58,7 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
     if options.crop_size < 1:
         raise ValueError(f"--crop-size is {options.crop_size}; give a number of voxels, 1 or more.")
     volumes = [path for path in walk(source) if stem(path) and "CSF" not in stem(path).upper()]
-    masks = by_key(volumes, _case_and_side, problems)
+    masks = by_key(volumes, _case_and_side, lambda key: (key[0], _subject(key[0])), problems)
     scans = [path for path in volumes if _case_and_side(path) is None]
     if not masks:
         raise FileNotFoundError(f"{source} holds no masks of HarP; expected was {LAYOUT}.")
@@ -73,21 +73,24 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
         sides, found = {side: masks.get((name, side)) for side in SIDES}, _scans_of(name, scans)
         used.update(found)
         if None in sides.values():
-            problems.add(name, f"there is {next(filter(None, sides.values()))}, but no mask of the other side")
+            there = next(filter(None, sides.values()))
+            problems.add(name, f"there is {there}, but no mask of the other side", _subject(name))
         elif len(found) != 1:
             several = f"{len(found)}: {', '.join(map(str, found))}" if found else "none"
-            problems.add(
-                name, f"expected was one scan of the masks {sides['L']} and {sides['R']}, found were {several}"
-            )
+            what = f"expected was one scan of the masks {sides['L']} and {sides['R']}, found were {several}"
+            problems.add(name, what, _subject(name))
         else:
             dataset.cases += _cases(name, found[0], sides, options, dataset.notes)
     without = [scan for scan in scans if scan not in used]
     for scan in without:
         name = case_name(stem(scan))
         if options.unlabelled is None:
-            problems.add(name, f"there are no masks of the scan {scan}: --unlabelled leave-out or --unlabelled test")
+            what = f"there are no masks of the scan {scan}: --unlabelled leave-out or --unlabelled test"
+            problems.add(name, what, _subject(name))
         elif options.unlabelled == "test":
             dataset.cases.append(Case(name, (Image(scan),), group=_subject(name), training=False))
+        else:
+            problems.passes_over(name, _subject(name))
     if without and options.unlabelled:
         dataset.notes.append(f"{len(without)} scans have no masks: --unlabelled {options.unlabelled}.")
     if options.release_split:

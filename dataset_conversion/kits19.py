@@ -48,7 +48,12 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
     found = _cases(root)
     left_out = FAULTY & {*found} if not options.keep_faulty else set()
     for number, folder in found.items():
-        if number not in left_out:
+        if number in left_out:
+            problems.passes_over(folder.name)
+        elif number >= ALL:
+            what = f"KiTS19 ends at case_{ALL - 1:05d}; this seems to be a later challenge's download"
+            problems.add(folder, what, folder.name)
+        else:
             _add_case(dataset, folder, number < LABELLED, problems)
     if left_out:
         named = ", ".join(found[number].name for number in sorted(left_out))
@@ -61,15 +66,18 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
 
 def _cases(folder: Path) -> dict[int, Path]:
     named = [(re.fullmatch(r"case_(\d{5})", path.name), path) for path in visible(folder)]
-    return {int(match[1]): path for match, path in named if match and path.is_dir() and int(match[1]) < ALL}
+    return {int(match[1]): path for match, path in named if match and path.is_dir()}
 
 
 def _add_case(dataset: Dataset, folder: Path, training: bool, problems: Problems) -> None:
     files = images(folder, problems)
     if "imaging" not in files:
-        problems.add(folder, "there is no imaging.nii.gz; the clone has none until get_imaging has fetched it")
+        problems.add(
+            folder, "there is no imaging.nii.gz; the clone has none until get_imaging has fetched it", folder.name
+        )
     elif training and "segmentation" not in files:
-        problems.add(folder, f"there is no segmentation.nii.gz; all cases below {LABELLED} have one")
+        what = f"there is no segmentation.nii.gz; all cases below {LABELLED} have one"
+        problems.add(folder, what, folder.name)
     else:
         masks = (Mask(files["segmentation"]),) if "segmentation" in files else ()
         dataset.cases.append(Case(folder.name, (Image(files["imaging"]),), masks, training=training))

@@ -14,6 +14,9 @@ import argparse
 import random
 import re
 import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ..files import read_json_object
@@ -32,38 +35,57 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
     try:
         channels = [told["modality"][str(number)] for number in range(len(told["modality"]))]
         labels = {("background" if int(value) == 0 else name): int(value) for value, name in told["labels"].items()}
-        listed = {str(stem(Path(pair["image"]))) for pair in told["training"]}
+        listed = [tuple(stem(Path(pair[part])) for part in ("image", "label")) for pair in told["training"]]
+        listed_test = {stem(Path(file)) for file in told.get("test") or ()}
+        if not channels:
+            raise ValueError("no modality")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{task / 'dataset.json'} is none of the Decathlon: {error!r}; download the task anew."
         ) from error
-    if sorted(labels.values()) != list(range(len(told["labels"]))):
-        problems.add(task / "dataset.json", f"its labels are {told['labels']}; nnU-Net needs 0, 1, 2, ... and names")
-    named = re.fullmatch(r"Task(\d+)_(.+)", task.resolve().name)
+    _check_lists(told, labels, listed, partial(problems.add, task / "dataset.json"))
+    named = re.fullmatch(r"Task(\d+)_(.+)", task.name)
     dataset = Dataset(
         re.sub(r"[^A-Za-z0-9_-]", "", named[2] if named else str(told.get("name", ""))), tuple(channels), labels,
         number=int(named[1]) if named else None, licence=str(told.get("licence", "")),
         reference=str(told.get("reference", "")), description=str(told.get("description", "")),
     )  # fmt: skip
     found, masks = images(task / "imagesTr", problems), images(task / "labelsTr", problems)
-    for name in sorted((listed | {*masks}) - {*found}):
+    test = images(task / "imagesTs", problems)
+    for name in sorted(({image for image, _ in listed} | {*masks}) - {*found}):
         problems.add(name, f"there is no image of it in {task / 'imagesTr'}")
     for name in sorted({*found} - {*masks}):
         problems.add(name, f"there is no segmentation of it in {task / 'labelsTr'}")
-    if told.get("numTraining") != len(listed):
-        problems.add(
-            task / "dataset.json", f"numTraining is {told.get('numTraining')}, but {len(listed)} cases are listed"
-        )
-    split = len(channels) > 1
-    for name, file in found.items():
-        channel_images = tuple(Image(file, number if split else None) for number in range(len(channels)))
-        dataset.cases.append(Case(name, channel_images, (Mask(masks[name]),) if name in masks else ()))
-    for name, file in images(task / "imagesTs", problems).items():
-        channel_images = tuple(Image(file, number if split else None) for number in range(len(channels)))
-        dataset.cases.append(Case(name, channel_images, training=False))
+    for name in sorted(listed_test - {*test}) if test else ():
+        problems.add(name, f"there is no image of it in {task / 'imagesTs'}")
+    if listed_test and not test:
+        dataset.notes.append(f"{task / 'imagesTs'} has none of {len(listed_test)} test images.")
+    numbers = range(len(channels)) if len(channels) > 1 else (None,)
+    for name in [name for name in found if name in masks]:
+        of_channels = tuple(Image(found[name], number) for number in numbers)
+        dataset.cases.append(Case(name, of_channels, (Mask(masks[name]),)))
+    for name, file in test.items():
+        dataset.cases.append(Case(name, tuple(Image(file, number) for number in numbers), training=False))
     if options.small is not None:
         _keep_some(dataset, options.small, options.seed)
     return dataset
+
+
+def _check_lists(
+    told: dict, labels: dict[str, int], listed: list[tuple[str | None, ...]], wrong: Callable[[str], object]
+) -> None:
+    """What dataset.json says of itself: labels, counts and pairs."""
+    named = len(labels) > 1 and all(isinstance(name, str) and name for name in labels)
+    if not named or sorted(labels.values()) != list(range(len(told["labels"]))):
+        wrong(f"its labels are {told['labels']}; nnU-Net needs 0, 1, 2, ... without gaps, and a name for each")
+    if told.get("numTraining") not in (None, len(listed)):
+        wrong(f"numTraining is {told['numTraining']!r}, but {len(listed)} cases are listed; mend it, or download anew")
+    for image, label in listed:
+        if image != label:
+            wrong(f"it pairs the image {image} with the segmentation {label}; expected was the same name")
+    for name, count in Counter(image for image, _ in listed).items():
+        if count > 1:
+            wrong(f"it lists {name} {count} times; expected was once")
 
 
 def _keep_some(dataset: Dataset, count: int, seed: int) -> None:

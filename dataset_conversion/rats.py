@@ -41,39 +41,49 @@ LAYOUT = "STUDY/TIME POINT/ANIMAL/scan.nii.gz and scan_lesion.nii.gz, such as 21
 def read(source: Path, options: argparse.Namespace, problems: Problems) -> Dataset:
     """The scans below a folder."""
     check_source(source, LAYOUT)
-    files = [*walk(source.resolve())]
+    files = [*walk(source)]
+    level = _level_of_time_point([path.parent for path in files if stem(path) in (options.scan, options.mask)])
     scans, masks = (
-        by_key(files, lambda path, name=name: path.parent if stem(path) == name else None, problems)
+        by_key(
+            files, lambda path, name=name: path.parent if stem(path) == name else None,
+            lambda folder: _names(*_place(folder, level)), problems,
+        )
         for name in (options.scan, options.mask)
-    )
+    )  # fmt: skip
     if not scans:
         raise FileNotFoundError(f"{source} has no file {options.scan}.nii.gz below; expected was {LAYOUT}.")
     for folder in sorted({*masks} - {*scans}):
-        problems.add(masks[folder], f"there is no {options.scan}.nii.gz beside this mask")
+        what = f"there is no {options.scan}.nii.gz beside this mask"
+        problems.add(masks[folder], what, *_names(*_place(folder, level)))
     dataset = Dataset(
         "Rats", ("T2",), {"background": 0, "lesion": 1}, number=203, empty_masks=True,
         reference="https://doi.org/10.3389/fnins.2020.610239",
         description="Lesions after focal cerebral ischemia on T2-weighted MRI of rats",
     )  # fmt: skip
-    level = _level_of_time_point([*scans])
+    least = 1 if TIME_POINT.fullmatch(source.name) else 2
     excluded, left_out, points = {point.lower() for point in options.exclude_time_points}, 0, Counter()
     for folder, scan in sorted(scans.items()):
-        study, point, animal = (folder.parts[number] for number in (-3, level, -3 - level))
-        name = case_name(study, point, animal)
+        study, point, animal = _place(folder, level)
+        name, group = _names(study, point, animal)
         points[point] += 1
-        if len(folder.relative_to(source.resolve()).parts) < (1 if TIME_POINT.fullmatch(source.resolve().name) else 2):
-            problems.add(scan, f"it does not lie in the expected folders: {LAYOUT}")
-        elif point.lower() not in excluded:
-            if folder not in masks and options.unlabelled is None:
-                problems.add(
-                    name, f"there is no {options.mask}.nii.gz beside {scan}. Are such animals without a lesion: "
-                    "--unlabelled empty; or their masks not drawn: --unlabelled leave-out",
-                )  # fmt: skip
-            elif folder in masks or options.unlabelled == "empty":
-                mask = (Mask(masks[folder]),) if folder in masks else ()
-                dataset.cases.append(Case(name, (Image(scan),), mask, f"{study}/{animal}", blank=not mask))
-            else:
-                left_out += 1
+        if len(folder.relative_to(source).parts) < least:
+            problems.add(scan, f"it does not lie in the expected folders, {LAYOUT}: move it, or give a folder above")
+        elif TIME_POINT.fullmatch(animal) and not TIME_POINT.fullmatch(point):
+            what = f"its time point, {animal}, is not where other scans have theirs ({point}); move it"
+            problems.add(scan, what, name, group)
+        elif point.lower() in excluded:
+            problems.passes_over(name, group)
+        elif folder in masks or options.unlabelled == "empty":
+            mask = (Mask(masks[folder]),) if folder in masks else ()
+            dataset.cases.append(Case(name, (Image(scan),), mask, group, blank=not mask))
+        elif options.unlabelled is None:
+            problems.add(
+                name, f"there is no {options.mask}.nii.gz beside {scan}. Are such animals without a lesion: "
+                "--unlabelled empty; or their masks not drawn: --unlabelled leave-out", group,
+            )  # fmt: skip
+        else:
+            problems.passes_over(name, group)
+            left_out += 1
     for point in sorted(excluded - {point.lower() for point in points}):
         problems.add(f"--exclude-time-points {point}", f"there are the time points {', '.join(sorted(points))}")
     dataset.notes.append("Scans: " + ", ".join(f"{count} of {point}" for point, count in sorted(points.items())) + ".")
@@ -84,14 +94,25 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
 
 def _level_of_time_point(folders: list[Path]) -> int:
     """Where in a path the time point is: -2 (STUDY/TIME POINT/ANIMAL) or -1."""
-    told = {level: sum(bool(TIME_POINT.fullmatch(folder.parts[level])) for folder in folders) for level in (-2, -1, -3)}
+    places = [_place(folder, -2) for folder in folders]
+    told = {level: sum(bool(TIME_POINT.fullmatch(place[level])) for place in places) for level in (-2, -1, -3)}
     level = max(told, key=told.get)
     if level == -3:
         raise ValueError(
-            f"{folders[0]} seems to have its time point, {folders[0].parts[-3]}, two folders too high; expected was "
-            f"{LAYOUT}."
+            f"{folders[0]} seems to have its time point, {places[0][-3]}, two folders too high; expected was {LAYOUT}."
         )
     return level
+
+
+def _place(folder: Path, level: int) -> tuple[str, str, str]:
+    """Study, time point and animal, as the folders' names tell."""
+    parts = "", "", *folder.parts  # it may lie in no folder
+    return parts[-3], parts[level], parts[-3 - level]
+
+
+def _names(study: str, point: str, animal: str) -> tuple[str, str]:
+    """The case and the group."""
+    return case_name(study, point, animal), f"{study}/{animal}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

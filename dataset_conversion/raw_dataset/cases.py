@@ -64,6 +64,11 @@ class Case:
     blank: bool = False
 
     @property
+    def names(self) -> frozenset[str]:
+        """What a user may call it: its own name, the patient's, and the whole's that it is a crop of."""
+        return frozenset({self.name, self.group, self.whole} - {""})
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """All files that it is made of, each once."""
         return tuple(dict.fromkeys([image.file for image in self.images] + [mask.file for mask in self.masks]))
@@ -124,9 +129,13 @@ class Problems(list):
         super().__init__()
         self.excluded, self.passed_over = {*excluded}, set()
 
-    def add(self, where: object, what: str) -> None:
-        """Add a line, unless `where` is, or lies in a folder of, an excluded name."""
-        if of_excluded := self.excluded & {*Path(str(where)).parts}:
-            self.passed_over |= of_excluded
-        else:
+    def add(self, where: object, what: str, *names: str) -> None:
+        """Add a line, unless `where` or one of `names`, the case's and the patient's, is excluded."""
+        if not self.passes_over(str(where), *names):
             self.append(f"{where}: {what}")
+
+    def passes_over(self, *names: str) -> bool:
+        """Whether one of the names is excluded; it then counts as found, though there may be no case of it."""
+        of_excluded = self.excluded.intersection(names)
+        self.passed_over |= of_excluded
+        return bool(of_excluded)

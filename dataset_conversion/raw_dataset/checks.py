@@ -24,6 +24,7 @@ from .cases import Case, Dataset, Image, Mask, Problems
 
 # Of a value that was stored as float, from the whole number that it stands for: some of ATLAS's masks hold 0.9999.
 ROUNDING = 1e-3
+LARGEST = float(np.finfo(np.float32).max)  # nnU-Net reads images as float32
 # How far a voxel of the segmentation may lie from the same voxel of the image, in voxels. Real pairs differ by
 # rounding, thousandths of that; half a voxel would move every contour.
 TOLERANCE = 0.1
@@ -114,7 +115,8 @@ def check_case(case: Case, channels: int, values: frozenset[int], empty: bool) -
         problems.append(f"{case.images[0].file} has no segmentation; a training case needs one (or --exclude it)")
     volumes = Counter(image.file for image in case.images)
     opened = [
-        _collect(problems, lambda image=image: _checked_image(image, volumes[image.file])) for image in case.images
+        _collect(problems, lambda image=image: _checked_image(image, volumes[image.file], values))
+        for image in case.images
     ]
     opened = [image for image in opened if image is not None]
     for other in opened[1:]:
@@ -134,12 +136,12 @@ def check_case(case: Case, channels: int, values: frozenset[int], empty: bool) -
             problems.append(f"{twice} voxels are marked in more than one of {files}; masks must not overlap")
     if case.crop and len(readable) == len(case.masks):
         _collect(problems, lambda: case.crop([labels for _, labels in readable]))
-    nothing = case.blank or bool(masks and all(mask is not None and not mask[1].any() for mask in masks))
+    nothing = [stored.get_filename() for stored, labels in readable if not labels.any()]
     if nothing and not empty:
         problems.append(
-            f"its segmentation is empty (all background): {', '.join(str(mask.file) for mask in case.masks)}"
+            f"its segmentation is empty (all background): {', '.join(nothing)}; --allow-empty takes empty ones"
         )
-    return problems, nothing
+    return problems, case.blank or 0 < len(nothing) == len(masks)
 
 
 def read_mask(mask: Mask) -> tuple[nibabel.Nifti1Image, np.ndarray]:
@@ -161,12 +163,18 @@ def read_mask(mask: Mask) -> tuple[nibabel.Nifti1Image, np.ndarray]:
                 f"{mask.file} has {np.count_nonzero(~whole)} values that are no whole numbers, such as "
                 f"{found[~whole].flat[0]:g}; a segmentation has one whole number a voxel"
             )
+        if found.any() and not np.rint(found).any():
+            raise ValueError(
+                f"{mask.file} has no value above {found.max():g}, which rounds to 0; expected were whole numbers"
+            )
         found = np.rint(found)
     there = np.unique(found).astype(np.int64)
     if mask.values is not None and (unknown := sorted(set(there.tolist()) - {0, *mask.values})):
         raise ValueError(f"{mask.file} has the values {_some(unknown)}; expected were {_some([0, *mask.values])}")
     written = np.array([0 if v == 0 else v if mask.values is None else mask.values[v] for v in there.tolist()])
     kind = np.result_type(*(np.min_scalar_type(int(value)) for value in (written.min(), written.max())))
+    if mask.values is None:  # without the numbers below, of 8 bytes a voxel
+        return stored, np.asarray(found).astype(kind, copy=False)
     return stored, written.astype(kind)[np.searchsorted(there, found)]
 
 
@@ -186,6 +194,29 @@ def load(file: Path) -> nibabel.Nifti1Image:
     return image
 
 
+def affine_of(stored: nibabel.Nifti1Image) -> np.ndarray:
+    """From voxels to mm (right, front, top), as nnU-Net's reader, SimpleITK, understands a file.
+
+    Where sform and qform tell two spacings, as in most files of ACDC, nibabel takes the sform's, SimpleITK the qform's.
+
+    Raises:
+        RuntimeError: SimpleITK does not take the file.
+    """
+    if is_minc(Path(stored.get_filename())):  # is written anew
+        return stored.affine
+    reader, warns = SimpleITK.ImageFileReader(), SimpleITK.ProcessObject.GetGlobalWarningDisplay()
+    reader.SetFileName(stored.get_filename())
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # it warns of two spacings, once a file
+    try:
+        reader.ReadImageInformation()
+    finally:
+        SimpleITK.ProcessObject.SetGlobalWarningDisplay(warns)
+    axes = reader.GetDimension()
+    matrix = np.reshape(reader.GetDirection(), (axes, axes)) * reader.GetSpacing()
+    to_right_and_front = np.diag([-1, -1, 1, 1])
+    return to_right_and_front @ nibabel.affines.from_matvec(matrix[:3, :3], reader.GetOrigin()[:3])
+
+
 def check_same_place(one: nibabel.Nifti1Image, other: nibabel.Nifti1Image) -> None:
     """Raise ValueError unless two images have the same shape and every voxel the same place, within `TOLERANCE`."""
     shape, other_shape = one.shape[:3], other.shape[:3]
@@ -193,21 +224,21 @@ def check_same_place(one: nibabel.Nifti1Image, other: nibabel.Nifti1Image) -> No
     if shape != other_shape:
         raise ValueError(f"{names[1]} has the shape {other_shape}, {names[0]} {shape}; they must be the same")
     corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*(length - 1 for length in shape), 1]
-    away = np.linalg.norm(corners @ (one.affine - other.affine).T, axis=1).max()
-    if away > TOLERANCE * min(nibabel.affines.voxel_sizes(one.affine)):
-        spacings = [np.round(nibabel.affines.voxel_sizes(image.affine), 5).tolist() for image in (one, other)]
+    affine, other_affine = affine_of(one), affine_of(other)
+    away = np.linalg.norm(corners @ (affine - other_affine).T, axis=1).max()
+    if away > TOLERANCE * min(nibabel.affines.voxel_sizes(affine)):
         raise ValueError(
-            f"{names[1]} (spacing {spacings[1]} mm, origin {_origin(other)}) lies elsewhere than {names[0]} (spacing "
-            f"{spacings[0]} mm, origin {_origin(one)}): voxels are up to {away:.3g} mm apart"
+            f"{names[1]} ({_place(other_affine)}) lies elsewhere than {names[0]} ({_place(affine)}): voxels are up to "
+            f"{away:.3g} mm apart"
         )
 
 
-def _checked_image(image: Image, volumes: int) -> nibabel.Nifti1Image:
+def _checked_image(image: Image, volumes: int, labels: frozenset[int]) -> nibabel.Nifti1Image:
     """One channel, opened.
 
     Raises:
         ValueError: It is damaged, has other than three axes (or `volumes` along a fourth one), values that are not
-            finite, or a geometry that nnU-Net's reader does not take.
+            finite, the same value everywhere, labels for values, or a geometry that nnU-Net's reader does not take.
     """
     stored = _opened(image.file, image.channel)
     if image.channel is not None and stored.shape[3:] != (volumes,):
@@ -215,8 +246,13 @@ def _checked_image(image: Image, volumes: int) -> nibabel.Nifti1Image:
     found = _data(stored, image.file, image.channel)
     if found.dtype.kind not in "biuf":
         raise ValueError(f"{image.file} has values of type {found.dtype}, expected was one number a voxel")
-    if found.dtype.kind == "f" and (bad := found.size - np.count_nonzero(np.isfinite(found))):
-        raise ValueError(f"{image.file} has {bad} values that are nan or infinite")
+    if found.dtype.kind == "f" and (bad := found.size - np.count_nonzero((found >= -LARGEST) & (found <= LARGEST))):
+        raise ValueError(f"{image.file} has {bad} values that are nan or infinite, as float32 at least")
+    low, high = found.min(), found.max()
+    if low == high:
+        raise ValueError(f"{image.file} has the value {low:g} everywhere; expected was an image")
+    if low >= 0 and high <= max(labels, default=0) and {*np.unique(found).tolist()} <= labels:
+        raise ValueError(f"{image.file} has no values but the labels'; expected was an image, not a segmentation")
     return stored
 
 
@@ -226,6 +262,8 @@ def _opened(file: Path, channel: int | None = None) -> nibabel.Nifti1Image:
     try:
         stored = load(file)
         affine, shape = stored.affine, stored.shape
+    except ImportError as error:
+        raise ValueError(f"{file} cannot be read without {error.name}: pip install {error.name}") from error
     except Exception as error:  # nibabel's own, of many kinds
         kind = "MINC" if is_minc(file) else "NIfTI"
         raise ValueError(f"{file} is no {kind} file that can be read: {error}") from error
@@ -234,12 +272,8 @@ def _opened(file: Path, channel: int | None = None) -> nibabel.Nifti1Image:
         raise ValueError(f"{file} has the shape {shape}, expected were {wanted}")
     if 0 in shape or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
         raise ValueError(f"{file} has the shape {shape} and an affine that gives voxels no size: {affine.tolist()}")
-    if is_minc(file):  # is written anew
-        return stored
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(file))
     try:
-        reader.ReadImageInformation()
+        affine_of(stored)
     except RuntimeError as error:
         why = str(error).strip().splitlines()[-1]
         raise ValueError(f"{file} cannot be read by SimpleITK, which nnU-Net reads NIfTI with: {why}") from error
@@ -287,8 +321,10 @@ def _collect(problems: list[str], check: Callable[[], Result]) -> Result | None:
         return None
 
 
-def _origin(image: nibabel.Nifti1Image) -> list[float]:
-    return np.round(image.affine[:3, 3], 4).tolist()
+def _place(affine: np.ndarray) -> str:
+    spacing, origin = nibabel.affines.voxel_sizes(affine), affine[:3, 3]
+    axes = "".join(nibabel.aff2axcodes(affine))
+    return f"spacing {np.round(spacing, 5).tolist()} mm, origin {np.round(origin, 4).tolist()}, axes {axes}"
 
 
 def _some(values: list) -> str:

@@ -83,6 +83,7 @@ def convert(read: Read, options: argparse.Namespace, progress: Progress) -> Path
         raise ValueError(
             f"-np is {options.processes} and --seed {options.seed}; expected are 1 or more, and 0 or more."
         )
+    options.source = Path(os.path.abspath(options.source))  # a link keeps its name
     raw = _raw_folder()
     problems = Problems(options.exclude)
     dataset = read(options.source, options, problems)
@@ -93,14 +94,17 @@ def convert(read: Read, options: argparse.Namespace, progress: Progress) -> Path
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         listed = "\n".join(f"  {problem}" for problem in problems)
-        raise ValueError(f"{count} in {options.source}, and nothing was written:\n{listed}")
+        raise ValueError(
+            f"{count} in {options.source}, and nothing was written:\n{listed}\n"
+            "Copy damaged files anew, mend what else is named, or leave cases out with --exclude NAME."
+        )
     splits = dataset.splits or _folds(dataset, options.seed)
     stale = _stale_splits(folder.name, splits, options.overwrite)
     record = {
         "converter": read.__module__ if read.__module__ != "__main__" else Path(sys.argv[0]).stem,
         "version": __version__,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "source": str(options.source.resolve()),
+        "source": str(options.source),
         "options": {name: value for name, value in vars(options).items() if not isinstance(value, Path)},
     }
     try:
@@ -108,6 +112,8 @@ def convert(read: Read, options: argparse.Namespace, progress: Progress) -> Path
             counts = write_dataset(
                 dataset, beside, splits, record, link=options.link, processes=options.processes, progress=progress
             )
+    except FileExistsError:
+        raise
     except OSError as error:
         raise OSError(
             f"{folder} could not be written: {error}. What stood there before is untouched; make room or mend what "
@@ -131,14 +137,14 @@ def _raw_folder() -> Path:
 
 def _exclude(dataset: Dataset, problems: Problems) -> None:
     """Leave out what the user wants to be left out; a name that is not there is a problem."""
-    names = problems.excluded
-    kept = [case for case in dataset.cases if not {case.name, case.group} & names]
-    there = problems.passed_over.union(*({case.name, case.group} for case in dataset.cases))
-    for name in sorted(names - there):
-        problems.append(f"--exclude {name}: there is no case and no patient of this name")
-    if len(kept) < len(dataset.cases):
-        dataset.notes.append(f"{len(dataset.cases) - len(kept)} cases were left out with --exclude.")
-    dataset.cases, left = kept, {case.name for case in kept}
+    kept = [case for case in dataset.cases if not problems.passes_over(*case.names)]
+    such = " and ".join(sorted(dataset.cases[0].names)) if dataset.cases else "those of the files"
+    for name in sorted(problems.excluded - problems.passed_over):
+        problems.append(f"--exclude {name}: there is no case and no patient of this name; names are such as {such}")
+    left = {case.name for case in kept}
+    if out := sorted({case.name for case in dataset.cases} - left):
+        dataset.notes.append(f"Left out with --exclude: {', '.join(out)}.")
+    dataset.cases = kept
     for fold in dataset.splits or ():
         fold.update({part: [name for name in of_part if name in left] for part, of_part in fold.items()})
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
+
+from .cases import Problems
 
 ENDINGS = (".nii.gz", ".nii", ".mnc")
 LEVELS = 3
@@ -35,17 +37,23 @@ def case_name(*parts: str) -> str:
     return "_".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in parts)
 
 
-def images(folder: Path, problems: list[str]) -> dict[str, Path]:
+def images(folder: Path, problems: Problems) -> dict[str, Path]:
     """The NIfTI files in a folder by their names without ending; a name that is there twice is a problem."""
-    return by_key(visible(folder), stem, problems)
+    return by_key(visible(folder), stem, lambda name: (name, folder.name), problems)
 
 
-def by_key(files: Iterable[Path], key: Callable[[Path], Key | None], problems: list[str]) -> dict[Key, Path]:
+def by_key(
+    files: Iterable[Path],
+    key: Callable[[Path], Key | None],
+    names: Callable[[Key], Sequence[str]],
+    problems: Problems,
+) -> dict[Key, Path]:
     """Files by what they are of, such as a subject and a session; two of the same are a problem.
 
     Args:
         files: Any; those whose key is None are passed over.
         key: What a file is of.
+        names: Those of a key's case and patient, which the user may exclude.
         problems: For those that are there twice.
     """
     found: dict[Key, Path] = {}
@@ -54,7 +62,7 @@ def by_key(files: Iterable[Path], key: Callable[[Path], Key | None], problems: l
         if of_path is None:
             continue
         if of_path in found:
-            problems.append(f"{path} and {found[of_path]} are the same case; remove one of them.")
+            problems.add(path, f"it and {found[of_path]} are the same case; remove one of them", *names(of_path))
         found.setdefault(of_path, path)
     return found
 
@@ -93,7 +101,7 @@ def locate(source: Path, is_it: Callable[[Path], bool], layout: str) -> Path:
                 f"{source} holds several folders that fit: {', '.join(map(str, found))}. Give one of them."
             )
         level = [path for folder in level for path in visible(folder) if path.is_dir()]
-    above = next((folder for folder in reversed(source.resolve().parents[:2]) if is_it(folder)), None)
+    above = next((folder for folder in reversed(source.parents[:2]) if is_it(folder)), None)
     if above is not None:
         raise FileNotFoundError(f"{source} is a part of the download; give {above}.")
     raise FileNotFoundError(f"{source} has not the expected layout: {layout}. Give the folder that has it.")

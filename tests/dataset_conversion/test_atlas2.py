@@ -110,6 +110,7 @@ def test_faulty_cases_can_be_left_out(atlas: Path, target: Path, capsys) -> None
     assert convert(atlas2, atlas, "--exclude", "sub-r001s002", "sub-r001s003_ses-1", "sub-r009s001") == 2
     assert "--exclude sub-r009s001" in capsys.readouterr().err
     assert convert(atlas2, atlas, "--exclude", "sub-r001s002", "sub-r001s003_ses-1") == 0
+    assert convert(atlas2, atlas, "--exclude", "sub-r001s002", "sub-r001s003", "--overwrite") == 0
     assert len([*(target / "imagesTr").iterdir()]) == 5
 
 

@@ -89,6 +89,15 @@ def test_links_where_nothing_changes(download: Path, raw: Path, capsys) -> None:
     assert image.is_symlink() and image.resolve() == download / "training/patient001/patient001_frame01.nii.gz"
 
 
+def test_a_relative_source_is_named_in_full(download: Path, raw: Path, monkeypatch) -> None:
+    monkeypatch.chdir(download / "training")
+    assert convert(acdc, Path(".."), "--link") == 0
+    image = raw / NAME / "imagesTr" / "patient001_frame01_0000.nii.gz"
+    case = json.loads((raw / NAME / "conversion.json").read_text())["cases"][0]
+    assert case["images"][0]["file"] == str(download / "training/patient001/patient001_frame01.nii.gz")
+    assert str(image.readlink()) in case["sha256"]
+
+
 @pytest.mark.parametrize("value", [None, ""])
 def test_nnunet_raw_must_be_set(value: str | None, download: Path, raw: Path, monkeypatch, capsys) -> None:
     monkeypatch.delenv("nnUNet_raw") if value is None else monkeypatch.setenv("nnUNet_raw", value)

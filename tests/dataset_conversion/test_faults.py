@@ -47,8 +47,8 @@ def shifted(millimetres: float) -> np.ndarray:
     return affine
 
 
-def put(voxels: np.ndarray, value: float) -> np.ndarray:
-    voxels = voxels.astype(np.float32)
+def put(voxels: np.ndarray, value: float, dtype: type = np.float32) -> np.ndarray:
+    voxels = voxels.astype(dtype)
     voxels[3, 3, 3] = value
     return voxels
 
@@ -65,6 +65,14 @@ def unpacked_and_cut(file: Path) -> None:
     cut(plain, 0.7)
 
 
+def rescaled(file: Path) -> None:
+    """As SimpleITK, and nnU-Net with it, reads it; nibabel sees the same affine as before."""
+    stored = nibabel.load(file)
+    stored.header.set_zooms((1.0, 1.5, 5.0))
+    nibabel.save(stored, file)
+    assert np.array_equal(nibabel.load(file).affine, AFFINE)
+
+
 def sheared(file: Path) -> None:
     affine = AFFINE.copy()
     affine[0, 2] = 1.0
@@ -76,13 +84,25 @@ def sheared(file: Path) -> None:
 FAULTS: dict[str, tuple[Fault, str]] = {
     "no image": (lambda root: image(root).unlink(), "patient002: there is no patient002_frame09.nii.gz"),
     "no segmentation": (lambda root: mask(root).unlink(), "patient002: there is no patient002_frame09_gt.nii.gz"),
-    "no Info.cfg": (lambda root: (image(root).parent / "Info.cfg").unlink(), "Info.cfg: it cannot be read"),
-    "one phase": (lambda root: (image(root).parent / "Info.cfg").write_text("ED: 1\n"), "found was {'ED': 1}"),
+    "no Info.cfg": (lambda root: cfg(root).unlink(), "Info.cfg: it cannot be read"),
+    "a phase twice": (lambda root: add_line(root, "ES: 7"), "found was ED: 1, ES: 9, ES: 7"),
+    "one frame for both": (lambda root: cfg(root).write_text("ED: 9\nES: 9\n"), "found was ED: 9, ES: 9"),
+    "a frame beyond the film": (lambda root: cfg(root).write_text("ED: 1\nES: 31\n"), "frame31.nii.gz, the ES frame"),
+    "one phase": (lambda root: cfg(root).write_text("ED: 1\n"), "found was ED: 1"),
     "twice": (lambda root: changed_copy(image(root)), "are the same case"),
     "shape": (lambda root: changed(mask(root), lambda voxels: voxels[:-1]), "has the shape (19, 24, 8)"),
     "spacing": (lambda root: changed(mask(root), affine=AFFINE @ np.diag([1.1, 1, 1, 1])), "spacing [1.65, 1.5, 5.0]"),
+    "spacing but for the sform": (lambda root: rescaled(mask(root)), "spacing [1.0, 1.5, 5.0]"),
     "origin": (lambda root: changed(mask(root), affine=shifted(1)), "voxels are up to 1 mm apart"),
-    "turned": (lambda root: changed(mask(root), affine=np.diag([1.5, 1.5, 5, 1])), "lies elsewhere"),
+    "turned": (lambda root: changed(mask(root), affine=np.diag([1.5, 1.5, 5, 1])), "axes RAS) lies elsewhere"),
+    "swapped": (lambda root: swap(image(root), mask(root)), "has the values"),
+    "a copy of the labels": (lambda root: shutil.copy(mask(root), image(root)), "has no values but the labels'"),
+    "the same everywhere": (lambda root: changed(image(root), np.zeros_like), "has the value 0 everywhere"),
+    "beyond float32": (
+        lambda root: changed(image(root), lambda voxels: put(voxels, 1e39, float)),
+        "1 values that are nan",
+    ),
+    "almost no label": (lambda root: changed(mask(root), lambda voxels: voxels * 1e-5), "no value above 3e-05"),
     "label": (lambda root: changed(mask(root), lambda voxels: put(voxels, 4)), "has the values 4"),
     "negative label": (lambda root: changed(mask(root), lambda voxels: put(voxels, -1)), "has the values -1"),
     "half a label": (lambda root: changed(mask(root), lambda voxels: put(voxels, 1.5)), "such as 1.5"),
@@ -105,6 +125,19 @@ FAULTS: dict[str, tuple[Fault, str]] = {
 }
 
 
+def cfg(root: Path) -> Path:
+    return image(root).parent / "Info.cfg"
+
+
+def add_line(root: Path, line: str) -> None:
+    cfg(root).write_text(f"{cfg(root).read_text()}{line}\n")
+
+
+def swap(one: Path, other: Path) -> None:
+    for source, target in ((one, "aside"), (other, one.name), (one.with_name("aside"), other.name)):
+        source.rename(source.with_name(target))
+
+
 def changed_copy(file: Path) -> None:
     nibabel.save(nibabel.load(file), file.with_name(file.name.removesuffix(".gz")))
 
@@ -125,8 +158,19 @@ def test_a_fault_is_named_and_nothing_is_written(fault: str, download: Path, raw
     assert convert(acdc, download) == 2
     told = capsys.readouterr().err
     assert words in told and "patient002" in told and "patient001" not in told
-    assert "1 problem in" in told and "nothing was written" in told
+    assert ("1 problem in" in told or fault == "swapped") and "nothing was written" in told and "--exclude" in told
     assert [*raw.iterdir()] == []
+    assert convert(acdc, download, "--exclude", "patient002") == 0
+    assert {path.name[:10] for path in (raw / "Dataset027_ACDC/labelsTr").iterdir()} == {"patient001"}
+
+
+@pytest.mark.parametrize("name", ["training", "ACDC", "patient"])
+def test_a_name_of_a_folder_excludes_nothing(name: str, download: Path, raw: Path, capsys) -> None:
+    mask(download).unlink()
+    assert convert(acdc, download, "--exclude", name) == 2
+    told = capsys.readouterr().err
+    assert "there is no patient002_frame09_gt.nii.gz" in told
+    assert f"--exclude {name}: there is no case and no patient of this name; names are such as patient001 and" in told
 
 
 def test_a_name_that_is_no_text_is_named_before_simpleitk_aborts_at_it(download: Path, raw: Path, capsys) -> None:

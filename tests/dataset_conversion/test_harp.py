@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import nibabel
@@ -201,6 +202,29 @@ def test_all_problems_at_once(tree: Path, raw: Path, capsys) -> None:
     assert convert(harp, tree) == 2
     assert "voxels are up to 1 mm apart" in capsys.readouterr().err
     assert not [*raw.iterdir()]
+
+
+@pytest.mark.parametrize("name", [FIRST, SUBJECTS[0][:10]])
+@pytest.mark.parametrize("flags", [(), ("--crop", "--crop-size", "16")])
+def test_a_subject_can_be_left_out(tree: Path, target: Path, name: str, flags: tuple) -> None:
+    assert convert(harp, tree, *flags, "--exclude", name) == 0
+    (tree / "Labels_100_NIFTI" / f"{FIRST}_R.nii").unlink()
+    assert convert(harp, tree, *flags, "--exclude", name, "--overwrite") == 0
+    assert len([*(target / "labelsTr").iterdir()]) == (8 if flags else 4)
+
+
+def test_an_empty_mask_of_one_side(tree: Path, raw: Path, capsys) -> None:
+    file = write(tree / "Labels_100_NIFTI" / f"{FIRST}_R.nii", np.zeros(HEAD, np.uint8), ACPC)
+    assert convert(harp, tree) == 2
+    assert f"is empty (all background): {file}; --allow-empty" in capsys.readouterr().err
+
+
+def test_minc_2_without_its_package(tree: Path, raw: Path, monkeypatch, capsys) -> None:
+    (tree / "100" / f"{FIRST}_ACPC.nii.gz").unlink()
+    (tree / "100" / f"{FIRST}_ACPC.mnc").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(900))
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert convert(harp, tree) == 2
+    assert f"{FIRST}_ACPC.mnc cannot be read without h5py: pip install h5py" in capsys.readouterr().err
 
 
 def test_scans_as_adni_names_them(tree: Path, target: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import SimpleITK
 from nnunet_sauron.dataset_conversion import acdc, kits19, msd
 
 from ..integration.nnunet import NnUNet, voxels
-from .trees import convert, write_acdc, write_kits19, write_msd
+from .trees import convert, write, write_acdc, write_kits19, write_msd
 
 HIPPOCAMPUS = Path(__file__).parents[3] / "shared/data/Task04_Hippocampus"
 
@@ -80,6 +82,15 @@ class TestMSD:
             (lambda task: edit(task, numTraining=7), "numTraining is 7, but 6 cases are listed"),
             (lambda task: edit(task, modality={"0": "T1", "1": "T2"}), "expected were four axes"),
             (lambda task: edit(task, labels={"0": "background", "2": "la"}), "nnU-Net needs 0, 1, 2"),
+            (lambda task: edit(task, labels={"0": "background", "1": None}), "a name for each"),
+            (lambda task: edit(task, labels={}), "its labels are {}"),
+            (lambda task: edit(task, modality={}), "is none of the Decathlon: ValueError('no modality')"),
+            (
+                lambda task: edit(task, training=[entry("la_000", "la_001")]),
+                "pairs the image la_000 with the segmentation",
+            ),
+            (lambda task: edit(task, training=[entry("la_000", "la_000")] * 2), "lists la_000 2 times"),
+            (lambda task: edit(task, test=["./imagesTs/la_006.nii.gz", "./imagesTs/la_9.nii.gz"]), "la_9: there is no"),
             (lambda task: edit(task, labels=None), "is none of the Decathlon"),
             (lambda task: (task / "dataset.json").write_text('{"labels":'), "is no JSON file, or was cut short"),
         ],
@@ -102,6 +113,22 @@ class TestMSD:
         assert convert(msd, task) == 2
         assert "needs a number" in capsys.readouterr().err
         assert convert(msd, task, "-d", 12) == 0 and (raw / "Dataset012_LeftAtrium").is_dir()
+
+    def test_a_link_to_a_task_and_no_test_images(self, tmp_path: Path, raw: Path, capsys) -> None:
+        task = write_msd(tmp_path / "store")
+        shutil.rmtree(task / "imagesTs")
+        edit(task, numTraining=None)
+        stored = task.rename(tmp_path / "store" / "a1b2")
+        (tmp_path / task.name).symlink_to(stored)
+        assert convert(msd, tmp_path / task.name) == 0 and (raw / "Dataset002_Heart").is_dir()
+        assert "has none of 1 test images" in capsys.readouterr().err
+
+    def test_an_excluded_case_may_lack_anything(self, tmp_path: Path, raw: Path) -> None:
+        task = write_msd(tmp_path)
+        (task / "labelsTr/la_001.nii.gz").unlink()
+        shutil.copy(task / "imagesTr/la_002.nii.gz", task / "imagesTr/la_002.nii")
+        assert convert(msd, task, "--exclude", "la_001", "la_002") == 0
+        assert len([*(raw / "Dataset002_Heart/labelsTr").iterdir()]) == 4
 
     def test_small_is_a_seeded_subset(self, tmp_path: Path, raw: Path) -> None:
         task, names = write_msd(tmp_path), []
@@ -139,6 +166,13 @@ class TestKiTS19:
         assert told["labels"] == {"background": 0, "kidney and tumour": [1, 2], "tumour": [2]}
         assert told["regions_class_order"] == [1, 2]
 
+    def test_a_case_that_is_left_out_anyway_may_be_excluded(self, tmp_path: Path, raw: Path) -> None:
+        assert convert(kits19, write_kits19(tmp_path / "kits19"), "--exclude", "case_00015", "case_00001") == 0
+
+    def test_a_later_challenge(self, tmp_path: Path, raw: Path, capsys) -> None:
+        assert convert(kits19, write_kits19(tmp_path / "kits19", (0, 1, 2, 3, 400))) == 2
+        assert "case_00400: KiTS19 ends at case_00299" in capsys.readouterr().err
+
     def test_a_clone_without_its_images(self, tmp_path: Path, raw: Path, capsys) -> None:
         tree = write_kits19(tmp_path / "kits19")
         for file in tree.rglob("imaging.nii.gz"):
@@ -175,6 +209,51 @@ def test_acdc_without_labels_for_testing_has_no_labels_ts(tmp_path: Path, raw: P
     assert convert(acdc, tree) == 0
     assert not (raw / "Dataset027_ACDC/labelsTs").exists()
     assert len([*(raw / "Dataset027_ACDC/imagesTs").iterdir()]) == 2
+
+
+@pytest.mark.parametrize("info", [b"\xef\xbb\xbfED: 1\r\nES: 9\r\n", b"ed : 1\n\n  es:9"])
+def test_acdc_info_as_other_editors_leave_it(info: bytes, tmp_path: Path, raw: Path) -> None:
+    tree = write_acdc(tmp_path / "ACDC", training=2)
+    file = tree / "training/patient001/Info.cfg"
+    file.unlink()
+    file.with_name("info.cfg").write_bytes(info)
+    assert convert(acdc, tree) == 0
+    assert (raw / "Dataset027_ACDC/labelsTr/patient001_frame09.nii.gz").is_file()
+
+
+@pytest.mark.parametrize("kinds", [("", "_gt"), ("_gt",), ("",)])
+def test_acdc_with_the_sforms_of_its_download(kinds: tuple[str, ...], tmp_path: Path, raw: Path, capfd) -> None:
+    tree = write_acdc(tmp_path / "ACDC", training=2)
+    affine = np.diag([-1.5, -1.5, 5, 1])
+    for kind in ("", "_gt"):
+        file = tree / f"training/patient001/patient001_frame09{kind}.nii.gz"
+        stored = np.asarray(nibabel.load(file).dataobj)
+        header = nibabel.load(write(file, stored, affine)).header
+        if kind in kinds:
+            header.set_sform(np.diag([-1, -1, 1, 1]), 1)
+        file.write_bytes(gzip.compress(nibabel.Nifti1Image(stored, None, header).to_bytes()))
+    assert convert(acdc, tree) == 0
+    assert "unexpected scales" not in capfd.readouterr().err
+    name, dataset = "patient001_frame09", raw / "Dataset027_ACDC"
+    for path in (dataset / f"imagesTr/{name}_0000.nii.gz", dataset / f"labelsTr/{name}.nii.gz"):
+        image = SimpleITK.ReadImage(str(path))
+        assert np.allclose(image.GetSpacing(), [1.5, 1.5, 5]) and np.allclose(image.GetOrigin(), 0)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_acdc_in_one_folder_or_in_capital_letters(flat: bool, tmp_path: Path, raw: Path) -> None:
+    tree = write_acdc(tmp_path / "ACDC", training=2)
+    for part in ("training", "testing"):
+        for patient in [*(tree / part).iterdir()] if flat else ():
+            patient.rename(tree / patient.name)
+        (tree / part).rename(tree / part.capitalize())
+    assert convert(acdc, tree) == 0
+    counts = [len([*(raw / "Dataset027_ACDC" / name).iterdir()]) for name in ("imagesTr", "imagesTs")]
+    assert counts == [4, 2]
+
+
+def entry(image: str, label: str) -> dict[str, str]:
+    return {"image": f"./imagesTr/{image}.nii.gz", "label": f"./labelsTr/{label}.nii.gz"}
 
 
 def edit(task: Path, **values: object) -> None:

@@ -77,6 +77,27 @@ def test_a_missing_mask_is_an_error_until_the_user_says_what_it_means(tree: Path
     assert "1 of 12 cases have an empty segmentation" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["21JUL2015_24h_32", "21JUL2015/32"])
+@pytest.mark.parametrize("missing", ["scan", "scan_lesion"])
+def test_a_scan_or_an_animal_can_be_left_out(tree: Path, target: Path, name: str, missing: str) -> None:
+    (tree / "21JUL2015" / "24h" / "32" / f"{missing}.nii.gz").unlink()
+    assert convert(rats, tree, "--exclude", name) == 0
+    written = {path.name for path in (target / "labelsTr").iterdir()}
+    assert "21JUL2015_24h_32.nii.gz" not in written
+    assert ("21JUL2015_2h_32.nii.gz" in written) is (name == "21JUL2015_24h_32")
+
+
+def test_an_excluded_scan_may_be_of_an_excluded_time_point(tree: Path, target: Path) -> None:
+    assert convert(rats, tree, "--exclude-time-points", "2h", "--exclude", "21JUL2015_2h_32") == 0
+
+
+def test_animal_and_time_point_in_another_order_than_elsewhere(tree: Path, raw: Path, capsys) -> None:
+    (tree / "21JUL2015" / "32").mkdir()
+    (tree / "21JUL2015" / "24h" / "32").rename(tree / "21JUL2015" / "32" / "24h")
+    assert convert(rats, tree) == 2
+    assert "its time point, 24h, is not where other scans have theirs (32)" in capsys.readouterr().err
+
+
 def test_all_problems_at_once(tree: Path, raw: Path, capsys) -> None:
     study = tree / "21JUL2015"
     (study / "24h" / "5" / "scan.nii.gz").unlink()

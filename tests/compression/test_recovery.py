@@ -162,6 +162,20 @@ def test_an_interrupted_run_ends_as_one_that_was_not(folders, monkeypatch, capsy
     assert {path.name for path in folders.iterdir()} == {"images", "model", "small", "whole"}
 
 
+def test_a_state_of_an_older_version_of_the_code_is_continued(folders, monkeypatch, capsys):
+    write_model(folders / "model")
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 1)
+        assert compress(folders, *RECOVER, "2") == 130
+    path = folders / ".small.recovery/state.pth"
+    state = torch.load(path, weights_only=False)
+    state["found"] = state.pop("merged")  # its name at first
+    torch.save(state, path)
+    assert compress(folders, *RECOVER, "2") == 0
+    assert "0 folds done, 1 epochs of the next" in " ".join(capsys.readouterr().err.split())
+    assert notes(folders)["folds"]["0"]["epochs"] == 2
+
+
 @pytest.mark.parametrize("changed", ["epochs", "goal", "files", "version"])
 def test_what_was_interrupted_with_other_settings_is_begun_anew(folders, monkeypatch, capsys, changed):
     write_model(folders / "model")

@@ -37,7 +37,8 @@ def training_losses(trainer: PruningTrainer, count: int) -> Iterator[torch.Tenso
     Also of batches that are not finite: with DDP, nnU-Net's loss waits for the other ranks. Nothing of a batch is held
     when the next one is drawn.
     """
-    scale = trainer.grad_scaler.get_scale() if trainer.grad_scaler is not None else 1.0
+    # Half of the scale of the next step, which the scaler may just have doubled: if it is too large, no batch counts.
+    scale = trainer.grad_scaler.get_scale() / 2 if trainer.grad_scaler is not None else 1.0
     for _ in range(count):
         yield _loss(trainer, next(trainer.dataloader_train)) * scale
 

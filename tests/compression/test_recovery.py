@@ -55,7 +55,7 @@ def teach(root) -> None:
     plans["configurations"]["2d"]["batch_size"] = 8
     (root / "model/plans.json").write_text(json.dumps(plans))
     model = TrainedModel.read(root / "model")
-    cut = torch.cat(patches(model, find_cases(root / "images", model), 40, more=False)[0])
+    cut = torch.cat(patches(model, find_cases(root / "images", model), 40, more=False))
     labels = (cut[:, 0] > 0.3).long() + (cut[:, 0] > 1)
     regions = model.manager.get_label_manager(model.dataset_json).has_regions
     targets = torch.stack([labels > 0, labels > 1], 1) if regions else nn.functional.one_hot(labels, 3).movedim(-1, 1)

@@ -69,11 +69,11 @@ def main() -> None:
     cases = find_cases(arguments.images, model)
     others, used = cases[1::HELD_OUT], [case for i, case in enumerate(cases) if i % HELD_OUT != 1]
     compressor = FoldCompressor(model, fold, torch.device("cpu"))
-    judged = batches(patches(model, others, 8 * len(others), seed=99)[0])
+    judged = batches(patches(model, others, 8 * len(others), seed=99))
     old = segmented(compressor.network, judged)
     rows = []
     for seed in arguments.seeds:
-        cut, _ = patches(model, used[:15], max(15, compressor.wanted), seed)
+        cut = patches(model, used[:15], max(15, compressor.wanted), seed)
         for name in arguments.variants:
             variant = VARIANTS[name]
             compressor.rank(batches(cut), unsure=variant.unsure)

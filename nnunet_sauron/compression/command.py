@@ -196,7 +196,7 @@ class _Work:
 
     def patches(self) -> list:
         """Patches to fit on, (B, channels, *patch) each; the held-out images are segmented by the old model."""
-        cut, _ = patches(self.model, self.fitted_on, max(len(self.fitted_on), self.compressor.wanted))
+        cut = patches(self.model, self.fitted_on, max(len(self.fitted_on), self.compressor.wanted))
         self.remarks += self.compressor.leave_alone(len(cut))
         for remark in self.remarks:
             print(remark, file=sys.stderr)

@@ -22,7 +22,7 @@ VOXELS_AT_ONCE = 1 << 16  # in one forward: small patches are faster together
 
 def patches(
     model: TrainedModel, cases: Sequence[Case], wanted: int, seed: int = 0, *, more: bool = True
-) -> tuple[list[torch.Tensor], list[Case]]:
+) -> list[torch.Tensor]:
     """Patches at places of nnU-Net's sliding window, spread evenly over the cases; seeded.
 
     Where there are fewer places than patches wanted, as in 2D images of the size of the patch, more are made of them:
@@ -37,7 +37,7 @@ def patches(
         more: Whether to make more of them.
 
     Returns:
-        At most `wanted` patches of the plans' size, one a tensor: (1, channels, *patch); and the cases they are of.
+        At most `wanted` patches of the plans' size, one a tensor: (1, channels, *patch).
     """
     size = model.patch_size
     draw = random.Random(seed)
@@ -65,7 +65,7 @@ def patches(
         for pool, others in ((made, spare), (spare, [])):
             while sum(map(len, pool)) > max(0, wanted - len(left) - sum(map(len, others))):
                 max(pool, key=len).pop()
-    return left + [patch for pool in (spare, made) for of_case in pool for patch in of_case], list(cases)
+    return left + [patch for pool in (spare, made) for of_case in pool for patch in of_case]
 
 
 def _drawn(image: torch.Tensor, size: Sequence[int], most: int, draw: random.Random) -> list[torch.Tensor]:

@@ -93,7 +93,7 @@ class Recovery:
         with self.progress.bar("preprocessing images to learn on", len(self.fitted_on)) as step:
             for name in store_images(self.model, self.fitted_on, self.folder / "images"):
                 step(name)
-        judged = batches(patches(self.model, self.held_out, JUDGED, SEED, more=False)[0])
+        judged = batches(patches(self.model, self.held_out, JUDGED, SEED, more=False))
         for index, (fold, one) in enumerate(merged.items()):
             if fold not in self._state["done"]:
                 self._state["done"][fold] = self._recover(index, fold, one, judged)
@@ -161,6 +161,8 @@ class Recovery:
             named = ", ".join(differ) or "settings"
             self.progress.say(f"{self.folder} is of a recovery with other {named}: beginning anew")
             return begun
+        if "found" in state:
+            state["merged"] = state.pop("found")  # its name at first
         epoch = state["running"]["epoch"] if state["running"] else 0
         self.progress.say(f"Continuing from {self.folder}: {len(state['done'])} folds done, {epoch} epochs of the next")
         return state

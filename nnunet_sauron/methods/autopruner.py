@@ -6,7 +6,7 @@ Recognition 107 (2020) 107461, arXiv 1805.08941.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -143,7 +143,7 @@ class AutoPruner(Layerwise):
             return functional.logsigmoid(self._alpha * self._layers[self._keys[unit]](pooled))
 
     @torch.no_grad()
-    def _summed_codes(self, batches: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _summed_codes(self, batches: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
         """Codes (C,) of each unit, summed over the batches of all ranks, in a network whose maps they multiply."""
         layout = channel_layout(self._network)
         coded = {name: width for name, width in layout.widths.items() if self._keys[name] in self._layers}

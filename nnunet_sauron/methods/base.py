@@ -7,7 +7,7 @@ nothing of nnU-Net: `trainers.PruningTrainer` calls it, and removes the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -76,7 +76,8 @@ class TrainingState:
         train_losses: Training loss per epoch, including a method's own term.
         val_losses: Validation loss per epoch.
         widths: Channels per epoch, by unit name.
-        batches: Draws this number of training batches (B, channels, *patch); fewer where some are not finite.
+        batches: Draws this number of training batches (B, channels, *patch), one after another, and yields those that
+            are finite.
         losses: Draws this number of training batches, one after another, and yields the loss of each, computed in the
             training's precision. All are multiplied by one constant, which keeps gradients in float16 above 0.
         batch_size: B.
@@ -88,7 +89,7 @@ class TrainingState:
     train_losses: Sequence[float]
     val_losses: Sequence[float]
     widths: dict[str, Sequence[int]]
-    batches: Callable[[int], list[torch.Tensor]] | None = None
+    batches: Callable[[int], Iterable[torch.Tensor]] | None = None
     losses: Callable[[int], Iterator[torch.Tensor]] | None = None
     batch_size: int = 1
     regions: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import torch
@@ -59,7 +59,7 @@ class ChannelSums:
         summed_over_ranks(self._sums)
 
 
-def map_norms(network: nn.Module, inputs: Sequence[torch.Tensor], order: int) -> dict[str, torch.Tensor]:
+def map_norms(network: nn.Module, inputs: Iterable[torch.Tensor], order: int) -> dict[str, torch.Tensor]:
     """The norm of each feature map, mean over a batch, summed over the batches of all DDP ranks.
 
     Args:
@@ -111,6 +111,7 @@ def map_gradients(network: nn.Module, losses: Iterable[torch.Tensor]) -> dict[st
                 for name, gradient in zip(gates, gradients, strict=True):
                     sums.add(name, gradient)
                 sums.end_batch()
+                del loss  # and with it what is left of the graph, before the next forward
     finally:
         for handle in handles:
             handle.remove()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -90,7 +90,7 @@ class Sauron(PruningMethod):
         self.unmeasured = None
         if self._reached(training.epoch)(training.widths_now, 0.0):
             return {}
-        batches = training.batches(self.settings.prune_batches)
+        batches = list(training.batches(self.settings.prune_batches))  # some of them are ranked on as well
         distances = self._distances(batches)
         return decided_on_one_rank(lambda: self._choose(training, batches, distances)) if distances else {}
 
@@ -160,7 +160,7 @@ class Sauron(PruningMethod):
             self._schedule.left({name: math.ceil(width / step) * step for name, width in widths.items()}) <= wanted
         )
 
-    def _distances(self, batches: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _distances(self, batches: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
         distances = mean_distances(self._network, batches, standardise=self.settings.standardise)
         self.unmeasured = None if distances else NOTHING_MEASURED
         return distances

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -19,7 +19,7 @@ PAIRS_AT_ONCE = 10_000
 
 
 def mean_distances(
-    network: nn.Module, inputs: Sequence[torch.Tensor], *, standardise: bool = False
+    network: nn.Module, inputs: Iterable[torch.Tensor], *, standardise: bool = False
 ) -> dict[str, torch.Tensor]:
     """delta_prune of every channel with every other as the reference.
 
@@ -40,10 +40,12 @@ def mean_distances(
         sums[unit] += relative_pairwise_distances(maps, standardise=standardise) * len(maps)
 
     hooks = {module: partial(add, unit) for unit, _, module in feature_map_modules(network, layout)}
+    patches = 0
     with torch.no_grad(), eval_mode(network, hooks):
         for tensor in inputs:
             network(tensor.to(device))
-    patches = int(summed_over_ranks(torch.tensor(sum(map(len, inputs)), device=device)))
+            patches += len(tensor)
+    patches = int(summed_over_ranks(torch.tensor(patches, device=device)))
     if not patches:
         return {}
     return {u.name: (summed_over_ranks(sums[u.name]) / (patches * len(u.feature_maps))).cpu() for u in layout.units}

@@ -12,29 +12,40 @@ if TYPE_CHECKING:
     from .pruning import PruningTrainer
 
 
-def training_batches(trainer: PruningTrainer, count: int) -> list[torch.Tensor]:
-    """Draw this number of training batches (B, channels, *patch); those that are not finite are left out."""
-    batches = [next(trainer.dataloader_train)["data"] for _ in range(count)]
-    finite = [batch for batch in batches if batch.isfinite().all()]
-    if len(finite) < len(batches):
+def training_batches(trainer: PruningTrainer, count: int) -> Iterator[torch.Tensor]:
+    """Draw this number of training batches (B, channels, *patch), one after another, without those that are not finite.
+
+    Many may be asked for: they are not held in memory together.
+    """
+    left_out = 0
+    for _ in range(count):
+        batch = next(trainer.dataloader_train)["data"]
+        if batch.isfinite().all():
+            yield batch
+        else:
+            left_out += 1
+    if left_out:
         trainer.print_to_log_file(
-            f"WARNING: {len(batches) - len(finite)} of {len(batches)} batches hold values that are not finite, and "
-            f"nothing is measured on them. Look for nan in the preprocessed images."
+            f"WARNING: {left_out} of {count} batches hold values that are not finite, and nothing is measured on them. "
+            f"Look for nan in the preprocessed images."
         )
-    return finite
 
 
 def training_losses(trainer: PruningTrainer, count: int) -> Iterator[torch.Tensor]:
     """Draw this number of training batches, and yield the loss of each, as `TrainingState.losses` describes it.
 
-    Also of batches that are not finite: with DDP, nnU-Net's loss waits for the other ranks.
+    Also of batches that are not finite: with DDP, nnU-Net's loss waits for the other ranks. Nothing of a batch is held
+    when the next one is drawn.
     """
-    scale = trainer.grad_scaler.get_scale() if trainer.grad_scaler is not None else 1.0
-    is_cuda = trainer.device.type == "cuda"
+    # Half of the scale of the next step, which the scaler may just have doubled: if it is too large, no batch counts.
+    scale = trainer.grad_scaler.get_scale() / 2 if trainer.grad_scaler is not None else 1.0
     for _ in range(count):
-        batch = next(trainer.dataloader_train)
-        data, target = batch["data"].to(trainer.device), batch["target"]
-        target = [one.to(trainer.device) for one in target] if isinstance(target, list) else target.to(trainer.device)
-        with torch.autocast("cuda") if is_cuda else nnUNetTrainer.dummy_context():  # as in nnU-Net's training step
-            loss = trainer.loss(trainer.bare_network(data), target)
-        yield loss * scale
+        yield _loss(trainer, next(trainer.dataloader_train)) * scale
+
+
+def _loss(trainer: PruningTrainer, batch: dict) -> torch.Tensor:
+    """As nnU-Net's training step computes it."""
+    data, target = batch["data"].to(trainer.device), batch["target"]
+    target = [one.to(trainer.device) for one in target] if isinstance(target, list) else target.to(trainer.device)
+    with torch.autocast("cuda") if trainer.device.type == "cuda" else nnUNetTrainer.dummy_context():
+        return trainer.loss(trainer.bare_network(data), target)

@@ -41,7 +41,7 @@ def _merge(trainer: PruningTrainer, network: nn.Module, keep: dict[str, list[int
         return
     widths = channel_layout(network).widths
     count = trainer.planned.merge_batches(trainer.pruning_settings, widths, trainer.batch_size)
-    batches = training_batches(trainer, count)
+    batches = list(training_batches(trainer, count))
     if not batches:
         trainer.print_to_log_file("WARNING: channels are dropped, not merged: there is no batch to fit on")
         return

@@ -441,7 +441,7 @@ def test_help_does_not_import_nnunet():
 def test_compressing_leaves_the_model_as_it_was_for_the_next_tolerance(folders):
     model = TrainedModel.read(write_model(folders / "model"))
     compressor = FoldCompressor(model, "0", torch.device("cpu"))
-    compressor.rank(batches(patches(model, find_cases(folders / "images", model), compressor.wanted)[0]))
+    compressor.rank(batches(patches(model, find_cases(folders / "images", model), compressor.wanted)))
     one, other, same = (compressor.merge(tolerance) for tolerance in (0.3, 0.05, 0.3))
     assert one.after != other.after
     assert all(torch.equal(tensor, same.weights[name]) for name, tensor in one.weights.items())
@@ -451,7 +451,7 @@ def test_compressing_leaves_the_model_as_it_was_for_the_next_tolerance(folders):
 def test_positions_count_by_how_unsure_the_network_is(folders, regions):
     model = TrainedModel.read(write_model(folders / "model", **({"whole": [1, 2]} if regions else {})))
     compressor = FoldCompressor(model, "0", torch.device("cpu"))
-    inputs = batches(patches(model, find_cases(folders / "images", model), compressor.wanted)[0])
+    inputs = batches(patches(model, find_cases(folders / "images", model), compressor.wanted))
     compressor.rank(inputs)
     one = compressor.merge(compressor.tolerance(Goal(macs=0.5)))
     results = {}

@@ -27,8 +27,8 @@ def test_patches_are_windows_of_what_nnunet_predicts_from(tmp_path, dim):
     model = TrainedModel.read(write_model(tmp_path / "model", dim))
     cases = find_cases(write_images(tmp_path / "images", 2, shape=(20, 24, 18)), model)
     images = [preprocess(model, *read_case(model, case))[0] for case in cases]
-    cut, used = patches(model, cases, 6)
-    assert used == cases and len(cut) == 6 and {tuple(p.shape) for p in cut} == {(1, 1, *[16] * dim)}
+    cut = patches(model, cases, 6)
+    assert len(cut) == 6 and {tuple(p.shape) for p in cut} == {(1, 1, *[16] * dim)}
     predictor = model.predictor(torch.device("cpu"))
     for patch in cut:
         found = [
@@ -37,7 +37,7 @@ def test_patches_are_windows_of_what_nnunet_predicts_from(tmp_path, dim):
             for window in predictor._internal_get_sliding_window_slicers(image.shape[1:])
         ]
         assert any(found)
-    assert [p.sum() for p in patches(model, cases, 6)[0]] == [p.sum() for p in cut]
+    assert [p.sum() for p in patches(model, cases, 6)] == [p.sum() for p in cut]
 
 
 def test_windows_are_nnunets(tmp_path):
@@ -50,7 +50,7 @@ def test_windows_are_nnunets(tmp_path):
 def test_an_image_smaller_than_the_patch_is_padded(tmp_path):
     model = TrainedModel.read(write_model(tmp_path / "model", 3))
     cases = find_cases(write_images(tmp_path / "images", 1, shape=(6, 24, 10)), model)
-    cut, _ = patches(model, cases, 4)
+    cut = patches(model, cases, 4)
     assert cut[0].shape == (1, 1, 16, 16, 16) and (cut[0] == 0).any()
 
 
@@ -66,9 +66,9 @@ def test_what_some_cases_lack_the_others_make_up_for(model, tmp_path, rich):
     for index in range(3):
         slices = 30 if index == rich else 2
         cases.append(nth_case(tmp_path, index, slices, model))
-    cut, _ = patches(model, cases, 12)
+    cut = patches(model, cases, 12)
     assert len(cut) == 12
-    assert len(patches(model, cases[1:2], 12, more=False)[0]) == 2
+    assert len(patches(model, cases[1:2], 12, more=False)) == 2
     windows = {patch.numpy().tobytes() for case in cases for patch in preprocess(model, *read_case(model, case))[0][0]}
     assert {patch.numpy().tobytes() for patch in cut} <= windows  # none was made, where there are enough
 
@@ -76,7 +76,7 @@ def test_what_some_cases_lack_the_others_make_up_for(model, tmp_path, rich):
 def test_spare_patches_come_from_all_cases_alike(model, tmp_path):
     cases = [nth_case(tmp_path, index, slices, model) for index, slices in enumerate((30, 30, 1, 1, 1))]
     images = [preprocess(model, *read_case(model, case))[0] for case in cases]
-    cut, _ = patches(model, cases, 17)
+    cut = patches(model, cases, 17)
     of = [sum(any(torch.equal(patch[0], part) for part in image.unbind(1)) for patch in cut) for image in images]
     assert of == [7, 7, 1, 1, 1]
 
@@ -89,7 +89,7 @@ def test_of_images_as_large_as_the_patch_more_are_made(tmp_path, dim, axes):
     cases = find_cases(write_images(tmp_path / "images", 1, shape=(1 if dim == 2 else 16, 16, 16)), model)
     image = preprocess(model, *read_case(model, cases[0]))[0].view(1, 1, *[16] * dim)
     flips = 2 ** len(axes or ())
-    cut, _ = patches(model, cases, 1000)
+    cut = patches(model, cases, 1000)
     assert len(cut) == flips * (1 + 2**dim) == len({patch.numpy().tobytes() for patch in cut})
     assert {patch.shape for patch in cut} == {image.shape} and torch.equal(cut[0], image)
     axes = tuple(axis + 2 for axis in axes or ())
@@ -99,20 +99,24 @@ def test_of_images_as_large_as_the_patch_more_are_made(tmp_path, dim, axes):
     shifted = torch.zeros_like(image)
     shifted[(..., *[slice(4, None)] * dim)] = image[corner]
     assert any(torch.equal(patch, shifted) for patch in cut[flips:])
-    assert len(patches(model, cases, 3)[0]) == min(3, len(cut))
+    assert len(patches(model, cases, 3)) == min(3, len(cut))
 
 
 def test_small_patches_are_put_together(model, tmp_path, monkeypatch):
-    cut, _ = patches(model, find_cases(write_images(tmp_path / "images", 2), model), 5)
+    cut = patches(model, find_cases(write_images(tmp_path / "images", 2), model), 5)
     monkeypatch.setattr("nnunet_sauron.compression.images.VOXELS_AT_ONCE", 2 * 16 * 16)
     together = batches(cut)
     assert [len(batch) for batch in together] == [2, 2, 1] and torch.equal(torch.cat(together), torch.cat(cut))
 
 
-def test_fewer_patches_than_cases_are_of_cases_all_over_the_folder(model, tmp_path):
+def test_fewer_patches_than_cases_are_of_cases_all_over_the_folder(model, tmp_path, monkeypatch):
     cases = find_cases(write_images(tmp_path / "images", 9, shape=(3, 20, 20)), model)
-    cut, used = patches(model, cases, 3)
-    assert len(cut) == 3 and [case.name for case in used] == ["case_0", "case_3", "case_6"]
+    read: list[str] = []
+    monkeypatch.setattr(
+        "nnunet_sauron.compression.images.read_case",
+        lambda model, case: read.append(case.name) or read_case(model, case),
+    )
+    assert len(patches(model, cases, 3)) == 3 and read == ["case_0", "case_3", "case_6"]
 
 
 def test_patches_suffice_for_the_layer_with_the_fewest_positions_a_channel():

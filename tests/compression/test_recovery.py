@@ -55,7 +55,7 @@ def teach(root) -> None:
     plans["configurations"]["2d"]["batch_size"] = 8
     (root / "model/plans.json").write_text(json.dumps(plans))
     model = TrainedModel.read(root / "model")
-    cut = torch.cat(patches(model, find_cases(root / "images", model), 40, more=False)[0])
+    cut = torch.cat(patches(model, find_cases(root / "images", model), 40, more=False))
     labels = (cut[:, 0] > 0.3).long() + (cut[:, 0] > 1)
     regions = model.manager.get_label_manager(model.dataset_json).has_regions
     targets = torch.stack([labels > 0, labels > 1], 1) if regions else nn.functional.one_hot(labels, 3).movedim(-1, 1)
@@ -160,6 +160,20 @@ def test_an_interrupted_run_ends_as_one_that_was_not(folders, monkeypatch, capsy
         assert equal(weights(folders, "whole", fold), weights(folders, "small", fold))
     assert notes(folders, "whole") == notes(folders)
     assert {path.name for path in folders.iterdir()} == {"images", "model", "small", "whole"}
+
+
+def test_a_state_of_an_older_version_of_the_code_is_continued(folders, monkeypatch, capsys):
+    write_model(folders / "model")
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 1)
+        assert compress(folders, *RECOVER, "2") == 130
+    path = folders / ".small.recovery/state.pth"
+    state = torch.load(path, weights_only=False)
+    state["found"] = state.pop("merged")  # its name at first
+    torch.save(state, path)
+    assert compress(folders, *RECOVER, "2") == 0
+    assert "0 folds done, 1 epochs of the next" in " ".join(capsys.readouterr().err.split())
+    assert notes(folders)["folds"]["0"]["epochs"] == 2
 
 
 @pytest.mark.parametrize("changed", ["epochs", "goal", "files", "version"])

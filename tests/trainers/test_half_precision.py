@@ -13,6 +13,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_sauron import trainers
 from nnunet_sauron.methods.measuring import NOTHING_MEASURED
 from nnunet_sauron.pruning import channel_layout
+from nnunet_sauron.trainers.batches import training_losses
 
 from .small import RandomPatches, set_folders
 from .test_every_trainer import EVERY, make
@@ -87,6 +88,18 @@ def test_a_skipped_step_and_another_scale_leave_no_trace(folder, trainer_class):
     scaled.train_step(last)
     for one, other in zip(learnt(plain), learnt(scaled), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_scale_that_has_just_doubled_is_not_measured_with(folder):
+    """The scaler doubles its scale until a step overflows; after such a doubling every batch would."""
+    trainer = started(folder, trainers.TaylorTrainer, scale=1024.0)
+    trainer.grad_scaler.set_growth_interval(1)
+    batch = next(RandomPatches(trainer, 3))
+    trainer.train_step(copy.deepcopy(batch))
+    assert trainer.grad_scaler.get_scale() == 2048
+    trainer.dataloader_train = iter([batch])
+    (loss,) = training_losses(trainer, 1)
+    assert loss == 1024 * trainer.loss(trainer.network(batch["data"]), batch["target"])
 
 
 UNIT = "encoder.stages.1.0.convs.0"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_sauron import trainers
+from nnunet_sauron.methods.measuring import map_gradients, map_norms
+from nnunet_sauron.methods.similar_channels import mean_distances
 from nnunet_sauron.trainers import StockTrainer
+from nnunet_sauron.trainers.batches import training_batches, training_losses
 
 from .small import OnRandomPatches, RandomPatches, set_folders, small_trainer
 
@@ -54,3 +59,42 @@ def test_no_method_keeps_more_than_nnunet_but_for_saurons_pooled_maps(
         factor = saved_bytes(tmp_path, getattr(trainers, name), {"target_macs": 0.5, **more}, **network) / stock
         # A channel's numbers, such as a code's, weigh something on patches as small as these.
         assert factor <= (SAURON[dim] if name == "SauronTrainer" else 1.04), name
+
+
+class CountingLoader:
+    """A training's batches; `alive` is how many of the batches, and of the losses, there are still at each draw."""
+
+    def __init__(self, trainer):
+        self.loader, self.made, self.alive = trainer.dataloader_train, [], []
+        loss = trainer.loss
+        trainer.loss = lambda *arguments: self.noted(loss(*arguments))
+
+    def noted(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.made.append(weakref.ref(tensor))
+        return tensor
+
+    def __next__(self) -> dict:
+        self.alive.append(sum(one() is not None for one in self.made))
+        batch = next(self.loader)
+        self.noted(batch["data"])
+        return batch
+
+
+@pytest.mark.parametrize("measured", ["norms", "gradients", "distances", "codes"])
+def test_measuring_holds_one_batch_at_a_time_and_no_graph_of_the_last(folder, measured):
+    base = trainers.AutoPrunerTrainer if measured == "codes" else trainers.TaylorTrainer
+    trainer = small_trainer(folder, type(base.__name__, (OnRandomPatches, base), {"target_macs": 0.5}))
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    trainer.dataloader_train = counting = CountingLoader(trainer)
+    network, batches = trainer.bare_network, training_batches(trainer, 4)
+    found = {
+        "norms": lambda: map_norms(network, batches, 2),
+        "gradients": lambda: map_gradients(network, training_losses(trainer, 4)),
+        "distances": lambda: mean_distances(network, batches),
+        "codes": lambda: trainer.method._summed_codes(batches),
+    }[measured]()
+    assert found and len(counting.alive) == 4
+    # Images at most, and with gradients not even those: a graph that stays would hold the largest maps beside the next.
+    assert max(counting.alive) <= (0 if measured == "gradients" else 1)

@@ -168,7 +168,7 @@ def test_redundant_channels_are_those_below_the_threshold_but_the_reference(fold
             for threshold in self._thresholds.values():
                 threshold.steps = threshold.kappa  # tau = tau_max
             drawn = []
-            taken = replace(training, batches=lambda n: drawn.append(training.batches(n)) or drawn[-1])
+            taken = replace(training, batches=lambda n: drawn.append(list(training.batches(n))) or drawn[-1])
             wishes = super().redundant(taken)
             inputs = [batch for of_draw in drawn for batch in of_draw]
             assert len(inputs) == self.settings.prune_batches == 2

@@ -161,8 +161,6 @@ class Recovery:
             named = ", ".join(differ) or "settings"
             self.progress.say(f"{self.folder} is of a recovery with other {named}: beginning anew")
             return begun
-        if "found" in state:
-            state["merged"] = state.pop("found")  # its name at first
         epoch = state["running"]["epoch"] if state["running"] else 0
         self.progress.say(f"Continuing from {self.folder}: {len(state['done'])} folds done, {epoch} epochs of the next")
         return state

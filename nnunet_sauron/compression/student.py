@@ -12,12 +12,14 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from ..console.progress import Progress
@@ -43,6 +45,7 @@ class RecoverySettings:
         epochs: The most there are, and the length of the polynomial schedule.
         steps: Steps of an epoch.
         initial_lr, momentum, weight_decay, clip: Of SGD. All but the learning rate are nnU-Net's.
+        decay: Of the running mean of the weights, which is what is judged and returned; less in the first steps.
     """
 
     epochs: int
@@ -51,6 +54,7 @@ class RecoverySettings:
     momentum: float = 0.99
     weight_decay: float = 3e-5
     clip: float = 12.0
+    decay: float = 0.98
 
     def __post_init__(self) -> None:
         for name, value in (("--recover", self.epochs), ("--recover-steps", self.steps)):
@@ -63,12 +67,28 @@ class RecoverySettings:
         return max(5, self.epochs // 3)
 
 
+def move_means(means: Sequence[torch.Tensor], values: Sequence[torch.Tensor], steps: int, decay: float) -> None:
+    """Take values into their running means, in place; all of one dtype.
+
+    Args:
+        means, values: A tensor for each parameter or buffer.
+        steps: How many values the means hold. Up to `decay / (1 - decay)` of them count alike.
+        decay: What is left of a mean in a step; whole numbers are taken over as they are.
+    """
+    part = max(1 - decay, 1 / (1 + int(steps)))
+    for mean, value in zip(means, values, strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value, part)
+        else:
+            mean.copy_(value)
+
+
 @dataclass
 class Recovered:
     """One fold's result.
 
     Attributes:
-        weights: Those of the best epoch.
+        weights: The running mean of the best epoch.
         agreement: With the old model on held-out patches, hard Dice over all of them, before the first epoch and after
             each; nan where neither network finds foreground.
         loss: Mean distance to the old model in each epoch.
@@ -108,8 +128,14 @@ class StudentTraining:
         self.scaler = GradScaler(enabled=device.type == "cuda")
         self.held_out = [patch.to(device) for patch in held_out]
         self.expected = [self._segmented(teacher.logits(patch)[0]) for patch in self.held_out]
+        # With this learning rate and momentum, the last step decides how some images are segmented; with the running
+        # mean of the weights it does not (Polyak and Juditsky, SIAM J. Control Optim. 30, 1992).
+        average = partial(move_means, decay=settings.decay)
+        self.averaged = AveragedModel(self.student, multi_avg_fn=average, use_buffers=True)
         if state:
             self.student.load_state_dict(state["student"])
+            self.averaged.module.load_state_dict(state["averaged"])
+            self.averaged.n_averaged.fill_(state["averaged_steps"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.epoch, self.best, self.cool_down = state["epoch"], state["best"], state["cool_down"]
@@ -152,7 +178,9 @@ class StudentTraining:
         """All that continuing needs."""
         return {
             "epoch": self.epoch,
-            "student": self._weights(),
+            "student": copy.deepcopy(self.student).cpu().state_dict(),
+            "averaged": self._weights(),
+            "averaged_steps": int(self.averaged.n_averaged),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "best": self.best,
@@ -162,12 +190,12 @@ class StudentTraining:
     @torch.no_grad()
     def agreement(self) -> float:
         """Hard Dice with the teacher over all held-out patches together, mean of the classes that either finds."""
-        self.student.eval()
-        self.student.decoder.deep_supervision = False
+        network = self.averaged.module.eval()
+        network.decoder.deep_supervision = False
         both = each = 0
         for patch, expected in zip(self.held_out, self.expected, strict=True):
             with self._mixed_precision():
-                found = self._segmented(self.student(patch))
+                found = self._segmented(network(patch))
             positions = [0, *range(2, found.ndim)]
             # On the CPU: MPS has no float64.
             both = both + (found & expected).sum(positions).cpu().double()
@@ -190,6 +218,7 @@ class StudentTraining:
             nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip)
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            self.averaged.update_parameters(self.student)
             losses.append(loss.item())
             step(f"loss {losses[-1]:.3f}, agreement {self.best.agreement[-1]:.4f}")
         return float(np.mean(losses))
@@ -238,4 +267,4 @@ class StudentTraining:
 
     def _weights(self) -> dict[str, torch.Tensor]:
         # Moved as a whole: nnU-Net's modules have several names, and each tensor is to be stored once.
-        return copy.deepcopy(self.student).cpu().state_dict()
+        return copy.deepcopy(self.averaged.module).cpu().state_dict()

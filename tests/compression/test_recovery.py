@@ -162,21 +162,21 @@ def test_an_interrupted_run_ends_as_one_that_was_not(folders, monkeypatch, capsy
     assert {path.name for path in folders.iterdir()} == {"images", "model", "small", "whole"}
 
 
-def test_a_state_of_an_older_version_of_the_code_is_continued(folders, monkeypatch, capsys):
-    write_model(folders / "model")
-    with monkeypatch.context() as patched:
-        interrupt_after(patched, 1)
-        assert compress(folders, *RECOVER, "2") == 130
-    path = folders / ".small.recovery/state.pth"
-    state = torch.load(path, weights_only=False)
-    state["found"] = state.pop("merged")  # its name at first
-    torch.save(state, path)
-    assert compress(folders, *RECOVER, "2") == 0
-    assert "0 folds done, 1 epochs of the next" in " ".join(capsys.readouterr().err.split())
-    assert notes(folders)["folds"]["0"]["epochs"] == 2
+def test_weights_are_a_running_mean_that_counts_its_first_values_alike():
+    values = torch.randn(60, 3, dtype=torch.float64)
+    means, counted = [values[0].clone(), torch.tensor(7)], torch.tensor(9)
+    for steps, value in enumerate(values[1:4], start=1):
+        student.move_means(means, [value, counted], torch.tensor(steps), decay=0.8)
+    assert torch.allclose(means[0], values[:4].mean(0)) and means[1] == 9
+    expected = values[:5].mean(0)
+    student.move_means(means, [values[4], counted], torch.tensor(4), decay=0.8)
+    for steps, value in enumerate(values[5:], start=5):
+        student.move_means(means, [value, counted], torch.tensor(steps), decay=0.8)
+        expected = 0.8 * expected + 0.2 * value
+    assert torch.allclose(means[0], expected)
 
 
-@pytest.mark.parametrize("changed", ["epochs", "goal", "files", "version"])
+@pytest.mark.parametrize("changed", ["epochs", "goal", "files", "version", "decay"])
 def test_what_was_interrupted_with_other_settings_is_begun_anew(folders, monkeypatch, capsys, changed):
     write_model(folders / "model")
     with monkeypatch.context() as patched:
@@ -185,6 +185,11 @@ def test_what_was_interrupted_with_other_settings_is_begun_anew(folders, monkeyp
     if changed == "files":
         path = folders / "images/case_0_0000.nii.gz"
         path.write_bytes((folders / "images/case_1_0000.nii.gz").read_bytes())
+    if changed == "decay":  # unknown to states of before there was one
+        path = folders / ".small.recovery/state.pth"
+        state = torch.load(path, weights_only=False)
+        del state["made_with"]["decay"]
+        torch.save(state, path)
     if changed == "version":
         monkeypatch.setattr(recovery, "__version__", "0.0.1")
     words = [*RECOVER[:-1], "--recover", "2" if changed == "epochs" else "3"]

@@ -16,6 +16,7 @@ import numpy as np
 from . import engines
 from .archive import Archive
 from .labels import probabilities, segment
+from .manifest import check_step
 from .preprocessing import Preprocessed, preprocess
 from .sliding_window import Network, pad_widths, predict_logits
 
@@ -135,13 +136,13 @@ class Bundle:
         """As `predict`, with the probabilities of all classes or regions if asked for."""
         from .images import from_array, to_array
 
-        if step is not None and not 0 < step <= 1:
-            raise ValueError(f"step is {step}, expected was a number above 0 and up to 1.")
+        if step is not None:
+            check_step(step)
         images = [image] if not isinstance(image, (list, tuple)) else list(image)
         array, spacing = to_array(images, self.manifest)
         foreground = self.manifest.foreground_labels
-        dtype = np.uint8 if len(foreground) < 255 else np.uint16
         order = self.manifest.regions_class_order
+        dtype = np.uint8 if max((*foreground, *(order or ())), default=0) < 255 else np.uint16
         segmentation = chances = None
         for index, stage in enumerate(self.manifest.stages):
             seen = preprocess(array, spacing, stage, segmentation)

@@ -65,12 +65,13 @@ def _check_description(models: Sequence[TrainedModel]) -> None:
     """Raise ValueError unless a runtime will take what bundle.json is to say, before any network is written."""
     names = [f"{number}.onnx" for number in range(len(models))]
     files = {name: {"sha256": "0" * 64, "bytes": 1} for name in names}
-    said = describe([(one, [name]) for one, name in zip(models, names, strict=True)], "float32", {}, files)
+    place = str(models[-1].folder)
     try:
-        read_manifest(said, str(models[-1].folder))
-    except ValueError as error:
-        reason = str(error).removesuffix(" Export the bundle anew.")
-        raise ValueError(f"No bundle can hold {reason} Mend its plans.json and dataset.json.") from error
+        stages = [(one, [name]) for one, name in zip(models, names, strict=True)]
+        read_manifest(describe(stages, "float32", {}, files), place)
+    except (ValueError, TypeError) as error:
+        reason = str(error).removeprefix(f"{place}: ").removesuffix(" Export the bundle anew.")
+        raise ValueError(f"No bundle can hold {place}: {reason} Mend its plans.json and dataset.json.") from error
 
 
 def describe(

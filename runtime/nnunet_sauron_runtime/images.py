@@ -44,7 +44,7 @@ def write_image(image: SimpleITK.Image, file: Path) -> None:
         OSError: It could not be written.
     """
     ending = "".join(file.suffixes[-2:]) if file.name.endswith(".gz") else file.suffix
-    beside = file.with_name(f".{file.name[: -len(ending)]}.tmp{ending}")
+    beside = file.with_name(f".{file.name[: -len(ending)]}.{os.getpid()}.tmp{ending}")
     try:
         SimpleITK.WriteImage(image, str(beside), True)
         check_file(beside)  # where the disk is full, the writer of NIfTI returns as if nothing were

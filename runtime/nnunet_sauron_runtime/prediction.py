@@ -104,7 +104,7 @@ def _refuse_to_replace(images: set[Path], wanted: list[Path]) -> None:
 
 
 def _write_probabilities(values: np.ndarray, file: Path) -> None:
-    beside = file.with_name(f".{file.name}.tmp")
+    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as opened:
             np.savez_compressed(opened, probabilities=values)

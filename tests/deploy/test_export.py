@@ -135,6 +135,8 @@ SQUARED = {"is_seg": False, "order": 2, "order_z": 0, "force_separate_z": None}
             "lacks std",
         ),
         ({"spacing": [1e7, 1]}, {}, "spacing is [10000000.0, 1.0], expected: 2 lengths in mm"),
+        ({"spacing": None}, {}, "not iterable"),
+        ({"patch_size": [16, "x"]}, {}, "'x'"),
     ],
 )
 def test_what_no_bundle_holds_is_refused_by_name(tmp_path, capsys, configuration, plan, named):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import resource
 import shutil
 import signal
 import struct
+import tempfile
 import zipfile
 
 import numpy as np
@@ -64,18 +66,40 @@ def test_a_header_is_not_taken_for_voxels(tmp_path, start):
     assert len(read_case([file])) == 1
 
 
-@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
-def test_a_segmentation_that_cannot_be_written_whole_leaves_nothing(tmp_path, ending):
-    segmentation = SimpleITK.GetImageFromArray(np.random.default_rng(0).integers(0, 3, (40, 40, 40)).astype(np.uint8))
+@contextlib.contextmanager
+def full_disk():
+    """No file gets longer than 3000 bytes."""
     handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))  # as a disk that is full
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
     try:
-        with pytest.raises(OSError, match=rf"a{ending} could not be written.* Make room, or choose another -o"):
-            write_segmentation(segmentation, tmp_path / f"a{ending}")
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_a_segmentation_that_cannot_be_written_whole_leaves_nothing(tmp_path, ending):
+    segmentation = SimpleITK.GetImageFromArray(np.random.default_rng(0).integers(0, 3, (40, 40, 40)).astype(np.uint8))
+    with (
+        full_disk(),
+        pytest.raises(OSError, match=rf"a{ending} could not be written.* Make room, or choose another -o"),
+    ):
+        write_segmentation(segmentation, tmp_path / f"a{ending}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_logits_that_the_temporary_folder_has_no_room_for_are_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    bundle = Bundle(folder, threads=1, max_memory=1e-6)
+    _ = bundle.networks
+    with full_disk(), pytest.raises(OSError, match=f"{tmp_path} has no room for .* name another folder in TMPDIR"):
+        bundle.predict(SimpleITK.GetImageFromArray(VOLUME), mirroring=False)
+    seen = []
+    bundle.predict(
+        SimpleITK.GetImageFromArray(VOLUME), mirroring=False, on_tile=lambda *_: seen.extend(tmp_path.iterdir())
+    )
+    assert seen == []  # so that a process that is killed leaves no gigabytes behind
 
 
 def predict(bundle, images, output, **options) -> list[str]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import zipfile
-import zlib
 from pathlib import Path
 
 from .manifest import Manifest, read_manifest
@@ -92,7 +91,10 @@ class Archive:
             name = entry.filename
             if not PLAIN.fullmatch(name) or name in sizes:
                 why = "twice" if name in sizes else "a name with more than letters, digits, _, - and ."
-                raise ValueError(f"{self.path} holds {name!r} ({why}), as no bundle does; nothing of it was read.")
+                raise ValueError(
+                    f"{self.path} holds {name!r} ({why}), as no bundle does; nothing of it was read. "
+                    f"If you zipped a folder, zip the files in it instead."
+                )
             sizes[name] = entry.file_size
         return sizes
 
@@ -109,8 +111,8 @@ class Archive:
             else:
                 with zipfile.ZipFile(self.path) as archive, archive.open(name) as file:
                     content = file.read(limit + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise ValueError(f"{self.path}: {name} is damaged ({error}); copy the bundle anew.") from error
+        except Exception as error:  # each way to pack a file has its own
+            raise ValueError(f"{self.path}: {name} cannot be read ({error}); copy the bundle anew.") from error
         if len(content) > limit:
             raise ValueError(f"{self.path}: {name} has more than {limit} bytes; copy the bundle anew.")
         return content

@@ -16,6 +16,7 @@ import numpy as np
 from . import engines
 from .archive import Archive
 from .labels import probabilities, segment
+from .manifest import check_step
 from .preprocessing import Preprocessed, preprocess
 from .sliding_window import Network, pad_widths, predict_logits
 
@@ -135,39 +136,38 @@ class Bundle:
         """As `predict`, with the probabilities of all classes or regions if asked for."""
         from .images import from_array, to_array
 
-        if step is not None and not 0 < step <= 1:
-            raise ValueError(f"step is {step}, expected was a number above 0 and up to 1.")
+        if step is not None:
+            check_step(step)
         images = [image] if not isinstance(image, (list, tuple)) else list(image)
         array, spacing = to_array(images, self.manifest)
         foreground = self.manifest.foreground_labels
-        dtype = np.uint8 if len(foreground) < 255 else np.uint16
         order = self.manifest.regions_class_order
+        dtype = np.uint8 if max((*foreground, *(order or ())), default=0) < 255 else np.uint16
         segmentation = chances = None
         for index, stage in enumerate(self.manifest.stages):
             seen = preprocess(array, spacing, stage, segmentation)
             last = index == len(self.manifest.stages) - 1
-            with tempfile.TemporaryDirectory(prefix="nnunet_sauron_") as folder:
-                logits = predict_logits(
-                    seen.data,
-                    self.networks[index],
-                    stage.patch_size,
-                    stage.outputs,
-                    step=step or stage.step,
-                    mirror_axes=stage.mirror_axes if mirroring else (),
-                    batch=_batch(stage),
-                    new_array=self._array_maker(array, seen, stage, folder),
-                    on_tile=on_tile,
-                )
-                segmentation = segment(logits, seen, stage, order, dtype, self.threads or os.cpu_count() or 1)
-                if last and with_probabilities:
-                    chances = probabilities(logits, seen, stage, order)
-                del logits
+            logits = predict_logits(
+                seen.data,
+                self.networks[index],
+                stage.patch_size,
+                stage.outputs,
+                step=step or stage.step,
+                mirror_axes=stage.mirror_axes if mirroring else (),
+                batch=_batch(stage),
+                new_array=self._array_maker(array, seen, stage),
+                on_tile=on_tile,
+            )
+            segmentation = segment(logits, seen, stage, order, dtype, self.threads or os.cpu_count() or 1)
+            if last and with_probabilities:
+                chances = probabilities(logits, seen, stage, order)
+            del logits
         return Prediction(from_array(segmentation, images[0], self.manifest), chances)
 
     def _array_maker(
-        self, image: np.ndarray, seen: Preprocessed, stage: Stage, folder: str
+        self, image: np.ndarray, seen: Preprocessed, stage: Stage
     ) -> Callable[[tuple[int, ...]], np.ndarray]:
-        """Arrays of zeros in memory or, where they do not fit, in files of a folder."""
+        """Arrays of zeros in memory or, where they do not fit, in temporary files."""
         voxels = np.prod([
             length + sum(widths)
             for length, widths in zip(
@@ -179,12 +179,22 @@ class Bundle:
         if self.max_memory is None or needed <= self.max_memory * GIGABYTE:
             return lambda shape: np.zeros(shape, np.float16)
 
-        def in_file(shape: tuple[int, ...]) -> np.ndarray:
-            handle, name = tempfile.mkstemp(dir=folder)
-            os.close(handle)
-            return np.memmap(name, np.float16, "w+", shape=shape)
+        return _in_file
 
-        return in_file
+
+def _in_file(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros in a temporary file, of which nothing is left however the process ends."""
+    size = math.prod(shape) * np.dtype(np.float16).itemsize
+    try:
+        with tempfile.TemporaryFile() as file:
+            if hasattr(os, "posix_fallocate"):  # else a disk that fills up ends the process without a word
+                os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, np.float16, "w+", shape=shape)
+    except OSError as error:
+        raise OSError(
+            f"{tempfile.gettempdir()} has no room for {size / GIGABYTE:.3g} GB of logits ({error}); name another "
+            f"folder in TMPDIR, or give a larger --max-memory"
+        ) from error
 
 
 def _batch(stage: Stage) -> int:

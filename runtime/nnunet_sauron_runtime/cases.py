@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .manifest import Manifest
@@ -75,7 +77,23 @@ def find_cases(place: Path, manifest: Manifest) -> list[Case]:
         raise FileNotFoundError(
             f"{place} has no images named as nnU-Net has them, such as {_expected('CASE', manifest)}{there}."
         )
-    return [_case(name, ending, channels, manifest) for (name, ending), channels in sorted(found.items())]
+    cases = [_case(name, ending, channels, manifest) for (name, ending), channels in sorted(found.items())]
+    times = Counter(case.name for case in cases)
+    return [replace(case, fault=_in_several(case)) if times[case.name] > 1 else case for case in cases]
+
+
+def passed_over(place: Path, cases: Sequence[Case], manifest: Manifest) -> list[str]:
+    """Names of the files in a folder that look like images and belong to no case, nor are a case's segmentation."""
+    if place.is_file():
+        return []
+    known = {file.name for case in cases for file in (*case.files, Path(case.name + case.ending))}
+    names = sorted(file.name for file in place.iterdir() if not file.name.startswith("."))
+    return [name for name in names if name not in known and _ending(name.lower(), _endings(manifest))]
+
+
+def _in_several(case: Case) -> str:
+    files = ", ".join(file.name for file in case.files)
+    return f"{files}: the case {case.name} is there with another ending, too; leave one of the two"
 
 
 def _case(name: str, ending: str, channels: dict[int, Path], manifest: Manifest) -> Case:

@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and not words[0].startswith("-") and words[0] != "predict":
         print(
-            f"nnUNetv2_sauron {words[0]}: only predict is installed here; the other verbs come with nnunet-sauron: "
-            f"pip install nnunet-sauron",
+            f"nnUNetv2_sauron {words[0]}: only predict is installed here; the other verbs come with the whole of "
+            f"nnunet-sauron: run `pip install .` in the top folder of its source.",
             file=sys.stderr,
         )
         return 2

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 
-from .manifest import Manifest
+from .manifest import Manifest, is_length
 from .whole_files import check_file
 
 ORIENTED = "RAS"  # to which nnU-Net's readers with "Reorient" in their names bring images
@@ -44,10 +44,13 @@ def write_image(image: SimpleITK.Image, file: Path) -> None:
         OSError: It could not be written.
     """
     ending = "".join(file.suffixes[-2:]) if file.name.endswith(".gz") else file.suffix
-    beside = file.with_name(f".{file.name[: -len(ending)]}.tmp{ending}")
+    beside = file.with_name(f".{file.name[: -len(ending)]}.{os.getpid()}.tmp{ending}")
     try:
         SimpleITK.WriteImage(image, str(beside), True)
+        check_file(beside)  # where the disk is full, the writer of NIfTI returns as if nothing were
         os.replace(beside, file)
+    except ValueError as error:
+        raise OSError(f"{file} could not be written to its end. Make room, or choose another -o.") from error
     except RuntimeError as error:
         raise OSError(f"{file} could not be written: {_reason(error)}. Make room, or choose another -o.") from error
     finally:
@@ -76,6 +79,10 @@ def to_array(images: Sequence[SimpleITK.Image], manifest: Manifest) -> tuple[np.
     axes = images[0].GetDimension()
     for image in images:
         _check_image(image, colours)
+        if manifest.image_reader == "NibabelIOWithReorient" and _has_no_orientation(image):
+            raise ValueError(
+                "it has neither qform nor sform, and readers differ in which side they take for the front; set one"
+            )
         if image.GetSize() != images[0].GetSize():
             raise ValueError(
                 f"its images have different sizes, {images[0].GetSize()} and {image.GetSize()} voxels along x, y, z"
@@ -91,7 +98,7 @@ def to_array(images: Sequence[SimpleITK.Image], manifest: Manifest) -> tuple[np.
             warnings.warn(
                 "images of one case have different origins or directions; the first one's are used", stacklevel=2
             )
-    if axes == 2 and len(manifest.stages[0].patch_size) == 3:
+    if axes == 2 and (len(manifest.stages[0].patch_size) == 3 or _reorients(manifest)):
         raise ValueError(f"it is a 2D image of {images[0].GetSize()} pixels; the model takes volumes")
     if _reorients(manifest):
         images = [SimpleITK.DICOMOrient(image, ORIENTED) for image in images]
@@ -146,8 +153,10 @@ def _check_image(image: SimpleITK.Image, colours: bool) -> None:
         raise ValueError(f"it has {axes} axes; the model takes 2 or 3, and each channel in a file of its own")
     if parts != 1 and not (colours and parts in (3, 4)):
         raise ValueError(f"its voxels have {parts} parts (colours or vectors); the model takes one number a voxel")
-    if not all(np.isfinite(length) and length != 0 for length in image.GetSpacing()):
-        raise ValueError(f"its spacing is {image.GetSpacing()} mm, expected were numbers other than 0")
+    if not all(is_length(abs(length)) for length in image.GetSpacing()):
+        raise ValueError(
+            f"its spacing is {image.GetSpacing()} mm, expected were lengths above 0 and below 1e6; mend it"
+        )
     if "complex" in image.GetPixelIDTypeAsString():
         raise ValueError("its voxels are complex numbers; the model takes real ones")
 
@@ -172,6 +181,12 @@ def _is_png_of_one_bit(file: Path) -> bool:
 
 def _reorients(manifest: Manifest) -> bool:
     return manifest.image_reader.endswith("Reorient")
+
+
+def _has_no_orientation(image: SimpleITK.Image) -> bool:
+    """Whether it is of a NIfTI file that states none."""
+    codes = [image.GetMetaData(key) for key in ("qform_code", "sform_code") if image.HasMetaDataKey(key)]
+    return codes == ["0", "0"]
 
 
 def _reason(error: Exception) -> str:

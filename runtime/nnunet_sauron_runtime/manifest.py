@@ -19,6 +19,7 @@ PRECISIONS = ("float32", "float16", "int8")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.onnx")
 LARGEST_FILE = 2**31  # ONNX's own limit
 LARGEST_PATCH = 2**28  # voxels; nnU-Net's have some millions
+SMALLEST_STEP = 0.01  # less is less than a voxel of most patches, and takes forever
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,11 @@ def read_manifest(said: object, place: str) -> Manifest:
     names = bundle.take("channel_names", dict, "an object of names")
     if list(names) != [str(index) for index in range(len(names))] or not names:
         raise bundle.wrong("channel_names", names, 'names under "0", "1", ...')
+    if not _are(list(names.values()), str):
+        raise bundle.wrong("channel_names", names, "texts")
     files = bundle.take("files", dict, "an object of files")
+    if "card" in bundle.said:
+        bundle.take("card", dict, "an object of texts")
     order = bundle.optional("regions_class_order", _whole_numbers, "null or whole numbers from 0 to 65535")
     labels = _labels(bundle)
     stages = bundle.take("stages", list, "a list of one or two stages")
@@ -116,7 +121,7 @@ def read_manifest(said: object, place: str) -> Manifest:
         raise bundle.wrong("stages", f"{len(stages)} stages", "one or two")
     manifest = Manifest(
         dataset=bundle.take("dataset", str, "a text"),
-        channel_names=tuple(str(name) for name in names.values()),
+        channel_names=tuple(names.values()),
         file_ending=bundle.checked("file_ending", _is_ending, 'an ending such as ".nii.gz"'),
         image_reader=bundle.checked("image_reader", lambda name: name in READERS, f"one of {', '.join(READERS)}"),
         labels=labels,
@@ -130,6 +135,17 @@ def read_manifest(said: object, place: str) -> Manifest:
     )
     _check_together(bundle, manifest)
     return manifest
+
+
+def check_step(step: float) -> None:
+    """Raise ValueError unless tiles may lie so far apart, in patches."""
+    if not SMALLEST_STEP <= step <= 1:
+        raise ValueError(f"step is {step}, expected was a number from {SMALLEST_STEP} to 1.")
+
+
+def is_length(value: float) -> bool:
+    """Whether it can be the side of a voxel in mm."""
+    return 1e-6 < value < 1e6
 
 
 def _check_together(bundle: _Object, manifest: Manifest) -> None:
@@ -163,8 +179,8 @@ def _stage(stage: _Object, index: int, channels: int) -> Stage:
         raise stage.wrong("previous_stage_labels", previous, "labels in the second stage and null in the first")
     mirror = stage.optional(
         "mirror_axes",
-        lambda numbers: _are(numbers, int) and all(0 <= axis < axes for axis in numbers),
-        f"null or axes from 0 to {axes - 1}",
+        lambda numbers: _are(numbers, int) and set(numbers) <= set(range(axes)) and len(set(numbers)) == len(numbers),
+        f"null or axes from 0 to {axes - 1}, each once",
     )
     schemes = stage.take("normalization", list, "a list")
     if len(schemes) != channels:
@@ -175,14 +191,16 @@ def _stage(stage: _Object, index: int, channels: int) -> Stage:
         spacing=tuple(
             stage.checked(
                 "spacing",
-                lambda numbers: _are(numbers, (int, float)) and len(numbers) == axes and all(map(_is_length, numbers)),
-                f"{axes} lengths in mm, above 0",
+                lambda numbers: _are(numbers, (int, float)) and len(numbers) == axes and all(map(is_length, numbers)),
+                f"{axes} lengths in mm, above 0 and below 1e6",
             )
         ),
         transpose_forward=tuple(forward),
         transpose_backward=tuple(backward),
         patch_size=tuple(patch),
-        step=stage.checked("step", lambda step: _are([step], (int, float)) and 0 < step <= 1, "above 0 and up to 1"),
+        step=stage.checked(
+            "step", lambda step: _are([step], (int, float)) and SMALLEST_STEP <= step <= 1, f"from {SMALLEST_STEP} to 1"
+        ),
         mirror_axes=tuple(mirror or ()),
         outputs=stage.checked("outputs", lambda number: _are([number], int) and number > 0, "a number above 0"),
         normalization=tuple(
@@ -305,10 +323,6 @@ def _whole_numbers(values: object) -> bool:
 
 def _is_permutation(values: object) -> bool:
     return _are(values, int) and sorted(values) == [0, 1, 2]
-
-
-def _is_length(value: float) -> bool:
-    return 1e-6 < value < 1e6
 
 
 def _is_ending(text: object) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .bundle import Bundle
-from .cases import Case, find_cases
+from .cases import Case, find_cases, passed_over
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -49,6 +49,12 @@ def predict_folder(bundle: Bundle, place: Path, request: Request) -> list[str]:
     cases = find_cases(place, bundle.manifest)
     _make_writable(request.output)
     _ = bundle.networks  # a file that was changed is nothing that a next case could do without
+    if others := passed_over(place, cases, bundle.manifest):
+        print(
+            f"Passed over, for they are not named like CASE_0000{bundle.manifest.file_ending}: {', '.join(others)}",
+            file=sys.stderr,
+        )
+    images = {file.resolve() for case in cases for file in case.files}
     failed = []
     for number, case in enumerate(cases, 1):
         say = _Progress(f"[{number}/{len(cases)}] {case.name}")
@@ -59,6 +65,7 @@ def predict_folder(bundle: Bundle, place: Path, request: Request) -> list[str]:
             say.line("is there already")
             continue
         try:
+            _refuse_to_replace(images, wanted)
             _predict_case(bundle, case, request, wanted, say)
         except (ValueError, RuntimeError, OSError, MemoryError) as error:
             failed.append(case.name)
@@ -71,9 +78,6 @@ def _predict_case(bundle: Bundle, case: Case, request: Request, wanted: list[Pat
 
     if case.fault:
         raise ValueError(case.fault)
-    clash = [file for file in case.files if file.resolve() in [target.resolve() for target in wanted]]
-    if clash:
-        raise ValueError(f"{clash[0]} would be replaced by its segmentation; choose another folder with -o")
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("default")
@@ -93,8 +97,14 @@ def _predict_case(bundle: Bundle, case: Case, request: Request, wanted: list[Pat
     say.line(f"{time.perf_counter() - started:.1f} s")
 
 
+def _refuse_to_replace(images: set[Path], wanted: list[Path]) -> None:
+    for file in wanted:
+        if file.resolve() in images:
+            raise ValueError(f"{file} is an image and would be replaced by a segmentation; choose another -o")
+
+
 def _write_probabilities(values: np.ndarray, file: Path) -> None:
-    beside = file.with_name(f".{file.name}.tmp")
+    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as opened:
             np.savez_compressed(opened, probabilities=values)

@@ -3,6 +3,7 @@ resampled. In its order and its memory layout, since a mean over floats depends 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from .manifest import Normalization, Stage
 from .resampling import new_shape, resample_image, resample_segmentation
 
 EPSILON = 1e-8
+MOST_VOXELS = 2**33  # 32 GiB
 OUTSIDE = -1  # nnU-Net's label of what lies outside the body
 
 
@@ -51,7 +53,7 @@ def preprocess(
         previous: In a cascade the segmentation of the first stage, (z, y, x).
 
     Raises:
-        ValueError: The image is not what a normalisation takes, or is left without a voxel.
+        ValueError: The image is not what a normalisation takes, or is left without a voxel, or with too many.
     """
     forward = stage.transpose_forward
     data = image.astype(np.float32).transpose(0, *(axis + 1 for axis in forward))
@@ -62,7 +64,7 @@ def preprocess(
     data, inside = data[(slice(None), *box)], inside[box]
     network_spacing = tuple(stage.spacing) if len(stage.spacing) == 3 else (spacing[0], *stage.spacing)
     shape = new_shape(data.shape[1:], spacing, network_spacing)
-    if min(shape) < 1:
+    if min(shape) < 1 or math.prod(shape) > MOST_VOXELS:
         raise ValueError(
             f"the image of {data.shape[1:]} voxels of {spacing} mm has {shape} voxels at the model's spacing of "
             f"{network_spacing} mm; check its spacing"

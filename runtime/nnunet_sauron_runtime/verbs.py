@@ -46,12 +46,13 @@ def add_parsers(verbs: argparse._SubParsersAction) -> None:
 def _predict(options: argparse.Namespace) -> int:
     from .bundle import Bundle
     from .engines import DEFAULT
+    from .manifest import check_step
     from .prediction import Request, check, predict_folder
 
     if not options.check and (options.input is None or options.output is None):
         raise ValueError("predict needs -i IN and -o OUT; or --check, which needs neither.")
-    if options.step is not None and not 0 < options.step <= 1:
-        raise ValueError(f"--step is {options.step}, expected was a number above 0 and up to 1.")
+    if options.step is not None:
+        check_step(options.step)
     bundle = Bundle(
         options.bundle,
         engine=options.engine or DEFAULT,

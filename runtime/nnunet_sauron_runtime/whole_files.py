@@ -1,4 +1,5 @@
-"""Damage that SimpleITK does not report: it fills up a NIfTI file that was cut short, and reads NaN in one as 0."""
+"""Damage that SimpleITK does not report: it fills up a NIfTI file that was cut short, reads NaN in one as 0, and takes
+packed voxels of MHA and NRRD whose checksum is wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-CHUNK = 1 << 22
+CHUNK, PIECE = 1 << 22, 1 << 16  # bytes; the second of what may grow a thousandfold
+PACKED = (b"compresseddata=true", b"encoding:gzip", b"encoding:gz")
 FLOATS = {16: "f4", 64: "f8"}  # NIfTI's numbers of types
 
 
@@ -27,6 +29,8 @@ def check_file(file: Path) -> None:
     try:
         if name.endswith((".nii", ".nii.gz")):
             _check_nifti(file)
+        elif name.endswith((".mha", ".nrrd")):
+            _check_packed(file)
         elif name.endswith(".png") and b"IEND" not in file.read_bytes()[-CHUNK:]:
             raise EOFError("its last chunk is missing")
     except (EOFError, OSError, zlib.error) as error:
@@ -74,5 +78,25 @@ def _told(header: bytes) -> tuple[int | None, int | None, np.dtype | None]:
             if not 1 <= axes <= 7 or not math.isfinite(offset) or min(lengths[:axes]) < 0:
                 continue  # nonsense, which the reader finds
             floats = np.dtype(order + FLOATS[number]) if number in FLOATS else None
-            return int(offset) + math.prod(lengths[:axes]) * bits // 8, int(offset), floats
+            first = max(size, int(offset))  # as the reader has it
+            return first + math.prod(lengths[:axes]) * bits // 8, first, floats
     return None, None, None
+
+
+def _check_packed(file: Path) -> None:
+    """Unpack the voxels of an MHA or NRRD file to their end, where the checksum stands."""
+    end = b"" if file.name.lower().endswith(".nrrd") else b"elementdatafile=local"
+    packed = False
+    with file.open("rb") as opened:
+        while line := opened.readline(PIECE):
+            said = line.strip().lower().replace(b" ", b"")
+            packed |= said in PACKED
+            if said == end or said.startswith(b"datafile:"):  # a file of its own
+                break
+        if not packed or said != end:
+            return
+        voxels = zlib.decompressobj(zlib.MAX_WBITS | 32)  # with the header of zlib or of gzip
+        while not voxels.eof and (piece := opened.read(PIECE)):
+            voxels.decompress(piece)
+    if not voxels.eof:
+        raise EOFError("its packed voxels lack their end")

@@ -134,6 +134,9 @@ SQUARED = {"is_seg": False, "order": 2, "order_z": 0, "force_separate_z": None}
             {"foreground_intensity_properties_per_channel": {"0": {"mean": 1.0}}},
             "lacks std",
         ),
+        ({"spacing": [1e7, 1]}, {}, "spacing is [10000000.0, 1.0], expected: 2 lengths in mm"),
+        ({"spacing": None}, {}, "not iterable"),
+        ({"patch_size": [16, "x"]}, {}, "'x'"),
     ],
 )
 def test_what_no_bundle_holds_is_refused_by_name(tmp_path, capsys, configuration, plan, named):
@@ -142,6 +145,23 @@ def test_what_no_bundle_holds_is_refused_by_name(tmp_path, capsys, configuration
     error = capsys.readouterr().err
     assert named in error and str(tmp_path / "model") in error
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "named"),
+    [
+        ({"labels": {"background": 0, "low": 1, "high": 5}}, "labels is [1, 5], expected: the numbers 1, 2"),
+        ({"file_ending": "nii.gz"}, "file_ending is 'nii.gz'"),
+    ],
+)
+def test_what_no_runtime_would_take_is_refused_before_a_network_is_written(
+    tmp_path, capsys, monkeypatch, dataset, named
+):
+    monkeypatch.setattr(command, "write_network", None)
+    write_model(tmp_path / "model", dim=2, dataset=dataset)
+    assert export(tmp_path / "model", tmp_path / "b.zip") == 2
+    error = capsys.readouterr().err
+    assert named in error and "Mend its plans.json and dataset.json" in error and "bundle anew" not in error
 
 
 def test_a_network_of_another_kind_is_refused_by_name(tmp_path, capsys, monkeypatch):

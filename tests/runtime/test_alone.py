@@ -63,7 +63,11 @@ def test_it_predicts_as_in_a_whole_environment(bare, bundle, tmp_path):
 
 def test_another_verb_says_what_to_install(bare):
     ran = run(bare, "compress", "-m", "model")
-    assert ran.returncode == 2 and "pip install nnunet-sauron" in ran.stderr and len(ran.stderr.splitlines()) == 1
+    assert (
+        ran.returncode == 2
+        and "`pip install .` in the top folder of its source" in ran.stderr
+        and len(ran.stderr.splitlines()) == 1
+    )
 
 
 def test_it_has_the_version_of_the_whole_package(bare):

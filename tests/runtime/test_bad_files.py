@@ -1,0 +1,185 @@
+"""Files that are damaged, lie in each other's way, or cannot be written whole."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import resource
+import shutil
+import signal
+import struct
+import tempfile
+import zipfile
+
+import numpy as np
+import pytest
+import SimpleITK
+from nnunet_sauron_runtime import Bundle
+from nnunet_sauron_runtime.archive import Archive
+from nnunet_sauron_runtime.images import read_case, to_array
+from nnunet_sauron_runtime.images import write_image as write_segmentation
+from nnunet_sauron_runtime.prediction import Request, predict_folder
+
+from .models import phantom, write_image
+
+VOLUME = phantom((8, 9, 10))
+
+
+def packed(file):
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(VOLUME), str(file), True)
+    return file
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha", ".nrrd"])
+def test_packed_voxels_are_compared_with_their_checksum(tmp_path, ending):
+    file = packed(tmp_path / f"a{ending}")
+    read_case([file])
+    whole = file.read_bytes()
+    for place in (-2, -700, -1500):
+        changed = bytearray(whole)
+        changed[place] ^= 255
+        file.write_bytes(changed)
+        with pytest.raises(ValueError, match=f"a{ending} is damaged or was cut short"):
+            read_case([file])
+    file.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match=f"a{ending} is damaged or was cut short"):
+        read_case([file])
+
+
+def test_voxels_that_are_not_packed_or_in_a_file_of_their_own_are_read(tmp_path):
+    for ending in (".mha", ".nrrd"):
+        write_image(tmp_path / f"a{ending}", VOLUME)
+        read_case([tmp_path / f"a{ending}"])
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(VOLUME), str(tmp_path / "b.nhdr"), True)
+    (tmp_path / "b.nhdr").rename(tmp_path / "b.nrrd")
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(*read_case([tmp_path / "b.nrrd"])), VOLUME)
+
+
+@pytest.mark.parametrize("start", [0, -50, 300])
+def test_a_header_is_not_taken_for_voxels(tmp_path, start):
+    file = write_image(tmp_path / "a.nii.gz", VOLUME)
+    content = bytearray(gzip.decompress(file.read_bytes()))
+    content[108:112] = struct.pack("<f", start)
+    content[300:304] = struct.pack("<f", np.nan)
+    file.write_bytes(gzip.compress(content))
+    assert len(read_case([file])) == 1
+
+
+@contextlib.contextmanager
+def full_disk():
+    """No file gets longer than 3000 bytes."""
+    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_a_segmentation_that_cannot_be_written_whole_leaves_nothing(tmp_path, ending):
+    segmentation = SimpleITK.GetImageFromArray(np.random.default_rng(0).integers(0, 3, (40, 40, 40)).astype(np.uint8))
+    with (
+        full_disk(),
+        pytest.raises(OSError, match=rf"a{ending} could not be written.* Make room, or choose another -o"),
+    ):
+        write_segmentation(segmentation, tmp_path / f"a{ending}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_logits_that_the_temporary_folder_has_no_room_for_are_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    bundle = Bundle(folder, threads=1, max_memory=1e-6)
+    _ = bundle.networks
+    with full_disk(), pytest.raises(OSError, match=f"{tmp_path} has no room for .* name another folder in TMPDIR"):
+        bundle.predict(SimpleITK.GetImageFromArray(VOLUME), mirroring=False)
+    seen = []
+    bundle.predict(
+        SimpleITK.GetImageFromArray(VOLUME), mirroring=False, on_tile=lambda *_: seen.extend(tmp_path.iterdir())
+    )
+    assert seen == []  # so that a process that is killed leaves no gigabytes behind
+
+
+def predict(bundle, images, output, **options) -> list[str]:
+    return predict_folder(Bundle(bundle, threads=1), images, Request(output, mirroring=False, **options))
+
+
+def test_no_image_of_any_case_is_replaced(folder, tmp_path, capsys):
+    for name in ("a_0000", "a_0000_0000"):
+        write_image(tmp_path / f"{name}.nii.gz", VOLUME)
+    before = (tmp_path / "a_0000.nii.gz").read_bytes()
+    assert predict(folder, tmp_path, tmp_path) == ["a_0000"]
+    assert "a_0000.nii.gz is an image and would be replaced" in capsys.readouterr().err
+    assert (tmp_path / "a_0000.nii.gz").read_bytes() == before and (tmp_path / "a.nii.gz").is_file()
+
+
+def test_images_that_are_passed_over_are_named(folder, tmp_path, capsys):
+    for name in ("a_0000.nii.gz", "scan.nii.gz"):
+        write_image(tmp_path / name, VOLUME)
+    shutil.copy(tmp_path / "scan.nii.gz", tmp_path / "B_0000.NII.GZ")
+    (tmp_path / "notes.txt").touch()
+    assert predict(folder, tmp_path, tmp_path) == []
+    told = "Passed over, for they are not named like CASE_0000.nii.gz: B_0000.NII.GZ, scan.nii.gz\n"
+    assert told in capsys.readouterr().err
+    (tmp_path / "scan.nii.gz").unlink()
+    (tmp_path / "B_0000.NII.GZ").unlink()
+    assert predict(folder, tmp_path, tmp_path) == []
+    assert "Passed over" not in capsys.readouterr().err
+
+
+def test_a_case_in_two_formats_is_not_guessed_at(folder, tmp_path, capsys):
+    for name in ("a_0000.nii.gz", "a_0000.nii", "b_0000.nii"):
+        write_image(tmp_path / "images" / name, VOLUME)
+    assert predict(folder, tmp_path / "images", tmp_path / "out") == ["a", "a"]
+    assert "a_0000.nii: the case a is there with another ending, too" in capsys.readouterr().err
+    assert predict(folder, tmp_path / "images/a_0000.nii", tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("spacing", [1e3, 1e30, 1e300])
+def test_a_spacing_that_no_image_has_is_named(folder, tmp_path, capsys, spacing):
+    write_image(tmp_path / "a_0000.mha", VOLUME, (spacing,) * 3)
+    assert predict(folder, tmp_path, tmp_path / "out") == ["a"]
+    error = capsys.readouterr().err
+    assert "a_0000.mha" in error and f"{spacing}" in error and "spacing" in error and "memory" not in error
+
+
+def test_regions_with_labels_above_255(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    said = json.loads((copy / "bundle.json").read_text())
+    said.update(labels={"background": 0, "a": [1, 300], "b": 2, "c": 300}, regions_class_order=[1, 2, 300])
+    (copy / "bundle.json").write_text(json.dumps(said))
+    found = Bundle(copy, threads=1).predict(SimpleITK.GetImageFromArray(VOLUME), mirroring=False)
+    assert 300 in SimpleITK.GetArrayFromImage(found)
+
+
+def test_a_volume_without_an_orientation_is_refused_where_it_would_be_guessed(folder, tmp_path):
+    file = write_image(tmp_path / "a.nii.gz", VOLUME)
+    content = bytearray(gzip.decompress(file.read_bytes()))
+    content[252:256] = bytes(4)
+    file.write_bytes(gzip.compress(content))
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for reader, refused in (("SimpleITKIOWithReorient", False), ("NibabelIOWithReorient", True)):
+        said = json.loads((copy / "bundle.json").read_text()) | {"image_reader": reader}
+        (copy / "bundle.json").write_text(json.dumps(said))
+        manifest = Bundle(copy).manifest
+        if refused:
+            with pytest.raises(ValueError, match="neither qform nor sform"):
+                to_array(read_case([file]), manifest)
+        else:
+            to_array(read_case([file]), manifest)
+        with pytest.raises(ValueError, match="it is a 2D image"):
+            to_array([SimpleITK.GetImageFromArray(VOLUME[0])], manifest)
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_zip_is_named_however_it_is_packed(folder, tmp_path, how):
+    with zipfile.ZipFile(tmp_path / "b.zip", "w", how) as archive:
+        archive.write(folder / "bundle.json", "bundle.json")
+    content = bytearray((tmp_path / "b.zip").read_bytes())
+    for place in range(100, 140):
+        content[place] ^= 255
+    (tmp_path / "b.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=r"b\.zip: bundle\.json"):
+        Archive(tmp_path / "b.zip").manifest()

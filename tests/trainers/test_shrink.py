@@ -188,7 +188,7 @@ def test_a_start_with_a_network_that_its_plans_do_not_describe_is_refused_by_nam
     path = trained / "fold_0" / "checkpoint_final.pth"
     torch.save({**torch.load(path, weights_only=False), "trainer_name": "Gelu"}, path)
     monkeypatch.setenv("nnunet_sauron", f"start_from={trained},teacher=None")
-    with pytest.raises(ValueError, match="has a network of its trainer Gelu.*nnUNetv2_sauron compress"):
+    with pytest.raises(ValueError, match="has the network of its trainer Gelu.*nnUNetv2_sauron compress"):
         small_trainer(folder, type("Other", (Small,), {}), widths=WIDTHS)
     assert not list((folder / "results").rglob("Other*"))
     own = {"build_network_architecture": staticmethod(Gelu.build_network_architecture)}

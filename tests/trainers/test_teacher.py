@@ -108,7 +108,7 @@ def test_the_ignore_label_is_no_class(tmp_path):
 
 def test_one_that_moved_or_lacks_the_fold(tmp_path):
     write_model(tmp_path / "model", folds=(1, 2))
-    with pytest.raises(FileNotFoundError, match="nowhere.*If it moved, name its folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere.*If it was moved, name its new folder"):
         read(tmp_path, source="nowhere")
     with pytest.raises(FileNotFoundError, match="no fold_0/checkpoint_final.pth; folds with one: fold_1, fold_2"):
         read(tmp_path)

@@ -172,7 +172,7 @@ def _check(bundle: Path, models: list[TrainedModel], seen: Images | None, progre
     with progress.bar("checking against PyTorch", 1) as step:
         on = [synthetic_patches(one.input_channels, one.patch_size) for one in models]
         if seen:  # of the first stage: the second one reads segmentations as well
-            real, _ = patches(models[0], seen.compared, REAL_PATCHES, more=False)
+            real = patches(models[0], seen.compared, REAL_PATCHES, more=False)
             on[0] |= {f"real {number}": patch.numpy() for number, patch in enumerate(real)}
         networks = [[functools.partial(_reference, one, fold) for fold in one.checkpoints] for one in models]
         differences = check_networks(bundle, networks, on)
@@ -188,7 +188,7 @@ def _reference(model: TrainedModel, fold: str) -> nn.Module:
 
 
 def _calibration(model: TrainedModel, seen: Images) -> list[np.ndarray]:
-    return [patch.numpy() for patch in patches(model, seen.cases, CALIBRATION_PATCHES)[0]]
+    return [patch.numpy() for patch in patches(model, seen.cases, CALIBRATION_PATCHES)]
 
 
 def _compare(full: Path, smaller: Path, precision: str, seen: Images | None, progress: Progress) -> dict:

@@ -103,16 +103,17 @@ def export(
     seen = _images(images, models[0], most, progress) if images else None
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=parent) as place:
         beside = Path(place)
-        names = [[f"{prefix}fold_{fold}.onnx" for fold in one.checkpoints] for prefix, one in _prefixed(models)]
+        prefixes = ["lowres_", ""] if previous else [""]
+        names = [[f"{p}fold_{fold}.onnx" for fold in one.checkpoints] for p, one in zip(prefixes, models, strict=True)]
+        stages = list(zip(models, names, strict=True))
         (beside / "float32").mkdir()
         count = sum(map(len, names))
         with progress.bar("writing ONNX", count) as step:
-            for one, of_stage in zip(models, names, strict=True):
+            for one, of_stage in stages:
                 for fold, name in zip(one.checkpoints, of_stage, strict=True):
                     network = one.network(fold)
                     write_network(network, one.input_channels, one.patch_size, beside / "float32" / name)
                     step(name)
-        stages = list(zip(models, names, strict=True))
         bundle = _finish(beside / "float32", stages, "float32", filled)
         differences = _check(bundle, models, seen, progress)
         agreement = {}
@@ -135,10 +136,6 @@ def export(
             bundle = zipped
         os.replace(bundle, output)
     _print(output, differences, agreement, json_output)
-
-
-def _prefixed(models: list[TrainedModel]) -> list[tuple[str, TrainedModel]]:
-    return list(zip(["lowres_", ""] if len(models) > 1 else [""], models, strict=True))
 
 
 def _images(folder: Path, model: TrainedModel, most: int, progress: Progress) -> Images:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..console.options import add_folds_and_device, add_verb
+from ..console.options import add_folds_and_device, add_json, add_verb
 
 CARD = ("name", "description", "licence", "authors", "intended_use")
 
@@ -34,7 +34,7 @@ def add_parsers(verbs: argparse._SubParsersAction) -> None:
     export.add_argument("--card", type=Path, metavar="FILE", help=f"JSON with {', '.join(CARD)}")
     for field in CARD:
         export.add_argument(f"--{field.replace('_', '-')}", metavar="TEXT", help="of the card")
-    export.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    add_json(export)
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from ...model.evaluation import CaseScore, Segmentations
 from ...model.labels import class_values, foreground_values
 from ...plugin.commands import command
 from ..cost import NetworkCost
-from .scores import PREDICTIONS, score_folder
+from .scores import PREDICTIONS, score_folder, without_quality
 
 
 class InEngine(nn.Module):
@@ -97,6 +97,5 @@ def score_bundle(
         found = score_folder(what, predictions, labels, kind, tolerance_mm, problems, progress, every_reference=True)
         return {PREDICTIONS: found} if found else {}
     except Exception as error:  # whatever is in that folder, the other models are scored
-        why = error if isinstance(error, (ValueError, OSError, RuntimeError)) else repr(error)
-        problems.append(f"{what} has no quality in the report: {why}")
+        problems.append(without_quality(what, error))
         return {}

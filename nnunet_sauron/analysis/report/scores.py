@@ -48,8 +48,7 @@ def score_model(
             chosen = what, folder, references, kind, tolerance_mm, problems, progress
             scores[fold] = score_folder(*chosen, every_reference=bool(predictions))
         except Exception as error:  # whatever is in those folders, the other models are scored
-            why = error if isinstance(error, (ValueError, OSError, RuntimeError)) else repr(error)
-            problems.append(f"{what} has no quality in the report: {why}")
+            problems.append(without_quality(what, error))
     if not predictions and scores and trained.checkpoint_name != CHECKPOINT:
         problems.append(
             f"{name}: its costs are of {trained.checkpoint_name}, its quality of nnU-Net's validation, which is "
@@ -144,3 +143,9 @@ def _references(trained: TrainedModel, validation: Path, problems: list[str]) ->
         f"the references are not where nnU-Net had them ({', '.join(str(folder) for folder in named)}); give "
         f"--labels FOLDER, such as nnUNet_raw{os.sep}{trained.plans['dataset_name']}{os.sep}labelsTr."
     )
+
+
+def without_quality(what: str, error: Exception) -> str:
+    """The problem of segmentations that could not be scored."""
+    why = error if isinstance(error, (ValueError, OSError, RuntimeError)) else repr(error)
+    return f"{what} has no quality in the report: {why}"

@@ -160,7 +160,7 @@ class Grid:
             path.write_text(json.dumps(plans, indent=4), encoding="utf-8")
 
     def plans_of(self, run: Run) -> str:
-        return f"Study_{run.name.replace('-', '_')}" if run.plan or run.widths_from else self.plans
+        return f"{self.name}_{run.name}".replace("-", "_") if run.plan or run.widths_from else self.plans
 
     def folder_of(self, run: Run) -> Path:
         return self.folder / self.name / run.name

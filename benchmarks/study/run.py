@@ -153,9 +153,11 @@ class Study:
     def do(self, name: str, fold: int) -> None:
         """Train, validate, measure, and write the result."""
         run = self.grid.runs[name]
+        folder = self.grid.folder_of(run)
+        folder.mkdir(parents=True, exist_ok=True)
         for step in self.grid.steps(name, fold):
             if step.settings:
-                step = self._with_settings_file(step, self.grid.folder_of(run) / f"settings_{fold}.json")
+                step = self._with_settings_file(step, folder / f"settings_{fold}.json")
             self._run(step, self._log((name, fold)))
         os.environ.update(self.grid.environment())  # nnU-Net reads it when it is imported
         from measure import measured

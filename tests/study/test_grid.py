@@ -73,8 +73,8 @@ def test_a_run_begins_with_other_runs_models(tmp_path):
     assert compress.words[1:3] == ("-m", str(stock)) and compress.words[-4:] == ("-f", "0", "--macs", "0.1")
     assert training.settings == {"num_epochs": 2, "start_from": str(compress.made)}
     plan, training = grid.steps("flat", 0)
-    assert plan.words[-4:] == ("-o", "Study_flat", "--flat", "8") and training.settings["teacher"] == str(stock)
-    assert training.words[-4:] == ("-p", "Study_flat", "-device", "cpu")
+    assert plan.words[-4:] == ("-o", "tiny_flat", "--flat", "8") and training.settings["teacher"] == str(stock)
+    assert training.words[-4:] == ("-p", "tiny_flat", "-device", "cpu")
 
 
 @pytest.mark.parametrize("checkpoint", ["checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"])

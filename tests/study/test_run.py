@@ -110,6 +110,21 @@ def test_a_training_leaves_its_numbers(study):
     assert study.left() == [("flat", 0)]
 
 
+def test_compress_finds_the_folder_that_its_output_goes_to(study, monkeypatch):
+    study.grid._add({"name": "small", "trainer": "CompressedTrainer", "start": "stock", "compress": []}, {})
+    outputs = []
+
+    def run(command, **_):
+        if "compress" in command:
+            outputs.append(Path(command[command.index("-o") + 1]))
+            assert outputs[0].parent.is_dir()
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(runner.subprocess, "run", run)
+    study.do("small", 0)
+    assert [output.name for output in outputs] == ["compressed_0"]
+
+
 def test_a_command_that_fails_leaves_no_result(study, monkeypatch):
     monkeypatch.setattr(runner.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 2))
     with pytest.raises(RuntimeError, match=r"nnUNetv2_train ended with 2; see .*stock_fold0\.log"):
@@ -126,7 +141,7 @@ def test_plans_are_made_before_folds_could_make_them_twice(study):
     assert submitted[0][-3:] == ["--one", "flat", "0"]
     study.commands.clear()
     study.grid.preprocessed.mkdir(parents=True)
-    (study.grid.preprocessed / "Study_flat.json").touch()
+    (study.grid.preprocessed / "tiny_flat.json").touch()
     study.submit(pool, ("flat", 0))
     assert study.commands == []
 

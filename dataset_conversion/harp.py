@@ -39,9 +39,9 @@ import nibabel
 import numpy as np
 
 from .raw_dataset.cases import Case, Dataset, Image, Mask, Problems
-from .raw_dataset.checks import read_mask
 from .raw_dataset.command import main
 from .raw_dataset.crops import around, undo_main
+from .raw_dataset.nifti import read_mask
 from .raw_dataset.tree import by_key, case_name, check_source, stem, walk
 
 NUMBER = 135

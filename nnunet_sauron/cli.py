@@ -97,7 +97,8 @@ def _words(error: Exception) -> str:
     """An error in one line; with its class where the text was not written for the user."""
     # Spaces within a line are left alone, since they may be a path's.
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    if text and isinstance(error, (ValueError, RuntimeError, OSError, MemoryError)):
+    of_python = isinstance(error, ModuleNotFoundError)
+    if text and isinstance(error, (ValueError, RuntimeError, OSError, MemoryError, ImportError)) and not of_python:
         return text
     where = f"{DEBUG_VARIABLE}=1 in the environment shows where it came from"
     return f"{type(error).__name__}{': ' if text else ''}{text} ({where})"

@@ -210,3 +210,14 @@ def test_unknown_verb_is_refused_with_those_there_are(capsys: pytest.CaptureFixt
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"nnunet-sauron {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ImportError("The engine x is not installed: pip install x"), "The engine x is not installed: pip install x"),
+        (ModuleNotFoundError("No module named 'x'"), "ModuleNotFoundError: No module named 'x' (nnunet_sauron_debug=1"),
+    ],
+)
+def test_an_error_of_ours_stands_without_its_class(error, line):
+    assert cli._words(error).startswith(line)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...files import check_writable, new_folder, read_json_object
 from .cases import Mask, Problems
-from .checks import read_mask
+from .nifti import read_mask
 from .tree import images
 
 Part = tuple[slice, slice, slice]

@@ -17,7 +17,8 @@ from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_j
 
 from ...console.progress import Progress
 from .cases import Case, Dataset, Image
-from .checks import in_parallel, is_minc, load, read_mask
+from .nifti import is_minc, load, read_mask
+from .parallel import in_parallel
 
 ENDING = ".nii.gz"
 CHUNK = 1 << 22

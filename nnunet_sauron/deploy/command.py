@@ -48,6 +48,19 @@ class Images:
     compared: list[Case]
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A model, and what its files' names begin with."""
+
+    model: TrainedModel
+    prefix: str
+
+    @property
+    def files(self) -> list[str]:
+        """A network's file for each fold."""
+        return [f"{self.prefix}fold_{fold}.onnx" for fold in self.model.checkpoints]
+
+
 def export(
     folder: Path,
     output: Path,
@@ -80,6 +93,38 @@ def export(
         ValueError: No bundle can hold the model, images are missing or unusable, or a package is; nothing is written.
         RuntimeError: What was exported does not compute what PyTorch computes; nothing is left of it.
     """
+    _refuse_early(output, precision, images, previous_stage)
+    model = TrainedModel.read(folder, folds, checkpoint)
+    previous = TrainedModel.read(previous_stage, folds, checkpoint) if previous_stage else None
+    check_exportable(model, previous)
+    stages = [Stage(model, "")] if previous is None else [Stage(previous, "lowres_"), Stage(model, "")]
+    filled = model_card(card_file, card or {}, f"{model.plans['dataset_name']} {model.configuration}")
+    progress = Progress()
+    for remark in [remark for stage in stages for remark in stage.model.remarks]:
+        progress.say(remark)
+    most = CALIBRATION_PATCHES if precision == "int8" else MOST_IMAGES
+    seen = _images(images, stages[0].model, most, progress) if images else None
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent) as place:
+        bundle = Path(place) / "float32"
+        bundle.mkdir()
+        _write_networks(stages, bundle, progress)
+        _describe(bundle, stages, "float32", filled)
+        differences = _check(bundle, stages, seen, progress)
+        agreement = {}
+        if precision != "float32":
+            full, bundle = bundle, Path(place) / precision
+            bundle.mkdir()
+            _write_smaller(full, bundle, stages, precision, seen, progress)
+            _describe(bundle, stages, precision, filled)
+            agreement = _compare(full, bundle, precision, seen, progress)
+        if output.suffix.lower() == ".zip":
+            bundle = _packed(bundle)
+        os.replace(bundle, output)
+    _print(output, differences, agreement, json_output)
+
+
+def _refuse_early(output: Path, precision: str, images: Path | None, previous_stage: Path | None) -> None:
+    """Raise what `export` raises for its words alone."""
     if os.path.lexists(output):
         raise FileExistsError(f"{output} exists; give the name of a file or folder that does not.")
     parent = output.absolute().parent
@@ -91,51 +136,6 @@ def export(
     if precision == "int8" and previous_stage is not None:
         raise ValueError("int8 is not there for cascades; export it with --precision float32 or float16.")
     check_installed()
-    model = TrainedModel.read(folder, folds, checkpoint)
-    previous = TrainedModel.read(previous_stage, folds, checkpoint) if previous_stage else None
-    models = [*([previous] if previous else []), model]
-    check_exportable(model, previous)
-    filled = model_card(card_file, card or {}, f"{model.plans['dataset_name']} {model.configuration}")
-    progress = Progress()
-    for remark in [remark for one in models for remark in one.remarks]:
-        progress.say(remark)
-    most = CALIBRATION_PATCHES if precision == "int8" else MOST_IMAGES
-    seen = _images(images, models[0], most, progress) if images else None
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=parent) as place:
-        beside = Path(place)
-        prefixes = ["lowres_", ""] if previous else [""]
-        names = [[f"{p}fold_{fold}.onnx" for fold in one.checkpoints] for p, one in zip(prefixes, models, strict=True)]
-        stages = list(zip(models, names, strict=True))
-        (beside / "float32").mkdir()
-        count = sum(map(len, names))
-        with progress.bar("writing ONNX", count) as step:
-            for one, of_stage in stages:
-                for fold, name in zip(one.checkpoints, of_stage, strict=True):
-                    network = one.network(fold)
-                    write_network(network, one.input_channels, one.patch_size, beside / "float32" / name)
-                    step(name)
-        bundle = _finish(beside / "float32", stages, "float32", filled)
-        differences = _check(bundle, models, seen, progress)
-        agreement = {}
-        if precision != "float32":
-            smaller = beside / precision
-            smaller.mkdir()
-            with progress.bar(f"turning to {precision}", count) as step:
-                calibration = _calibration(model, seen) if precision == "int8" else []
-                for name in [name for of_stage in names for name in of_stage]:
-                    if precision == "int8":
-                        to_int8(bundle / name, smaller / name, calibration)
-                    else:
-                        to_float16(bundle / name, smaller / name)
-                    step(name)
-            full, bundle = bundle, _finish(smaller, stages, precision, filled)
-            agreement = _compare(full, bundle, precision, seen, progress)
-        if output.suffix.lower() == ".zip":
-            zipped = beside / "bundle.zip"
-            _pack(bundle, zipped)
-            bundle = zipped
-        os.replace(bundle, output)
-    _print(output, differences, agreement, json_output)
 
 
 def _images(folder: Path, model: TrainedModel, most: int, progress: Progress) -> Images:
@@ -154,18 +154,43 @@ def _spread(cases: list[Case], most: int) -> list[Case]:
     return [cases[i * len(cases) // most] for i in range(most)] if len(cases) > most else cases
 
 
-def _finish(folder: Path, stages: list, precision: str, card: Mapping[str, str]) -> Path:
+def _write_networks(stages: list[Stage], folder: Path, progress: Progress) -> None:
+    """Every stage's and fold's network as ONNX."""
+    with progress.bar("writing ONNX", sum(len(stage.files) for stage in stages)) as step:
+        for stage in stages:
+            for fold, name in zip(stage.model.checkpoints, stage.files, strict=True):
+                model = stage.model
+                write_network(model.network(fold), model.input_channels, model.patch_size, folder / name)
+                step(name)
+
+
+def _write_smaller(
+    full: Path, folder: Path, stages: list[Stage], precision: str, seen: Images | None, progress: Progress
+) -> None:
+    """The same networks with smaller numbers."""
+    names = [name for stage in stages for name in stage.files]
+    with progress.bar(f"turning to {precision}", len(names)) as step:
+        calibration = _calibration(stages[-1].model, seen) if precision == "int8" else []
+        for name in names:
+            if precision == "int8":
+                to_int8(full / name, folder / name, calibration)
+            else:
+                to_float16(full / name, folder / name)
+            step(name)
+
+
+def _describe(folder: Path, stages: list[Stage], precision: str, card: Mapping[str, str]) -> None:
     """Write bundle.json beside a folder's networks."""
     files = {}
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()
         files[path.name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    described = describe(stages, precision, card, files)
+    described = describe([(stage.model, stage.files) for stage in stages], precision, card, files)
     (folder / BUNDLE).write_text(json.dumps(described, indent=2, allow_nan=False), encoding="utf-8")
-    return folder
 
 
-def _check(bundle: Path, models: list[TrainedModel], seen: Images | None, progress: Progress) -> dict:
+def _check(bundle: Path, stages: list[Stage], seen: Images | None, progress: Progress) -> dict:
+    models = [stage.model for stage in stages]
     with progress.bar("checking against PyTorch", 1) as step:
         on = [synthetic_patches(one.input_channels, one.patch_size) for one in models]
         if seen:  # of the first stage: the second one reads segmentations as well
@@ -204,11 +229,14 @@ def _compare(full: Path, smaller: Path, precision: str, seen: Images | None, pro
     return {engine: asdict(one) for engine, one in agreement.items()}
 
 
-def _pack(folder: Path, file: Path) -> None:
+def _packed(folder: Path) -> Path:
+    """The folder as one file beside it."""
+    file = folder.with_name("bundle.zip")
     # Stored as they are: weights hardly get smaller, and a bundle opens faster.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(folder.iterdir(), key=lambda path: (path.name != BUNDLE, path.name)):
             archive.write(path, path.name)
+    return file
 
 
 def _print(output: Path, differences: dict, agreement: dict, json_output: bool) -> None:

@@ -16,9 +16,10 @@ from torch.nn import functional
 
 from ..pruning.channels import ChannelLayout, channel_layout, feature_map_modules
 from ..pruning.eval_mode import eval_mode
-from .base import TrainingState, mean_of, require
+from .base import TrainingState, mean_of
 from .gates import register_gates, scaled
 from .layerwise import Layerwise, LayerwiseSettings
+from .limits import require
 from .measuring import NOTHING_MEASURED, ChannelSums
 from .ranks import summed_over_ranks
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from ..pruning.channels import ChannelLayout
 from ..pruning.cost import CostModel
-from .base import PruningMethod, TrainingState, steps
+from .base import PruningMethod, TrainingState
+from .limits import steps
 from .targets import TargetSettings, even_widths, make_target
 
 

@@ -17,8 +17,9 @@ from torch import nn
 from ..pruning.channels import ChannelLayout, feature_map_modules
 from ..pruning.cost import CostModel
 from ..pruning.tolerance import unit_factors
-from .base import PruningMethod, TrainingState, channels_to_keep, mean_of, spread_steps
+from .base import PruningMethod, TrainingState, mean_of
 from .delta import with_delta_opt
+from .limits import channels_to_keep, spread_steps
 from .measuring import NOTHING_MEASURED
 from .ranks import decided_on_one_rank
 from .sauron_settings import SauronSettings

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from .base import PruningSettings, require
 from .delta import NORMALISATIONS
+from .limits import PruningSettings, require
 from .targets import DEFAULT_MACS
 from .thresholds import Threshold
 

@@ -22,7 +22,8 @@ from ..pruning.moments import SAMPLES_PER_CHANNEL, patches_needed
 from ..pruning.ranking import Ranking
 from ..pruning.timing import time_networks
 from ..pruning.tolerance import LATENCY_STEPS, STEPS, tolerance_for, weighted, widths_at
-from .base import PruningMethod, PruningSettings, TrainingState, require, spread_steps
+from .base import PruningMethod, TrainingState
+from .limits import PruningSettings, require, spread_steps
 from .measuring import NOTHING_MEASURED
 from .ranks import decided_on_one_rank
 from .targets import DEFAULT_MACS, least_widths, rounded_up

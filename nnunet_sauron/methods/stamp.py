@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from ..pruning.channels import ChannelLayout, feature_map_modules
-from .base import TrainingState, require
+from .base import TrainingState
 from .gates import scaled
+from .limits import require
 from .measuring import map_gradients, map_norms
 from .stepwise import Stepwise, StepwiseSettings, over_layer_norm
 

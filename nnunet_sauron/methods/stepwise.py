@@ -11,7 +11,8 @@ import torch
 
 from ..pruning.channels import ChannelLayout
 from ..pruning.cost import CostModel
-from .base import PruningMethod, TrainingState, require, spread_steps, steps
+from .base import PruningMethod, TrainingState
+from .limits import require, spread_steps, steps
 from .measuring import NOTHING_MEASURED
 from .targets import Target, TargetSettings, count_channels, least_widths, make_target
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..pruning.channels import ChannelLayout
 from ..pruning.cost import CostModel
-from .base import PruningSettings, require
+from .limits import PruningSettings, require
 
 FRACTIONS = ("target_channels", "target_parameters", "target_macs")
 TARGETS = ("rate", *FRACTIONS, "widths_from")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .base import require
+from .limits import require
 
 FIRST_THRESHOLD = 0.001
 

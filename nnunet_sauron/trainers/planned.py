@@ -8,7 +8,7 @@ from pathlib import Path
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed
 
-from ..methods.base import PruningSettings
+from ..methods.limits import PruningSettings
 from ..model.architecture import network_of_plans
 from ..model.checkpoints import read_checkpoint
 from ..pruning import CostModel, channel_layout, feature_map_voxels, widths_of

@@ -4,8 +4,9 @@ import random
 
 import pytest
 
-from nnunet_sauron.methods.base import TrainingState, steps
+from nnunet_sauron.methods.base import TrainingState
 from nnunet_sauron.methods.layerwise import Layerwise
+from nnunet_sauron.methods.limits import steps
 from nnunet_sauron.methods.stepwise import Stepwise, StepwiseSettings, count_lowest
 from nnunet_sauron.methods.targets import TargetSettings, even_widths, make_target
 from nnunet_sauron.pruning import CostModel, channel_layout, count_macs, count_parameters, resize

@@ -111,7 +111,9 @@ def test_a_training_leaves_its_numbers(study):
 
 
 def test_compress_finds_the_folder_that_its_output_goes_to(study, monkeypatch):
-    study.grid._add({"name": "small", "trainer": "CompressedTrainer", "start": "stock", "compress": ["--macs", 0.1]}, {})
+    study.grid._add(
+        {"name": "small", "trainer": "CompressedTrainer", "start": "stock", "compress": ["--macs", 0.1]}, {}
+    )
     outputs = []
 
     def run(command, **_):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nnunet_sauron.methods.base import PruningSettings, channels_to_keep
+from nnunet_sauron.methods.limits import PruningSettings, channels_to_keep
 
 
 def kept(redundant: int, width: int, **settings) -> int:

@@ -1,7 +1,7 @@
 """The rows of the README's table: Dice, cost and network time of networks trained on 2D hippocampus at one budget.
 
-Dice and widths are read from results/; the networks of these widths are timed here on one patch: processor time of one
-thread, in alternation.
+Dice and widths are read from results/; networks of the widths of fold 0 are timed here on one patch: processor time of
+one thread, in alternation.
 Writes results/front.json and results/front.png.
 
     OMP_NUM_THREADS=1 python benchmarks/front.py [--repeats 300]
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
-from study.report import draw
+from study import report
 from torch import nn
 
 from nnunet_sauron.pruning import channel_layout, count_macs, count_parameters, resize
@@ -26,19 +26,23 @@ from nnunet_sauron.pruning.timing import machine
 
 RESULTS = Path(__file__).parent / "results"
 PATCH, WIDTHS = (56, 40), (32, 64, 128, 256)
-# Name, the run whose widths are timed, and Dice of 40 validation cases in all runs, from "Ten times smaller" and "The
-# study" of results/README.md. A run is a tag in ten_times_smaller.json or a name in study/.
-ROWS = (
-    ("stock", "stock_a", (0.848, 0.846, 0.843)),
-    ("sauron, published", "published_a", (0.851,)),
-    ("shrink", "shrink_a", (0.842,)),
-    ("shrink, a twentieth", "shrink05_a", (0.837,)),
-    ("sauron", "sauron-10", (0.840, 0.843)),
-    ("compressed, then 20 epochs with labels", "rec01", (0.844,)),
-    ("compressed, then 20 epochs without labels", "rec01", (0.839,)),
-    ("compressed, recovered from 30 raw images", "rec01", (0.826, 0.830)),
-    ("0.31 times the widths", "scaled-31", (0.834,)),
-    ("flat width of 16 (LUnet)", "lunet-16", (0.798,)),
+# Runs of study/ and what they are called here.
+SHOWN = {
+    "stock": "stock",
+    "shrink-10": "Shrink",
+    "sauron-10": "Sauron",
+    "compressed-10": "compressed, then 20 epochs with labels",
+    "compressed-10-50-epochs": "compressed, then 50 epochs with labels",
+    "compressed-10-no-labels": "compressed, then 20 epochs without labels",
+    "tucker-10": "low rank (Tucker-2), then 20 epochs with labels",
+    "scaled-31": "0.31 times the widths",
+    "lunet-16": "flat width of 16 (LUnet)",
+}
+# Of fold 0 alone, from "Ten times smaller" of results/README.md: name, the tag of its widths in ten_times_smaller.json,
+# and Dice above that of the stock training it belongs to.
+OTHERS = (
+    ("Sauron, published", "published_a", (0.851 - 0.847,)),
+    ("compressed, recovered from 30 raw images", "rec01", (0.830 - 0.843, 0.826 - 0.843)),
 )
 
 
@@ -46,28 +50,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=300)
     options = parser.parse_args()
-    runs = {run: network_of(run) for _, run, _ in ROWS}
-    stock = runs["stock_a"]
-    seconds = processor_seconds(runs, options.repeats)
+    study = {row["run"]: row for row in report.rows(report.read(RESULTS / "study"))}
+    networks = {name: network_of(name) for name in SHOWN if name in study and study[name]["widths"]}
+    networks |= {name: network_of(tag) for name, tag, _ in OTHERS}
+    seconds = processor_seconds(networks, options.repeats)
+    keys = "folds", "macs", "parameters", "dice", "dice_differences", "hd95_mm", "hd95_mm_differences"
     rows = [
-        {
-            "run": name,
-            "widths_of": run,
-            "dice": dice,
-            "macs": count_macs(runs[run], PATCH, 1) / count_macs(stock, PATCH, 1),
-            "parameters": count_parameters(runs[run]) / count_parameters(stock),
-            "seconds": seconds[run],
-            "time": seconds[run] / seconds["stock_a"],
-        }
-        for name, run, dice in ROWS
+        {"run": SHOWN[name], **{key: study[name][key] for key in keys}, "seconds": seconds.get(name)}
+        for name in SHOWN
+        if name in study
     ]
+    stock = networks["stock"]
+    for name, _, differences in OTHERS:
+        macs, parameters = count_macs(networks[name], PATCH, 1), count_parameters(networks[name])
+        rows.append({
+            "run": name, "folds": [0], "macs": macs / count_macs(stock, PATCH, 1),
+            "parameters": parameters / count_parameters(stock), "dice_differences": differences,
+            "seconds": seconds[name],
+        })  # fmt: skip
     for row in rows:
-        print(f"{row['run']:40s} MACs {row['macs']:.1%}, parameters {row['parameters']:.1%}, time {row['time']:.1%}")
+        row["time"] = row["seconds"] and row["seconds"] / seconds["stock"]
+    for row in rows:
+        time_left = "-" if row["time"] is None else f"{row['time']:.0%}"
+        print(
+            f"{row['run']:48s} MACs {row['macs']:.1%}, parameters {row['parameters']:.1%}, time {time_left}, "
+            f"Dice {statistics.fmean(row['dice_differences']):+.4f}, folds {row['folds']}"
+        )
     about = {"date": date.today().isoformat(), "machine": machine(), "threads": torch.get_num_threads()}
     (RESULTS / "front.json").write_text(
         json.dumps({**about, "repeats": options.repeats, "rows": rows}, indent=1) + "\n"
     )
-    draw(rows, RESULTS / "front.png")
+    report.draw(rows, RESULTS / "front.png")
 
 
 @torch.inference_mode()

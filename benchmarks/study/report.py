@@ -67,10 +67,11 @@ def rows(found: dict[str, list[dict]]) -> list[dict]:
     table = []
     for name, results in found.items():
         compared = [one for one in results if one["fold"] in stock]
-        row = {"run": name, "folds": [one["fold"] for one in results]}
+        row = {"run": name, "folds": [one["fold"] for one in results], "widths": results[0].get("widths")}
         for key in ("dice", "hd95_mm"):
             row[key] = [one[key] for one in results]
             differences = [one[key] - stock[one["fold"]][key] for one in compared]
+            row[f"{key}_differences"] = differences
             row[f"{key}_difference"] = statistics.fmean(differences) if differences else None
         for key in ("macs", "parameters"):
             parts = [one[key] / stock[one["fold"]][key] for one in compared]
@@ -85,16 +86,23 @@ def rows(found: dict[str, list[dict]]) -> list[dict]:
 
 
 def draw(table: list[dict], path: Path) -> None:
-    """Dice of each run against its part of stock's MACs; a line from the lowest run to the highest."""
+    """Each run's Dice above stock's on the same fold, against its part of stock's MACs; lines join the folds.
+
+    Args:
+        table: Rows with `run`, `macs` and `dice_differences`.
+        path: The picture.
+    """
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    axes.axhline(0, color="0.85", linewidth=1, zorder=0)
     for row in table:
-        ours = row["run"].startswith(OURS)
+        ours = row["run"].lower().startswith(OURS)
         colour = "C0" if ours else "black" if row["run"] == BASELINE else "0.55"
-        axes.plot([row["macs"] * 100] * 2, [min(row["dice"]), max(row["dice"])], color=colour, linewidth=1)
-        axes.plot(row["macs"] * 100, statistics.fmean(row["dice"]), "o" if ours else "s", color=colour, markersize=5)
+        differences = row["dice_differences"]
+        axes.plot([row["macs"] * 100] * 2, [min(differences), max(differences)], color=colour, linewidth=1)
+        axes.plot(*_place(row), "o" if ours else "s", color=colour, markersize=5)
     axes.set_xscale("log")
     axes.set_xlabel("multiply-accumulates, % of stock nnU-Net's")
-    axes.set_ylabel("Dice, validation cases; a line from the lowest run to the highest")
+    axes.set_ylabel("Dice above stock nnU-Net's on the same fold: mean, and a line from fold to fold")
     axes.set_xticks([1, 2, 5, 10, 25, 50, 100], labels=["1", "2", "5", "10", "25", "50", "100"])
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
@@ -104,13 +112,17 @@ def draw(table: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
+def _place(row: dict) -> tuple[float, float]:
+    return row["macs"] * 100, statistics.fmean(row["dice_differences"])
+
+
 def _label(figure, axes, table: list[dict]) -> None:
     """Names beside the marks, moved up where they would lie on each other."""
     axes.margins(x=0.2)
     figure.draw_without_rendering()
     taken: list[tuple[float, float]] = []
-    for row in sorted(table, key=lambda row: statistics.fmean(row["dice"])):
-        place = row["macs"] * 100, statistics.fmean(row["dice"])
+    for row in sorted(table, key=lambda row: _place(row)[1]):
+        place = _place(row)
         x, y = axes.transData.transform(place)
         height = 11 * figure.dpi / 100
         while any(abs(x - other) < 130 and abs(y - at) < height for other, at in taken):

@@ -101,7 +101,7 @@ def _numbers(file: Path, problems: Problems) -> dict[str, int]:
     numbers = {phase.upper(): int(number) for _, phase, number in lines}
     if len(lines) != 2 or {*numbers} != {"ED", "ES"} or numbers["ED"] == numbers["ES"]:
         told = ", ".join(line for line, *_ in lines) or "none"
-        what = f"expected was one line such as 'ED: 1' and one such as 'ES: 12', of two frames; found was {told}"
+        what = f"expected one line such as 'ED: 1' and one such as 'ES: 12', of two frames; found {told}"
         problems.add(file, what, file.parent.name)
         return {}
     return numbers

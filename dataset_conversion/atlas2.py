@@ -46,7 +46,7 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
         for pattern in (IMAGE, MASK)
     )
     if not images:
-        raise FileNotFoundError(f"{source} holds no T1-weighted image of ATLAS R2.0; expected was {LAYOUT}.")
+        raise FileNotFoundError(f"{source} holds no T1-weighted image of ATLAS R2.0; expected {LAYOUT}.")
     for key in sorted({*masks} - {*images}):
         problems.add("_".join(key), f"there is no T1-weighted image of the mask {masks[key]}", key[0])
     dataset = Dataset(
@@ -77,7 +77,7 @@ def _paper_split(cases: list[Case]) -> dict[str, list[str]]:
     subjects = sorted({case.group for case in cases})
     held_out = {*subjects[: len(subjects) // 5]}
     if not held_out:
-        raise ValueError(f"--paper-split needs 5 subjects or more, there are {len(subjects)}; leave it away.")
+        raise ValueError(f"--paper-split needs 5 subjects or more, there are {len(subjects)}; omit it.")
     return {
         "train": [case.name for case in cases if case.group not in held_out],
         "val": [case.name for case in cases if case.group in held_out],

@@ -61,7 +61,7 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
     masks = by_key(volumes, _case_and_side, lambda key: (key[0], _subject(key[0])), problems)
     scans = [path for path in volumes if _case_and_side(path) is None]
     if not masks:
-        raise FileNotFoundError(f"{source} holds no masks of HarP; expected was {LAYOUT}.")
+        raise FileNotFoundError(f"{source} holds no masks of HarP; expected {LAYOUT}.")
     labels = {"hippocampus": 1} if options.one_class else {"left": 1, "right": 2}
     dataset = Dataset(
         "HarP", ("T1",), {"background": 0, **labels}, number=NUMBER, licence="ADNI's data use agreement",
@@ -77,7 +77,7 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
             problems.add(name, f"there is {there}, but no mask of the other side", _subject(name))
         elif len(found) != 1:
             several = f"{len(found)}: {', '.join(map(str, found))}" if found else "none"
-            what = f"expected was one scan of the masks {sides['L']} and {sides['R']}, found were {several}"
+            what = f"expected one scan of the masks {sides['L']} and {sides['R']}, found {several}"
             problems.add(name, what, _subject(name))
         else:
             dataset.cases += _cases(name, found[0], sides, options, dataset.notes)
@@ -155,11 +155,11 @@ def _release_split(cases: list[Case]) -> dict[str, list[str]]:
         if told is None:
             raise ValueError(
                 f"--release-split needs the release's folders Labels_100_NIFTI and Labels_35_NIFTI, but there is "
-                f"{case.masks[0].file}; leave it away."
+                f"{case.masks[0].file}; omit it."
             )
         fold[parts[told[1]]].append(case.name)
     if not all(fold.values()):
-        raise ValueError("--release-split needs both Labels_100_NIFTI and Labels_35_NIFTI; leave it away.")
+        raise ValueError("--release-split needs both Labels_100_NIFTI and Labels_35_NIFTI; omit it.")
     return fold
 
 

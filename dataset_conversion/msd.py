@@ -82,10 +82,10 @@ def _check_lists(
         wrong(f"numTraining is {told['numTraining']!r}, but {len(listed)} cases are listed; mend it, or download anew")
     for image, label in listed:
         if image != label:
-            wrong(f"it pairs the image {image} with the segmentation {label}; expected was the same name")
+            wrong(f"it pairs the image {image} with the segmentation {label}; expected the same name")
     for name, count in Counter(image for image, _ in listed).items():
         if count > 1:
-            wrong(f"it lists {name} {count} times; expected was once")
+            wrong(f"it lists {name} {count} times; expected it once")
 
 
 def _keep_some(dataset: Dataset, count: int, seed: int) -> None:

@@ -51,7 +51,7 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
         for name in (options.scan, options.mask)
     )  # fmt: skip
     if not scans:
-        raise FileNotFoundError(f"{source} has no file {options.scan}.nii.gz below; expected was {LAYOUT}.")
+        raise FileNotFoundError(f"{source} has no file {options.scan}.nii.gz below; expected {LAYOUT}.")
     for folder in sorted({*masks} - {*scans}):
         what = f"there is no {options.scan}.nii.gz beside this mask"
         problems.add(masks[folder], what, *_names(*_place(folder, level)))
@@ -99,7 +99,7 @@ def _level_of_time_point(folders: list[Path]) -> int:
     level = max(told, key=told.get)
     if level == -3:
         raise ValueError(
-            f"{folders[0]} seems to have its time point, {places[0][-3]}, two folders too high; expected was {LAYOUT}."
+            f"{folders[0]} seems to have its time point, {places[0][-3]}, two folders too high; expected {LAYOUT}."
         )
     return level
 

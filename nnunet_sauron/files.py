@@ -141,5 +141,5 @@ def read_json_object(path: Path, remedy: str) -> dict:
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise ValueError(f"{path} is no JSON file, or was cut short ({error}); {remedy}.") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}, expected was a JSON object; {remedy}.")
+        raise ValueError(f"{path} holds a {type(found).__name__}, expected a JSON object; {remedy}.")
     return found

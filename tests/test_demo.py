@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -245,6 +248,45 @@ def test_failing_step_shows_last_lines_and_the_way_on(tmp_path, monkeypatch, cap
     with pytest.raises(RuntimeError, match=r"x\.log.*go on with: nnUNetv2_sauron demo -o"):
         run_demo(tmp_path / "demo")
     assert "[why] it failed" in capsys.readouterr().out
+
+
+def test_two_lanes_run_side_by_side(tmp_path, monkeypatch, no_nnunet_needed):
+    meeting = threading.Barrier(2, timeout=20)  # broken unless both are there at a time
+    fakes = [
+        Step("a", "step a", lambda follow: meeting.wait(), lane=1),
+        Step("b", "step b", lambda follow: meeting.wait(), lane=2),
+        Step("c", "step c", lambda follow: write_comparison(tmp_path / "demo")),
+    ]
+    monkeypatch.setattr(steps, "demo_steps", lambda folder: fakes)
+    monkeypatch.setattr(steps.os, "cpu_count", lambda: 2)
+    run_demo(tmp_path / "demo")
+    assert set(json.loads((tmp_path / "demo" / STATE_FILE).read_text())["seconds"]) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(("how", "raised"), [("error", RuntimeError), ("interrupted", KeyboardInterrupt)])
+def test_what_ends_one_lane_ends_the_command_of_the_other(tmp_path, monkeypatch, no_nnunet_needed, how, raised):
+    started = threading.Event()
+    sleeps = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
+
+    def sleep(follow) -> None:
+        run_command(sleeps, log=tmp_path / "log", environment=os.environ, on_line=lambda line: started.set())
+
+    def end(follow) -> None:
+        assert started.wait(20)
+        if how == "error":
+            raise CommandError("nnUNetv2_train ended with exit status 1", ["why"], tmp_path / "log")
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+    fakes = [Step("a", "step a", sleep, lane=1), Step("b", "step b", end, lane=2)]
+    monkeypatch.setattr(steps, "demo_steps", lambda folder: fakes)
+    monkeypatch.setattr(steps.os, "cpu_count", lambda: 2)
+    begun = time.monotonic()
+    with pytest.raises(
+        RuntimeError if how == "error" else KeyboardInterrupt, match="status 1" if how == "error" else ""
+    ):
+        run_demo(tmp_path / "demo")
+    assert time.monotonic() - begun < 30
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe to see a process end")

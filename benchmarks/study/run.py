@@ -26,6 +26,8 @@ from pathlib import Path
 import yaml
 from grid import Grid, Step
 
+from nnunet_sauron.threads import on_threads
+
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
 POLL = 2.0  # seconds
@@ -194,13 +196,14 @@ class Study:
             return
         log.parent.mkdir(parents=True, exist_ok=True)
         own = {name: value for name, value in os.environ.items() if name.lower() != "nnunet_sauron"}
-        pinned = {"nnUNetv2_train": "train", "nnUNetv2_sauron": "sauron"}.get(step.program)
-        command = [sys.executable, str(HERE / "pinned.py"), pinned] if pinned else [step.program]
+        command = [step.program, *step.words]
+        if step.program in ("nnUNetv2_train", "nnUNetv2_sauron"):
+            command = on_threads(1, command)
         with log.open("a", encoding="utf-8") as output:
             output.write(f"$ {step}\n")
             output.flush()
             ended = subprocess.run(
-                [*command, *step.words], env={**own, **self.grid.environment(), **step.variables}, stdout=output,
+                command, env={**own, **self.grid.environment(), **step.variables}, stdout=output,
                 stderr=subprocess.STDOUT,
             )  # fmt: skip
         if ended.returncode:

@@ -52,7 +52,7 @@ def check_case(case: Case, channels: int, values: frozenset[int], empty: bool) -
     """
     problems: list[str] = []
     if len(case.images) != channels:
-        problems.append(f"it has {len(case.images)} channels, expected were {channels}")
+        problems.append(f"it has {len(case.images)} channels, expected {channels}")
     if case.training and not case.masks and not case.blank:
         problems.append(f"{case.images[0].file} has no segmentation; a training case needs one (or --exclude it)")
     volumes = Counter(image.file for image in case.images)

@@ -156,7 +156,7 @@ def _target(raw: Path, dataset: Dataset, options: argparse.Namespace) -> Path:
         told = "none was given" if number is None else f"got {number}"
         raise ValueError(f"The data set needs a number from 1 to 999, {told}: -d 27")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", dataset.name):
-        raise ValueError(f"The name '{dataset.name}' is none for a folder; expected were letters, digits, _ and -.")
+        raise ValueError(f"The name '{dataset.name}' is none for a folder; expected letters, digits, _ and -.")
     folder = raw / f"Dataset{number:03d}_{dataset.name}"
     others = [str(name) for name in find_candidate_datasets(number) if name != folder.name]
     if others:

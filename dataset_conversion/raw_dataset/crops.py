@@ -113,8 +113,8 @@ def undo_main(number: int, arguments: Sequence[str] | None = None) -> int:
         found = sorted(Path(raw).glob(f"Dataset{options.number:03d}_*/conversion.json")) if raw else []
         if len(found) != 1:
             raise FileNotFoundError(
-                f"Expected was one Dataset{options.number:03d}_*/conversion.json in nnUNet_raw ({raw or 'not set'}), "
-                f"found were {len(found)}. It tells where the crops lie: give the data set with -d."
+                f"Expected one Dataset{options.number:03d}_*/conversion.json in nnUNet_raw ({raw or 'not set'}), "
+                f"found {len(found)}. It tells where the crops lie: give the data set with -d."
             )
         print(f"{options.output}: {undo(options.undo_crop, options.output, found[0])} volumes")
         return 0

@@ -29,7 +29,7 @@ def read_mask(mask: Mask) -> tuple[nibabel.Nifti1Image, np.ndarray]:
     stored = _opened(mask.file)
     found = _data(stored, mask.file)
     if found.dtype.kind not in "biuf":
-        raise ValueError(f"{mask.file} has values of type {found.dtype}, expected were whole numbers")
+        raise ValueError(f"{mask.file} has values of type {found.dtype}, expected whole numbers")
     if found.dtype.kind == "f":
         if mask.shifted and _is_shifted(found):
             found = np.where(found > found.min() + 0.5, 1.0, 0.0)
@@ -40,12 +40,12 @@ def read_mask(mask: Mask) -> tuple[nibabel.Nifti1Image, np.ndarray]:
             )
         if found.any() and not np.rint(found).any():
             raise ValueError(
-                f"{mask.file} has no value above {found.max():g}, which rounds to 0; expected were whole numbers"
+                f"{mask.file} has no value above {found.max():g}, which rounds to 0; expected whole numbers"
             )
         found = np.rint(found)
     there = np.unique(found).astype(np.int64)
     if mask.values is not None and (unknown := sorted(set(there.tolist()) - {0, *mask.values})):
-        raise ValueError(f"{mask.file} has the values {some(unknown)}; expected were {some([0, *mask.values])}")
+        raise ValueError(f"{mask.file} has the values {some(unknown)}; expected {some([0, *mask.values])}")
     written = np.array([0 if v == 0 else v if mask.values is None else mask.values[v] for v in there.tolist()])
     kind = np.result_type(*(np.min_scalar_type(int(value)) for value in (written.min(), written.max())))
     if mask.values is None:  # without the numbers below, of 8 bytes a voxel
@@ -117,17 +117,17 @@ def read_image(image: Image, volumes: int, labels: frozenset[int]) -> nibabel.Ni
     """
     stored = _opened(image.file, image.channel)
     if image.channel is not None and stored.shape[3:] != (volumes,):
-        raise ValueError(f"{image.file} has the shape {stored.shape}; expected were {volumes} volumes, one a channel")
+        raise ValueError(f"{image.file} has the shape {stored.shape}; expected {volumes} volumes, one a channel")
     found = _data(stored, image.file, image.channel)
     if found.dtype.kind not in "biuf":
-        raise ValueError(f"{image.file} has values of type {found.dtype}, expected was one number a voxel")
+        raise ValueError(f"{image.file} has values of type {found.dtype}, expected one number a voxel")
     if found.dtype.kind == "f" and (bad := found.size - np.count_nonzero((found >= -LARGEST) & (found <= LARGEST))):
         raise ValueError(f"{image.file} has {bad} values that are nan or infinite, as float32 at least")
     low, high = found.min(), found.max()
     if low == high:
-        raise ValueError(f"{image.file} has the value {low:g} everywhere; expected was an image")
+        raise ValueError(f"{image.file} has the value {low:g} everywhere; expected an image")
     if low >= 0 and high <= max(labels, default=0) and {*np.unique(found).tolist()} <= labels:
-        raise ValueError(f"{image.file} has no values but the labels'; expected was an image, not a segmentation")
+        raise ValueError(f"{image.file} has no values but the labels'; expected an image, not a segmentation")
     return stored
 
 
@@ -144,7 +144,7 @@ def _opened(file: Path, channel: int | None = None) -> nibabel.Nifti1Image:
         raise ValueError(f"{file} is no {kind} file that can be read: {error}") from error
     if len(shape) != (3 if channel is None else 4) and not (len(shape) > 3 and set(shape[3:]) == {1}):
         wanted = "three axes" if channel is None else "four axes"
-        raise ValueError(f"{file} has the shape {shape}, expected were {wanted}")
+        raise ValueError(f"{file} has the shape {shape}, expected {wanted}")
     if 0 in shape or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
         raise ValueError(f"{file} has the shape {shape} and an affine that gives voxels no size: {affine.tolist()}")
     try:

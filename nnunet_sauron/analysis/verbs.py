@@ -51,7 +51,7 @@ def _add_report(verbs: argparse._SubParsersAction) -> None:
         metavar="SECONDS",
         help="spend about SECONDS on timing the networks, 0 to skip it (default: 60)",
     )
-    add_folds_and_device(report, device=False)
+    add_folds_and_device(report, folds="all that are there", device=False)
     add_json(report)
 
 
@@ -114,9 +114,8 @@ def _add_clusterability(verbs: argparse._SubParsersAction) -> None:
         "-m SauronTrainer__nnUNetPlans__2d StockTrainer__nnUNetPlans__2d",
     )  # fmt: skip
     clusters.add_argument("-m", dest="models", type=Path, nargs="+", metavar="MODEL_FOLDER", required=True,
-                          help="models trained with the setting snapshot_every")  # fmt: skip
-    add_folds_and_device(clusters, folds="all with snapshots")
-    clusters.set_defaults(checkpoint=None)  # of a training that still runs, the last one
+                          help="models trained with the setting snapshot_every; others need -i")  # fmt: skip
+    add_folds_and_device(clusters, folds="all with snapshots", checkpoint=None)
     clusters.add_argument(
         "-i", dest="images", type=Path, metavar="FOLDER", help="raw images, for models that kept no snapshots"
     )

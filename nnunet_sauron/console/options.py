@@ -35,16 +35,27 @@ def add_verb(
 
 
 def add_folds_and_device(
-    verb: argparse.ArgumentParser, *, folds: str = "0 to 4, or all where it is alone", device: bool = True
+    verb: argparse.ArgumentParser,
+    *,
+    folds: str = "0 to 4, or all where it is alone",
+    checkpoint: str | None = "checkpoint_final.pth",
+    device: bool = True,
 ) -> None:
-    """Options of every verb that reads trained models, as nnU-Net's own commands spell them."""
+    """Options of every verb that reads trained models, as nnU-Net's own commands spell them.
+
+    Args:
+        verb: Gets the options.
+        folds: What is read without -f, in words.
+        checkpoint: What is read without -chk; None for the last that a training has written.
+        device: Whether the verb runs networks where the user says.
+    """
     verb.add_argument(
         "-f", dest="folds", metavar="FOLD", nargs="+", help=f"folds, such as 0 1, or all (default: {folds})"
     )
-    name = "checkpoint_final.pth"
     verb.add_argument(
-        "-chk", dest="checkpoint", default=name, metavar="NAME", help=f"checkpoint in fold_* (default: {name})"
-    )
+        "-chk", dest="checkpoint", default=checkpoint, metavar="NAME",
+        help=f"checkpoint in fold_* (default: {checkpoint or 'final, else latest, else best'})",
+    )  # fmt: skip
     if device:
         verb.add_argument(
             "-device", metavar="DEVICE", help="cpu, cuda, cuda:1 or mps (default: cuda if there is a GPU, else cpu)"

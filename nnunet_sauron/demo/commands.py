@@ -15,6 +15,7 @@ from pathlib import Path
 
 LAST_LINES = 15
 SECONDS_TO_END = 10
+_running: set[subprocess.Popen] = set()
 
 
 class CommandError(RuntimeError):
@@ -74,6 +75,7 @@ def run_command(
             errors="replace",
             start_new_session=True,
         )
+        _running.add(process)
         try:
             for line in process.stdout:
                 log_file.write(line)
@@ -84,7 +86,9 @@ def run_command(
                     on_line(line)
             status = process.wait()
         finally:
+            _running.discard(process)
             _end(process)
+            process.stdout.close()
     if status != 0:
         name = Path(command[0]).name
         raise CommandError(f"{name} ended with exit status {status}; its log is {log}", last_lines, log)
@@ -97,4 +101,9 @@ def _end(process: subprocess.Popen) -> None:
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(SECONDS_TO_END)
-    process.stdout.close()
+
+
+def end_commands() -> None:
+    """End all that other threads are running; their `run_command` raises CommandError."""
+    for process in list(_running):
+        _end(process)

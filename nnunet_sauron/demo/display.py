@@ -51,7 +51,7 @@ class Display:
 
         def say(note: str) -> None:
             if not self._progress.console.is_terminal:
-                self._progress.say(f"      {time.monotonic() - start:.0f} s: {note}")
+                self._progress.say(f"{head}, {time.monotonic() - start:.0f} s: {note}")
 
         with self._progress.bar(f"{head} ...", epochs, transient=True) as advance:
             yield _follow_training(epochs, advance, say) if epochs else lambda line: None

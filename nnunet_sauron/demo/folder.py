@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class DemoFolder:
     path: Path
     settings: dict
     seconds: dict[str, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: Path, settings: dict) -> DemoFolder:
@@ -62,8 +64,9 @@ class DemoFolder:
 
     def mark_done(self, step: str, seconds: float) -> None:
         """Remember that the step is finished and how long it took."""
-        self.seconds[step] = seconds
-        self._write()
+        with self._lock:  # lanes finish steps in threads
+            self.seconds[step] = seconds
+            self._write()
 
     def _read_seconds(self) -> dict[str, float]:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,8 @@ from ..console.terminal import plain_console
 from ..datasets.phantom import DATASET_ID, DATASET_NAME, write_phantom
 from ..plugin import find_nnunet, reads_external_trainers, trainer_folder
 from ..plugin.commands import command
-from .commands import CommandError, run_command
+from ..threads import on_threads
+from .commands import CommandError, end_commands, run_command
 from .display import Display, print_comparison
 from .folder import DemoFolder
 
@@ -44,6 +47,9 @@ SETTINGS = {
 }
 COMPRESSED = "CompressedTrainer"  # where nnUNetv2_predict looks for what compress wrote
 COMPRESS = ("--macs", str(LEFT), "--recover", "16", "--recover-steps", "40")
+# Two at a time, on half of the cores each: networks this small gain next to nothing from more threads.
+LANES = {"StockTrainer": 1, "SauronTrainer": 2, "ShrinkTrainer": 2}
+THREADS = max(1, (os.cpu_count() or 1) // 2)
 MODELS = (*SETTINGS, COMPRESSED)  # the first is what the others are compared with
 
 # The checkpoint that `nnUNetv2_train --c` takes is the first of these.
@@ -61,12 +67,14 @@ class Step:
         title: What it is called on the screen.
         run: Does it, from its beginning; takes a function that is given every line of its output.
         epochs: The length of a training, None for other steps.
+        lane: Neighbouring steps of two lanes run side by side, those of one lane one after the other. None: alone.
     """
 
     name: str
     title: str
     run: Callable[[Follow], None]
     epochs: int | None = None
+    lane: int | None = None
 
 
 def run_demo(folder: Path | None = None, json_output: bool = False) -> None:
@@ -129,8 +137,8 @@ def demo_steps(folder: Path) -> list[Step]:
     return [
         Step("phantom", "generate the phantom dataset", lambda follow: _generate(folder)),
         Step("plan", "plan and preprocess", lambda follow: _plan(folder, follow)),
-        *(Step(f"train_{name}", f"train {name}", train(name), EPOCHS) for name in SETTINGS),
-        Step("compress", "compress the stock model, and recover it", lambda follow: _compress(folder, follow)),
+        *(Step(f"train_{name}", f"train {name}", train(name), EPOCHS, LANES[name]) for name in SETTINGS),
+        Step("compress", "compress the stock model, and recover it", lambda follow: _compress(folder, follow), lane=1),
         *(Step(f"predict_{name}", f"predict the test cases: {name}", predict(name)) for name in MODELS),
         Step("compare", "report on all", lambda follow: _compare(folder, follow)),
     ]
@@ -203,7 +211,16 @@ def drop_unreadable_checkpoints(fold_folder: Path) -> bool:
 
 def _run_steps(steps: list[Step], demo_folder: DemoFolder, console: Console) -> None:
     display = Display(console, len(steps))
-    for number, step in enumerate(steps, start=1):
+    numbered = list(enumerate(steps, start=1))
+    for alone, group in itertools.groupby(numbered, key=lambda one: one[1].lane is None):
+        if alone or os.cpu_count() == 1:
+            _run_in_turn(list(group), demo_folder, display)
+        else:
+            _run_side_by_side(list(group), demo_folder, display)
+
+
+def _run_in_turn(steps: list[tuple[int, Step]], demo_folder: DemoFolder, display: Display) -> None:
+    for number, step in steps:
         if demo_folder.is_done(step.name):
             display.skip(number, step.title, demo_folder.seconds[step.name])
             continue
@@ -211,6 +228,22 @@ def _run_steps(steps: list[Step], demo_folder: DemoFolder, console: Console) -> 
         with display.step(number, step.title, step.epochs) as follow:
             step.run(follow)
         demo_folder.mark_done(step.name, time.monotonic() - start)
+
+
+def _run_side_by_side(steps: list[tuple[int, Step]], demo_folder: DemoFolder, display: Display) -> None:
+    """Run lanes in threads; what ends one of them, or an interruption, ends the commands of all."""
+    lanes: dict[int, list[tuple[int, Step]]] = {}
+    for number, step in steps:
+        lanes.setdefault(step.lane, []).append((number, step))
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        running = [pool.submit(_run_in_turn, lane, demo_folder, display) for lane in lanes.values()]
+        try:
+            for lane in as_completed(running):
+                lane.result()
+        except BaseException:
+            while wait(running, timeout=0.2).not_done:  # a lane may have been between two commands
+                end_commands()
+            raise
 
 
 def _generate(folder: Path) -> None:
@@ -235,6 +268,7 @@ def _train(folder: Path, trainer: str, follow: Follow) -> None:
     # they wait: on a busy machine, spinning ones make an epoch several times as long.
     settings = {"nnUNet_n_proc_DA": "0", "OMP_WAIT_POLICY": "PASSIVE", "nnunet_sauron": SETTINGS[trainer]}
     environment = command_environment(folder, **settings)
+    command = on_threads(THREADS, command)
     run_command(command, log=_log(folder, f"train_{trainer}"), environment=environment, on_line=follow)
 
 
@@ -253,7 +287,8 @@ def _compress(folder: Path, follow: Follow) -> None:
         str(images),
     ]
     command += ["-o", str(output), "-device", "cpu", *COMPRESS]
-    environment = command_environment(folder, OMP_WAIT_POLICY="PASSIVE")
+    settings = {"OMP_NUM_THREADS": str(THREADS), "OMP_WAIT_POLICY": "PASSIVE", "nnUNet_n_proc_DA": "0"}
+    environment = command_environment(folder, **settings)
     run_command(command, log=_log(folder, "compress"), environment=environment, on_line=follow)
 
 

@@ -33,8 +33,7 @@ def check_exportable(model: TrainedModel, previous: TrainedModel | None) -> None
     wanted = configuration.previous_stage_name
     if wanted is None and previous is not None:
         raise ValueError(
-            f"{model.folder} is a model of {model.configuration}, which has no stage before it; leave --previous-stage "
-            f"away."
+            f"{model.folder} is a model of {model.configuration}, which has no stage before it; omit --previous-stage."
         )
     if wanted is not None and previous is None:
         raise ValueError(

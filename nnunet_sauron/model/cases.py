@@ -178,6 +178,6 @@ def _check_numbers(case: Case, model: TrainedModel) -> None:
     if numbers != list(range(len(numbers))):
         raise ValueError(
             f"Case {case.name} has the channels {', '.join(f'{number:04d}' for number in numbers)} "
-            f"({', '.join(case.files)}); expected were 0000, 0001, ... without a gap, for {len(model.channel_names)} "
+            f"({', '.join(case.files)}); expected 0000, 0001, ... without a gap, for {len(model.channel_names)} "
             f"channels ({', '.join(model.channel_names)}). Rename the files, or put those that are missing beside them."
         )

@@ -61,14 +61,14 @@ def read_segmentation(reader: BaseReaderWriter, file: str | Path) -> tuple[np.nd
 def check_file(file: Path) -> None:
     """Raise ValueError unless it is a file that can be opened, and whole as far as its kind tells."""
     if file.is_dir():
-        raise ValueError(f"{file} is a folder; expected was an image file. Remove it or give another.")
+        raise ValueError(f"{file} is a folder; expected an image file. Remove it or give another.")
     if not file.exists():
         broken = "is a link to a file that is not there" if file.is_symlink() else "is not there"
-        raise ValueError(f"{file} {broken}; expected was an image file. Put it there or leave the case out.")
+        raise ValueError(f"{file} {broken}; expected an image file. Put it there or leave the case out.")
     if not os.access(file, os.R_OK):
         raise ValueError(f"{file} must not be read: no permission. Change it: chmod u+r FILE")
     if file.stat().st_size == 0:
-        raise ValueError(f"{file} is empty (0 bytes); expected was an image. Copy it anew or leave the case out.")
+        raise ValueError(f"{file} is empty (0 bytes); expected an image. Copy it anew or leave the case out.")
     try:
         _check_length(file)
     except (EOFError, OSError, zlib.error) as error:
@@ -165,19 +165,19 @@ def _expected_gipl(header: bytes) -> int | None:
 
 def _check_geometry(reader: BaseReaderWriter, image: np.ndarray, properties: dict, files: Sequence[Path]) -> None:
     if image.size == 0 or image.ndim != 4:
-        raise ValueError(f"it has the shape {image.shape}, expected were channels and three axes of at least one voxel")
+        raise ValueError(f"it has the shape {image.shape}, expected channels and three axes of at least one voxel")
     axes = len(properties.get("sitk_stuff", {}).get("spacing", ()))
     # SimpleITK puts the parts of a voxel last, where nnU-Net takes them for an axis.
     if (axes == 2 and image.shape[1] != 1) or (axes == 3 and len(image) != len(files)):
-        raise ValueError("its voxels have several parts (colours or vectors), expected was one number a voxel")
+        raise ValueError("its voxels have several parts (colours or vectors), expected one number a voxel")
     spacing = np.asarray(properties["spacing"], dtype=float)
     if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
-        raise ValueError(f"its spacing is {spacing.tolist()}, expected were three numbers above 0, in mm")
+        raise ValueError(f"its spacing is {spacing.tolist()}, expected three numbers above 0, in mm")
     if isinstance(reader, Tiff3DIO):
         for file in files:
             with tifffile.TiffFile(file) as tiff:
                 if tiff.series[0].axes.endswith("S"):  # first, it may stand for three or four slices
-                    raise ValueError(f"{file} is a colour image, expected was one number a voxel")
+                    raise ValueError(f"{file} is a colour image, expected one number a voxel")
 
 
 @contextlib.contextmanager

@@ -190,10 +190,10 @@ def _target(folder: Path, source: str, name: str, overwrite: bool) -> Path:
     if not name or "__" in name or Path(name).name != name or name in NOT_PLANS:
         raise ValueError(f"'{name}' cannot name plans: give a word without '__' and '/', such as nnUNetLeanPlans.")
     if name == source:
-        raise ValueError(f"The new plans would replace {source}, which they come from; give another name by -o.")
+        raise ValueError(f"The new plans would replace {source}, which they come from; give another name with -o.")
     path = folder / f"{name}.json"
     if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists already; give another name by -o, or replace it by --overwrite.")
+        raise ValueError(f"{path} exists already; give another name with -o, or replace it with --overwrite.")
     return path
 
 
@@ -204,7 +204,7 @@ def _chosen(plans: dict, source: str, configurations: Sequence[str], widths: Wid
     for configuration in chosen:
         if configuration not in available:
             raise ValueError(
-                f"{source} has no configuration {configuration} (there: {', '.join(available)}); choose by -c, or "
+                f"{source} has no configuration {configuration} (there: {', '.join(available)}); choose with -c, or "
                 f"other plans by -p."
             )
         if only not in (None, configuration):

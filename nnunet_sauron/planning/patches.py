@@ -26,7 +26,7 @@ def check_patch(patch_size: Sequence[int], steps: Sequence[int], configuration: 
     if len(patch_size) != len(steps):
         raise ValueError(
             f"The patch size {_joined(patch_size)} has {len(patch_size)} axes, but {configuration} has {len(steps)}; "
-            f"give one value per axis, or choose configurations by -c."
+            f"give one value per axis, or choose configurations with -c."
         )
     for axis, (size, step) in enumerate(zip(patch_size, steps, strict=True)):
         if size < 1 or size % step:

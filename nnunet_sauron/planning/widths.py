@@ -60,8 +60,8 @@ class StageWidths(Widths):
             )
         if network_class not in PRUNED:
             raise ValueError(
-                f"{configuration} has a network of class {network_class}, expected was {' or '.join(PRUNED)}; choose "
-                f"other plans by -p, for example nnUNetPlans."
+                f"{configuration} has a network of class {network_class}, expected {' or '.join(PRUNED)}; choose "
+                f"other plans with -p, for example nnUNetPlans."
             )
         for name in ("stem_channels", "bottleneck_channels"):
             if arguments.get(name) is not None:
@@ -153,7 +153,7 @@ class PerStage(StageWidths):
         if len(self.widths) != len(old):
             raise ValueError(
                 f"{len(self.widths)} widths were given ({self}), but {configuration} has {len(old)} stages, now of "
-                f"{'-'.join(map(str, old))} channels; give {len(old)} widths, or choose other configurations by -c."
+                f"{'-'.join(map(str, old))} channels; give {len(old)} widths, or choose other configurations with -c."
             )
         return list(self.widths)
 
@@ -214,7 +214,7 @@ class PrunedWidths(Widths):
         architecture = plans.get_configuration(configuration).configuration["architecture"]
         if _dense_class(architecture) not in PRUNED:
             raise ValueError(
-                f"{path} is of a network of class {architecture['network_class_name']}, expected was "
+                f"{path} is of a network of class {architecture['network_class_name']}, expected "
                 f"{' or '.join(PRUNED)}; give the checkpoint of a model of nnU-Net's default or ResEnc plans."
             )
         network, _ = network_of_plans(plans, configuration, dataset_json)

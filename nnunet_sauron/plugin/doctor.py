@@ -24,7 +24,7 @@ from .installation import PLANNERS, SHIMS, TRAINERS, Shim, find_nnunet, shim_sta
 
 DISTRIBUTION = "nnunet-sauron"
 INSTALL = "Run: nnUNetv2_sauron install"
-INSTALL_PLANNERS = "To use them by -pl, which looks into nnU-Net's own folder only, run: nnUNetv2_sauron install"
+INSTALL_PLANNERS = "To use them with -pl, which looks into nnU-Net's own folder only, run: nnUNetv2_sauron install"
 EXPORT = f'export {EXTERNAL}="$(nnUNetv2_sauron path)"'
 EXPORT_TOO = f'export {EXTERNAL}="$(nnUNetv2_sauron path){os.pathsep}${EXTERNAL}"'
 STATES = {

@@ -271,7 +271,7 @@ def _read(path: Path) -> dict:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(
-            f"{path} holds a JSON {type(found).__name__}, expected was an object of settings by name, as in "
+            f"{path} holds a JSON {type(found).__name__}, expected an object of settings by name, as in "
             f'{{"num_epochs": 50}}'
         )
     return found

@@ -74,9 +74,9 @@ class Bundle:
         self.path = Path(path)
         engines.check_engine(engine)
         if threads is not None and threads < 1:
-            raise ValueError(f"threads is {threads}, expected was a number from 1.")
+            raise ValueError(f"threads is {threads}, expected a number from 1.")
         if max_memory is not None and not max_memory > 0:
-            raise ValueError(f"max_memory is {max_memory}, expected was a number of GB above 0.")
+            raise ValueError(f"max_memory is {max_memory}, expected a number of GB above 0.")
         self.engine, self.threads, self.max_memory = engine, threads, max_memory
         self._archive = Archive(self.path)
         self.manifest = self._archive.manifest()

@@ -72,7 +72,7 @@ def to_array(images: Sequence[SimpleITK.Image], manifest: Manifest) -> tuple[np.
     """
     for image in images:
         if not isinstance(image, SimpleITK.Image):
-            raise ValueError(f"the image is a {type(image).__name__}, expected was a SimpleITK.Image or a list of them")
+            raise ValueError(f"the image is a {type(image).__name__}, expected a SimpleITK.Image or a list of them")
     if not images:
         raise ValueError("there is no image in the list")
     colours = manifest.image_reader == "NaturalImage2DIO"
@@ -154,9 +154,7 @@ def _check_image(image: SimpleITK.Image, colours: bool) -> None:
     if parts != 1 and not (colours and parts in (3, 4)):
         raise ValueError(f"its voxels have {parts} parts (colours or vectors); the model takes one number a voxel")
     if not all(is_length(abs(length)) for length in image.GetSpacing()):
-        raise ValueError(
-            f"its spacing is {image.GetSpacing()} mm, expected were lengths above 0 and below 1e6; mend it"
-        )
+        raise ValueError(f"its spacing is {image.GetSpacing()} mm, expected lengths above 0 and below 1e6; mend it")
     if "complex" in image.GetPixelIDTypeAsString():
         raise ValueError("its voxels are complex numbers; the model takes real ones")
 

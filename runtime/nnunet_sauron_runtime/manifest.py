@@ -140,7 +140,7 @@ def read_manifest(said: object, place: str) -> Manifest:
 def check_step(step: float) -> None:
     """Raise ValueError unless tiles may lie so far apart, in patches."""
     if not SMALLEST_STEP <= step <= 1:
-        raise ValueError(f"step is {step}, expected was a number from {SMALLEST_STEP} to 1.")
+        raise ValueError(f"step is {step}, expected a number from {SMALLEST_STEP} to 1.")
 
 
 def is_length(value: float) -> bool:
@@ -273,7 +273,7 @@ class _Object:
         self.place, self.path = place, path
         if not isinstance(said, dict):
             raise ValueError(
-                f"{place}{': ' + path.rstrip('.') if path else ''} is {_shown(said)}, expected was a JSON object."
+                f"{place}{': ' + path.rstrip('.') if path else ''} is {_shown(said)}, expected a JSON object."
             )
         self.said: dict = said
 

@@ -51,7 +51,7 @@ def predict_folder(bundle: Bundle, place: Path, request: Request) -> list[str]:
     _ = bundle.networks  # a file that was changed is nothing that a next case could do without
     if others := passed_over(place, cases, bundle.manifest):
         print(
-            f"Passed over, for they are not named like CASE_0000{bundle.manifest.file_ending}: {', '.join(others)}",
+            f"Skipped, not named like CASE_0000{bundle.manifest.file_ending}: {', '.join(others)}",
             file=sys.stderr,
         )
     images = {file.resolve() for case in cases for file in case.files}
@@ -62,7 +62,7 @@ def predict_folder(bundle: Bundle, place: Path, request: Request) -> list[str]:
         if request.save_probabilities:
             wanted.append(request.output / (case.name + ".npz"))
         if request.continue_prediction and all(file.is_file() for file in wanted):
-            say.line("is there already")
+            say.line("skipped: it is segmented already")
             continue
         try:
             _refuse_to_replace(images, wanted)

@@ -37,9 +37,7 @@ def add_parsers(verbs: argparse._SubParsersAction) -> None:
     predict.add_argument(
         "--save-probabilities", action="store_true", help="also write CASE.npz, as nnU-Net does; takes memory"
     )
-    predict.add_argument(
-        "--continue-prediction", action="store_true", help="leave segmentations alone that are there already"
-    )
+    predict.add_argument("--continue-prediction", action="store_true", help="skip cases that are segmented already")
     predict.set_defaults(run=_predict)
 
 

@@ -20,11 +20,11 @@ FLOATS = {16: "f4", 64: "f8"}  # NIfTI's numbers of types
 def check_file(file: Path) -> None:
     """Raise ValueError unless a file can be read, and is whole and finite as far as its kind tells."""
     if file.is_dir() or not file.exists():
-        raise ValueError(f"{file} is {'a folder' if file.is_dir() else 'not there'}; expected was an image file.")
+        raise ValueError(f"{file} is {'a folder' if file.is_dir() else 'not there'}; expected an image file.")
     if not os.access(file, os.R_OK):
         raise ValueError(f"{file} must not be read: no permission. Change it: chmod u+r FILE")
     if file.stat().st_size == 0:
-        raise ValueError(f"{file} is empty (0 bytes); expected was an image. Copy it anew.")
+        raise ValueError(f"{file} is empty (0 bytes); expected an image. Copy it anew.")
     name = file.name.lower()
     try:
         if name.endswith((".nii", ".nii.gz")):

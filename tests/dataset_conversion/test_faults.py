@@ -118,9 +118,9 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "compressed": (lambda root: image(root).rename(image(root).with_suffix("")), "is compressed, though its name says"),
     "no NIfTI": (lambda root: image(root).write_text("<html>404</html>" * 50), "is no NIfTI file"),
     "a link to nothing": (lambda root: linked_to_nothing(image(root)), "is a link to a file that is not there"),
-    "four axes": (lambda root: write(image(root), np.zeros((*SHAPE, 3), np.int16)), "expected were three axes"),
-    "two axes": (lambda root: write(image(root), np.zeros(SHAPE[:2], np.int16)), "expected were three axes"),
-    "complex": (lambda root: write(image(root), pair(0, 3)[0].astype(np.complex64)), "expected was one number a voxel"),
+    "four axes": (lambda root: write(image(root), np.zeros((*SHAPE, 3), np.int16)), "expected three axes"),
+    "two axes": (lambda root: write(image(root), np.zeros(SHAPE[:2], np.int16)), "expected three axes"),
+    "complex": (lambda root: write(image(root), pair(0, 3)[0].astype(np.complex64)), "expected one number a voxel"),
     "sheared": (lambda root: sheared(image(root)), "cannot be read by SimpleITK"),
 }
 

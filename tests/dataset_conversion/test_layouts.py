@@ -80,7 +80,7 @@ class TestMSD:
             (lambda task: (task / "imagesTr/la_002.nii.gz").unlink(), "la_002: there is no image"),
             (lambda task: (task / "labelsTr/la_002.nii.gz").unlink(), "la_002: there is no segmentation"),
             (lambda task: edit(task, numTraining=7), "numTraining is 7, but 6 cases are listed"),
-            (lambda task: edit(task, modality={"0": "T1", "1": "T2"}), "expected were four axes"),
+            (lambda task: edit(task, modality={"0": "T1", "1": "T2"}), "expected four axes"),
             (lambda task: edit(task, labels={"0": "background", "2": "la"}), "nnU-Net needs 0, 1, 2"),
             (lambda task: edit(task, labels={"0": "background", "1": None}), "a name for each"),
             (lambda task: edit(task, labels={}), "its labels are {}"),
@@ -106,7 +106,7 @@ class TestMSD:
         task = write_msd(tmp_path, channels=volumes)
         edit(task, modality={"0": "T1", "1": "T2", "2": "FLAIR"})
         assert convert(msd, task) == 2
-        assert f"la_000.nii.gz has the shape (20, 24, 8, {volumes}); expected were 3 volumes" in capsys.readouterr().err
+        assert f"la_000.nii.gz has the shape (20, 24, 8, {volumes}); expected 3 volumes" in capsys.readouterr().err
 
     def test_a_renamed_task_takes_its_name_from_dataset_json_and_needs_a_number(self, tmp_path, raw, capsys) -> None:
         task = write_msd(tmp_path).rename(tmp_path / "download")

@@ -123,7 +123,7 @@ def test_another_channel_does_not_stand_for_one_that_is_missing(tmp_path, number
     folder = write_images(tmp_path / "images", 2, channels=channels)
     for number, wanted in reversed(list(enumerate(numbers))):
         (folder / f"case_1_{number:04d}.nii.gz").rename(folder / f"case_1_{wanted:04d}.nii.gz")
-    said = rf"Case case_1 has the channels {', '.join(f'{number:04d}' for number in numbers)} .*expected were 0000"
+    said = rf"Case case_1 has the channels {', '.join(f'{number:04d}' for number in numbers)} .*expected 0000"
     with pytest.raises(ValueError, match=said):
         find_cases(folder, model)
     with pytest.raises(ValueError, match=said):

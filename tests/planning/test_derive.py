@@ -231,5 +231,5 @@ def test_plans_that_are_no_json_are_named(source: Path) -> None:
     with pytest.raises(ValueError, match="nnUNetPlans.json is no JSON file"):
         derive_plans(7, Flat(6))
     source.write_text("[]")
-    with pytest.raises(ValueError, match="nnUNetPlans.json holds a list, expected was a JSON object"):
+    with pytest.raises(ValueError, match="nnUNetPlans.json holds a list, expected a JSON object"):
         derive_plans(7, Flat(6))

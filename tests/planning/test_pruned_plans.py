@@ -178,7 +178,7 @@ def test_checkpoint_of_an_unknown_network_is_refused_by_its_class(source: Path, 
     trained = plans()
     trained["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "somewhere.Transformer"
     write_checkpoint(checkpoint, {}, trained)
-    assert_refused(source, "network of class somewhere.Transformer, expected was PlainConvUNet", checkpoint)
+    assert_refused(source, "network of class somewhere.Transformer, expected PlainConvUNet", checkpoint)
 
 
 def test_what_is_no_checkpoint_is_named(source: Path, checkpoint: Path) -> None:

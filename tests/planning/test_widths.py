@@ -42,7 +42,7 @@ def test_single_number_of_features_means_every_stage() -> None:
 def test_network_of_another_class_is_refused_by_name() -> None:
     old = configuration([32, 32], [])["architecture"]
     old["network_class_name"] = f"{UNETS}.ResidualUNet"
-    with pytest.raises(ValueError, match="2d has a network of class ResidualUNet, expected was PlainConvUNet or Resid"):
+    with pytest.raises(ValueError, match="2d has a network of class ResidualUNet, expected PlainConvUNet or Resid"):
         Flat(4).architecture("2d", old)
 
 

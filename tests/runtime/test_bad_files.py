@@ -121,12 +121,12 @@ def test_images_that_are_passed_over_are_named(folder, tmp_path, capsys):
     shutil.copy(tmp_path / "scan.nii.gz", tmp_path / "B_0000.NII.GZ")
     (tmp_path / "notes.txt").touch()
     assert predict(folder, tmp_path, tmp_path) == []
-    told = "Passed over, for they are not named like CASE_0000.nii.gz: B_0000.NII.GZ, scan.nii.gz\n"
+    told = "Skipped, not named like CASE_0000.nii.gz: B_0000.NII.GZ, scan.nii.gz\n"
     assert told in capsys.readouterr().err
     (tmp_path / "scan.nii.gz").unlink()
     (tmp_path / "B_0000.NII.GZ").unlink()
     assert predict(folder, tmp_path, tmp_path) == []
-    assert "Passed over" not in capsys.readouterr().err
+    assert "Skipped" not in capsys.readouterr().err
 
 
 def test_a_case_in_two_formats_is_not_guessed_at(folder, tmp_path, capsys):

@@ -316,5 +316,5 @@ def test_an_engine_that_fails_on_a_case_is_named(changed, tmp_path, capsys, engi
 
 @pytest.mark.parametrize("image", [np.zeros((8, 8, 8)), "a_0000.nii.gz", []])
 def test_what_is_no_image_is_refused_in_python(folder, image):
-    with pytest.raises(ValueError, match=r"expected was a SimpleITK\.Image|no image in the list"):
+    with pytest.raises(ValueError, match=r"expected a SimpleITK\.Image|no image in the list"):
         Bundle(folder, threads=1).predict(image)

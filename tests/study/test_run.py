@@ -8,14 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from ..integration.phantom import PLAIN, write_dataset
 from .conftest import STUDY
 from .test_grid import BASE, STOCK, small_grid
 
-import pinned  # isort: skip
 import run as runner  # isort: skip
 from run import Study, executor, run_all  # isort: skip
 
@@ -100,7 +98,7 @@ def study(tmp_path, monkeypatch) -> Study:
 def test_a_training_leaves_its_numbers(study):
     study.do("stock", 0)
     ((command, environment),) = study.commands
-    assert command[1:4] == [str(STUDY / "pinned.py"), "train", "Dataset701_Tiny"]
+    assert command[1:6] == ["-m", "nnunet_sauron.threads", "1", "nnUNetv2_train", "Dataset701_Tiny"]
     assert environment["OMP_NUM_THREADS"] == "1"
     given = environment["nnunet_sauron"]
     assert given[0] == "@" and json.loads(Path(given[1:]).read_text()) == {"num_epochs": 2}
@@ -139,7 +137,7 @@ def test_plans_are_made_before_folds_could_make_them_twice(study):
     pool = type("Pool", (), {"submit": staticmethod(lambda *words, **_: submitted.append(words[1]))})
     study.submit(pool, ("flat", 0))
     ((plan, _),) = study.commands
-    assert plan[2:4] == ["sauron", "plan"]
+    assert plan[4:6] == ["nnUNetv2_sauron", "plan"]
     assert submitted[0][-3:] == ["--one", "flat", "0"]
     study.commands.clear()
     study.grid.preprocessed.mkdir(parents=True)
@@ -181,20 +179,6 @@ def test_a_wrong_word_is_refused(study, tmp_path, monkeypatch, capsys, words, me
 def test_cluster_options_need_a_value(tmp_path):
     with pytest.raises(SystemExit, match="NAME=VALUE, as in timeout_min=600; got slurm_partition"):
         executor("local", 1, ["slurm_partition"], tmp_path)
-
-
-def test_nnunet_cannot_take_more_threads(monkeypatch):
-    monkeypatch.setattr(torch, "set_num_threads", torch.set_num_threads)
-    monkeypatch.setattr(sys, "argv", ["pinned.py", "train", "4"])
-    seen = []
-
-    def entry() -> None:
-        torch.set_num_threads(7)
-        seen.append((torch.get_num_threads(), sys.argv))
-
-    monkeypatch.setattr("nnunetv2.run.run_training.run_training_entry", entry)
-    pinned.main()
-    assert seen == [(1, ["pinned.py", "4"])]
 
 
 @pytest.mark.matrix

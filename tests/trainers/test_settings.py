@@ -70,9 +70,9 @@ def test_home_is_known(monkeypatch, file):
         ("num_epochs=7", "is no JSON"),
         ("[" * 100_000, "is no JSON"),
         ('{"num_epochs": 1e999}', "num_epochs must be a whole number"),
-        ("[1]", "holds a JSON list, expected was an object"),
-        ("7", "holds a JSON int, expected was an object"),
-        ("null", "holds a JSON NoneType, expected was an object"),
+        ("[1]", "holds a JSON list, expected an object"),
+        ("7", "holds a JSON int, expected an object"),
+        ("null", "holds a JSON NoneType, expected an object"),
         (
             '{"num_epoch": 7}',
             r"'num_epoch' in .*settings.json is not a setting of Trainer \(did you mean num_epochs\?\)",

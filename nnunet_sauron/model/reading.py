@@ -58,8 +58,17 @@ def read_segmentation(reader: BaseReaderWriter, file: str | Path) -> tuple[np.nd
     return labels[0], tuple(float(length) for length in properties["spacing"]) if told else None
 
 
+def check_name(path: Path) -> None:
+    """Raise ValueError if a name is no text: SimpleITK ends the process at it, and other readers are not to differ."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path} has a name that is no UTF-8; rename it, or its folder.") from error
+
+
 def check_file(file: Path) -> None:
     """Raise ValueError unless it is a file that can be opened, and whole as far as its kind tells."""
+    check_name(file)
     if file.is_dir():
         raise ValueError(f"{file} is a folder; expected an image file. Remove it or give another.")
     if not file.exists():

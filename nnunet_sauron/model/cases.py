@@ -12,6 +12,7 @@ import torch
 
 from ..console.progress import Progress
 from .evaluation import check_same_voxels, read_labels
+from .preprocessing import check_preprocessing
 from .reading import missing_spacing, not_finite, read_image
 from .trained import TrainedModel
 
@@ -30,10 +31,11 @@ def find_cases(folder: Path, model: TrainedModel) -> list[Case]:
     Raises:
         FileNotFoundError: The folder is missing or holds no image of the model's file ending.
         ValueError: A case lacks a channel or has another number of them than the model takes, or the first one cannot
-            be read.
+            be read; or plans.json does not tell how to preprocess them.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give one of images such as imagesTs.")
+    check_preprocessing(model)
     ending = model.dataset_json["file_ending"]
     found: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()):
@@ -57,8 +59,10 @@ def case_of(image: Path, model: TrainedModel) -> Case:
 
     Raises:
         FileNotFoundError: The file is missing.
-        ValueError: It is not named CASE_0000 and the model's file ending, or a channel is missing beside it.
+        ValueError: It is not named CASE_0000 and the model's file ending, or a channel is missing beside it; or
+            plans.json does not tell how to preprocess it.
     """
+    check_preprocessing(model)
     ending = model.dataset_json["file_ending"]
     name = _name(image, ending)
     if name is None:

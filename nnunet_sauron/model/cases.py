@@ -79,8 +79,9 @@ def case_of(image: Path, model: TrainedModel) -> Case:
 
 
 def check_cases(
-    model: TrainedModel, cases: Sequence[Case], progress: Progress, labels: Mapping[str, Path] | None = None
-) -> None:
+    model: TrainedModel, cases: Sequence[Case], progress: Progress, labels: Mapping[str, Path] | None = None, *,
+    segmented: bool = False,
+) -> None:  # fmt: skip
     """Read every image, and the reference segmentations that there are, before anything that takes long.
 
     Args:
@@ -89,6 +90,7 @@ def check_cases(
         progress: Shows a bar, and names images with values that are not finite where nnU-Net reads these as 0, and
             those whose spacing nothing tells.
         labels: Reference segmentations by the case's name.
+        segmented: nnU-Net is to write segmentations of them, which it does not for images of four axes.
 
     Raises:
         ValueError: Images or references cannot be used; all of them are named.
@@ -98,6 +100,8 @@ def check_cases(
         for case in cases:
             try:
                 image, properties = read_case(model, case)
+                if segmented:
+                    _check_three_axes(case, properties)
                 for file in case.files:
                     if zeros := not_finite(model.segmentations.reader, file):
                         progress.say(f"{file} has {zeros} values that are nan or infinite: nnU-Net reads them as 0")
@@ -113,6 +117,15 @@ def check_cases(
     if wrong:
         several = f"{len(wrong)} of {len(cases)} cases cannot be used. " if len(wrong) > 1 else ""
         raise ValueError(several + "\n".join(wrong))
+
+
+def _check_three_axes(case: Case, properties: dict) -> None:
+    axes = len(properties.get("sitk_stuff", {}).get("spacing", ()))
+    if axes > 3:
+        raise ValueError(
+            f"{', '.join(case.files)} has {axes} axes, for which nnU-Net writes no segmentation; expected 2 or 3. Save "
+            f"each channel as a file of its own: {case.name}_0000, {case.name}_0001, ..."
+        )
 
 
 def read_case(model: TrainedModel, case: Case) -> tuple[np.ndarray, dict]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,8 +87,8 @@ def check_cases(
     Args:
         model: The model.
         cases: The cases.
-        progress: Shows a bar, and names images with values that are not finite where nnU-Net reads these as 0, and
-            those whose spacing nothing tells.
+        progress: Shows a bar, and names images with values that are not finite where nnU-Net reads these as 0,
+            those whose spacing nothing tells, and cases whose channels lie in different places.
         labels: Reference segmentations by the case's name.
         segmented: nnU-Net is to write segmentations of them, which it does not for images of four axes.
 
@@ -99,7 +99,7 @@ def check_cases(
     with progress.bar("checking images", len(cases)) as step:
         for case in cases:
             try:
-                image, properties = read_case(model, case)
+                image, properties = read_case(model, case, progress.say)
                 if segmented:
                     _check_three_axes(case, properties)
                 for file in case.files:
@@ -128,14 +128,16 @@ def _check_three_axes(case: Case, properties: dict) -> None:
         )
 
 
-def read_case(model: TrainedModel, case: Case) -> tuple[np.ndarray, dict]:
-    """Image (channels, z, y, x), and the properties that nnU-Net's reader gives for it.
+def read_case(
+    model: TrainedModel, case: Case, say: Callable[[str], None] = lambda line: None
+) -> tuple[np.ndarray, dict]:
+    """Image (channels, z, y, x), and the properties that nnU-Net's reader gives for it; `say` as in `read_image`.
 
     Raises:
         ValueError: A file is damaged, the files do not go together, or the image is not what the model takes: it has
             another number of channels or axes, or values that are not finite.
     """
-    image, properties = read_image(model.manager.image_reader_writer_class(), case.files)
+    image, properties = read_image(model.manager.image_reader_writer_class(), case.files, say)
     files = ", ".join(case.files)
     if len(image) != model.input_channels:
         ending = model.dataset_json["file_ending"]

@@ -26,18 +26,26 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 GIPL_HEADER = 256
 GIPL_BYTES = {1: 1 / 8, 7: 1, 8: 1, 15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}  # of a voxel, by its type's number
 CHUNK = 1 << 22
+MOST_OF_A_WARNING = 500  # letters: it repeats all affines and files
 LOST = ("invalid page offset", "corrupted", "failed to reshape")  # tifffile then reads what is left of a file
 
 
-def read_image(reader: BaseReaderWriter, files: Sequence[str | Path]) -> tuple[np.ndarray, dict]:
+def read_image(
+    reader: BaseReaderWriter, files: Sequence[str | Path], say: Callable[[str], None] = lambda line: None
+) -> tuple[np.ndarray, dict]:
     """One case's image (channels, z, y, x), float32, and the properties that nnU-Net's reader tells of it.
+
+    Args:
+        reader: nnU-Net's.
+        files: One a channel.
+        say: Given what the reader warns of, in a line: channels that lie in different places.
 
     Raises:
         ValueError: A file is missing, must not be read, is damaged or cut short, or is nothing that the reader can
             read, or the files do not go together.
         MemoryError: It is too large.
     """
-    return _read(reader, [Path(file) for file in files], reader.read_images, "one case")
+    return _read(reader, [Path(file) for file in files], reader.read_images, "one case", say)
 
 
 def read_segmentation(reader: BaseReaderWriter, file: str | Path) -> tuple[np.ndarray, tuple[float, ...] | None]:
@@ -106,7 +114,11 @@ def missing_spacing(reader: BaseReaderWriter, file: str | Path) -> Path | None:
 
 
 def _read(
-    reader: BaseReaderWriter, files: list[Path], read: Callable[[list[str]], tuple[np.ndarray, dict]], what: str
+    reader: BaseReaderWriter,
+    files: list[Path],
+    read: Callable[[list[str]], tuple[np.ndarray, dict]],
+    what: str,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[np.ndarray, dict]:
     for file in files:
         check_file(file)
@@ -126,6 +138,8 @@ def _read(
             f"{named} cannot be read as {what}: {why[:1000]}. The model's reader is nnU-Net's {type(reader).__name__}; "
             f"mend the file or leave the case out."
         ) from error
+    if warned := " ".join(printed.getvalue().split()):
+        say(f"{named}: nnU-Net's {type(reader).__name__} says: {warned[:MOST_OF_A_WARNING]}")
     return image, properties
 
 

@@ -23,6 +23,8 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
+from ..files import check_name
+
 GIPL_HEADER = 256
 GIPL_BYTES = {1: 1 / 8, 7: 1, 8: 1, 15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}  # of a voxel, by its type's number
 CHUNK = 1 << 22
@@ -64,14 +66,6 @@ def read_segmentation(reader: BaseReaderWriter, file: str | Path) -> tuple[np.nd
         )
     told = not isinstance(reader, Tiff3DIO) or file.with_suffix(".json").is_file()
     return labels[0], tuple(float(length) for length in properties["spacing"]) if told else None
-
-
-def check_name(path: Path) -> None:
-    """Raise ValueError if a name is no text: SimpleITK ends the process at it, and other readers are not to differ."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{path} has a name that is no UTF-8; rename it, or its folder.") from error
 
 
 def check_file(file: Path) -> None:

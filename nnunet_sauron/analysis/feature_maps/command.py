@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...console.progress import Progress
+from ...files import check_name
 from ...model.cases import case_of, check_cases
-from ...model.reading import check_name
 from ...model.trained import TrainedModel
 from .maps import feature_maps, layer_names
 from .plots import check_output, write

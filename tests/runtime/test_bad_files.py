@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import struct
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -132,6 +133,7 @@ def test_images_that_are_passed_over_are_named(folder, tmp_path, capsys):
 
 
 def test_a_name_that_is_no_text_is_named_before_simpleitk_ends_the_process(folder, tmp_path, capsys):
+    sys.stderr.reconfigure(errors="backslashreplace")  # as it is without pytest
     bad = Path(os.fsdecode(b"caf\xe9"))
     write_image(tmp_path / "images/a_0000.nii.gz", VOLUME)
     (write_image(tmp_path / "images/b_0000.nii.gz", VOLUME)).rename(tmp_path / "images" / f"{bad}_0000.nii.gz")

@@ -94,7 +94,7 @@ def test_an_interrupted_generation_leaves_no_dataset_and_the_next_one_is_whole(t
 
 def test_a_folder_whose_name_is_no_text_is_refused_before_simpleitk_ends_the_process(tmp_path):
     with pytest.raises(ValueError, match="has a name that is no UTF-8; rename it, or its folder"):
-        write_phantom(tmp_path / os.fsdecode(b"caf\xe9"), 5, 1)
+        write_phantom(tmp_path / os.fsdecode(b"caf\xe9"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 TEMPORARY = ".tmp"
 CONTINUE = "continue with the same command and --c"
 AGAIN = "give the same command again"
+# Of torch.save's RuntimeError where the disk is full, by version of PyTorch.
+CANNOT_WRITE = ("StreamWriter", "iostream", "inline_container")
 
 
 def write_atomically(path: Path, write: Callable[[str], object], again: str = CONTINUE) -> None:
@@ -34,9 +36,7 @@ def write_atomically(path: Path, write: Callable[[str], object], again: str = CO
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        # torch.save reports a full disk as a RuntimeError of its writer; any other has nothing to do with files.
-        full = isinstance(error, RuntimeError) and any(word in str(error) for word in ("StreamWriter", "iostream"))
-        if not full and not isinstance(error, OSError):
+        if not _of_writing(error):
             raise
         raise OSError(
             f"Could not write {path}: {error}. What stood there before is untouched; make room or make the folder "
@@ -58,6 +58,12 @@ def write_text_atomically(path: Path, text: str, again: str = AGAIN) -> None:
     write_atomically(path, lambda beside: Path(beside).write_text(text, "utf-8", "backslashreplace"), again)
 
 
+def _of_writing(error: BaseException) -> bool:
+    return isinstance(error, OSError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in CANNOT_WRITE)
+    )
+
+
 @contextmanager
 def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     """A folder beside `target` to write into, which takes its place at the end; after an error neither is there.
@@ -67,9 +73,26 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         replace: Let it hold something, which is removed once the new folder is whole.
 
     Raises:
-        OSError: It could not be written, or holds something; or another process is writing it.
+        FileExistsError: Another process is writing it.
+        OSError: It could not be written, or holds something.
     """
     target = target.resolve()  # a link to a folder stays one
+    try:
+        with _folder_beside(target, replace) as beside:
+            yield beside
+    except FileExistsError:
+        raise
+    except Exception as error:
+        if not _of_writing(error):
+            raise
+        raise OSError(
+            f"{target} could not be written: {error}. What stood there before is untouched; make room or mend what is "
+            f"named, then {AGAIN}."
+        ) from error
+
+
+@contextmanager
+def _folder_beside(target: Path, replace: bool) -> Iterator[Path]:
     beside, old = (target.with_name(f".{target.name}{ending}") for ending in (TEMPORARY, ".old"))
     beside.mkdir(parents=True, exist_ok=True)
     with _locked(beside, target):
@@ -123,6 +146,14 @@ def check_writable(output: Path, remedy: str = "choose another folder with -o") 
             pass
     except OSError as error:
         raise OSError(f"{output} cannot be written ({error}); {remedy}.") from error
+
+
+def check_name(path: Path) -> None:
+    """Raise ValueError if a name is no text: SimpleITK ends the process at it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path} has a name that is no UTF-8; rename it, or its folder.") from error
 
 
 def read_json_object(path: Path, remedy: str) -> dict:

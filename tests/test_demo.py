@@ -206,6 +206,12 @@ def test_folder_of_other_settings_is_refused(tmp_path):
     assert DemoFolder.open(tmp_path, {"epochs": 1}).is_done("a")
 
 
+def test_a_name_that_is_no_text_is_named(tmp_path):
+    with pytest.raises(ValueError, match="has a name that is no UTF-8; rename it, or its folder"):
+        DemoFolder.open(tmp_path / os.fsdecode(b"caf\xe9"), {})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_damaged_state_is_named(tmp_path):
     (tmp_path / STATE_FILE).write_text("{")
     with pytest.raises(ValueError, match=STATE_FILE):

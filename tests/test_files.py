@@ -4,12 +4,18 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from nnunet_sauron.files import new_folder, write_atomically, write_text_atomically
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def full_file() -> None:
+    with open("/dev/full", "w") as file:
+        file.write("text")
 
 
 class TestFile:
@@ -34,6 +40,14 @@ class TestFile:
             write_text_atomically(tmp_path / "a.txt", "text")
         assert names(tmp_path) == []
 
+    def test_a_disk_that_is_full_for_pytorch_is_told_as_such(self, tmp_path):
+        def full(file: str) -> None:
+            torch.save(torch.rand(1000), "/dev/full")
+
+        with pytest.raises(OSError, match=r"Could not write .*a\.pth: .*make room or make the folder writable, then"):
+            write_atomically(tmp_path / "a.pth", full)
+        assert names(tmp_path) == []
+
     def test_a_name_with_bytes_that_are_no_text_is_escaped(self, tmp_path):
         write_text_atomically(tmp_path / "a.txt", "Größe of \udcff")
         assert (tmp_path / "a.txt").read_text("utf-8") == "Größe of \\udcff"
@@ -45,6 +59,19 @@ class TestFolder:
             (beside / "plans.json").touch()
             assert not (tmp_path / "model").exists()
         assert names(tmp_path) == ["model", "model/plans.json"]
+
+    @pytest.mark.parametrize("full", [lambda: torch.save(torch.rand(1000), "/dev/full"), full_file])
+    def test_a_full_disk_is_told_with_what_to_do(self, tmp_path, full):
+        with (
+            pytest.raises(OSError, match=r"model could not be written: .*make room .*, then give the same"),
+            new_folder(tmp_path / "model"),
+        ):
+            full()
+        assert names(tmp_path) == []
+
+    def test_an_error_of_another_kind_stays_what_it_is(self, tmp_path):
+        with pytest.raises(RuntimeError, match="^of a network$"), new_folder(tmp_path / "model"):
+            raise RuntimeError("of a network")
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
     def test_an_error_leaves_neither(self, tmp_path, error):

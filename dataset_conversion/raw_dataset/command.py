@@ -107,18 +107,10 @@ def convert(read: Read, options: argparse.Namespace, progress: Progress) -> Path
         "source": str(options.source),
         "options": {name: value for name, value in vars(options).items() if not isinstance(value, Path)},
     }
-    try:
-        with new_folder(folder, replace=options.overwrite) as beside:
-            counts = write_dataset(
-                dataset, beside, splits, record, link=options.link, processes=options.processes, progress=progress
-            )
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise OSError(
-            f"{folder} could not be written: {error}. What stood there before is untouched; make room or mend what "
-            f"is named, then give the same command again."
-        ) from error
+    with new_folder(folder, replace=options.overwrite) as beside:
+        counts = write_dataset(
+            dataset, beside, splits, record, link=options.link, processes=options.processes, progress=progress
+        )
     if stale is not None:
         stale.unlink()
     _tell(dataset, folder, splits, counts, options, progress)

@@ -133,7 +133,7 @@ def read_image(image: Image, volumes: int, labels: frozenset[int]) -> nibabel.Ni
 
 def _opened(file: Path, channel: int | None = None) -> nibabel.Nifti1Image:
     check_file(file)
-    _check_name(file)
+    _check_ending(file)
     try:
         stored = load(file)
         affine, shape = stored.affine, stored.shape
@@ -155,12 +155,8 @@ def _opened(file: Path, channel: int | None = None) -> nibabel.Nifti1Image:
     return stored
 
 
-def _check_name(file: Path) -> None:
-    """Raise ValueError if a name is no text, at which SimpleITK aborts, or its ending is not that of the contents."""
-    try:
-        str(file).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{file} has a name that is no UTF-8; rename it, or the folder") from error
+def _check_ending(file: Path) -> None:
+    """Raise ValueError if a name's ending is not that of the contents."""
     with file.open("rb") as opened:
         first = opened.read(4)
     named = file.name.lower().endswith(".gz")

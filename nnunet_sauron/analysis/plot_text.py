@@ -13,8 +13,9 @@ MORE_ALPHABETS = (
 
 
 def as_is(text: str) -> str:
-    """Text for matplotlib, in which $ begins no formula and which a legend shows even if it begins with an _."""
-    text = text.replace("$", r"\$")
+    """Text for matplotlib: $ begins no formula, a legend shows it even if it begins with an _, and bytes that are no
+    text, as a file's name may hold, are escaped."""
+    text = text.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
     return f"\u200b{text}" if text.startswith("_") else text  # a space without width
 
 

@@ -188,7 +188,8 @@ class _Work:
             self.model = replace(self.model, checkpoints={fold: checkpoint})
         self.fitted_on, self.held_out = split(find_cases(options.images, self.model), options.max_images)
         self._segmenter = Segmenter(self.model, self.held_out, self.device, self.progress, options.labels)
-        check_cases(self.model, [*self.fitted_on, *self.held_out], self.progress, self._segmenter.references)
+        every_case, references = [*self.fitted_on, *self.held_out], self._segmenter.references
+        check_cases(self.model, every_case, self.progress, references, segmented=True)
         with _nnunet_is_silent():
             self.compressor = ModelCompressor(
                 self.model, self.device, options.round_to, options.uniform_stages, self.progress

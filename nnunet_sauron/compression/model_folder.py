@@ -91,6 +91,9 @@ def write_model(
         found: By fold.
         notes: Stored in every checkpoint and as compression.json.
         plans: Other plans: the model is then one of nnU-Net's own trainer, and needs this package no more.
+
+    Raises:
+        OSError: It could not be written, with what to do; nothing is left of it.
     """
     with new_folder(target) as beside:
         for name in ("plans.json", "dataset.json", "dataset_fingerprint.json"):

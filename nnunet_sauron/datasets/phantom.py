@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 
-from ..files import new_folder
+from ..files import check_name, new_folder
 
 DATASET_ID = 943
 DATASET_NAME = f"Dataset{DATASET_ID}_Phantom"
@@ -45,7 +45,7 @@ def write_phantom(raw_folder: Path, *, training_cases: int = 20, test_cases: int
         spacings of 1.0 to 1.45 mm, labels uint8.
 
     Raises:
-        ValueError: If there are fewer than 5 training cases or less than 0 test cases.
+        ValueError: If there are fewer than 5 training cases or less than 0 test cases, or the folder's name is no text.
         OSError: If the folder cannot be written.
     """
     if training_cases < 5:
@@ -53,6 +53,7 @@ def write_phantom(raw_folder: Path, *, training_cases: int = 20, test_cases: int
     if test_cases < 0:
         raise ValueError(f"test_cases is {test_cases}; give 0 or more.")
     folder = Path(raw_folder) / DATASET_NAME
+    check_name(folder.resolve())
     # nnU-Net looks for folders called Dataset*, so it never sees the one beside.
     with new_folder(folder, replace=True) as beside:
         _write_dataset(beside, training_cases, test_cases, seed)

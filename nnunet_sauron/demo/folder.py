@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..files import TEMPORARY, write_text_atomically
+from ..files import TEMPORARY, check_name, write_text_atomically
 
 STATE_FILE = "nnunet_sauron_demo.json"
 
@@ -36,10 +36,12 @@ class DemoFolder:
             settings: JSON-serialisable settings of this demo.
 
         Raises:
-            ValueError: If the folder holds foreign files, was made with other settings, or its state cannot be read.
+            ValueError: If the folder holds foreign files, was made with other settings, its state cannot be read, or
+                its name is no text.
             OSError: If it cannot be written.
         """
         path = Path(path).expanduser().absolute()
+        check_name(path)
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file, not a folder; choose another folder with -o.")
         folder = cls(path, settings)

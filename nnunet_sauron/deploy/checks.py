@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from nnunet_sauron_runtime import Bundle
-from nnunet_sauron_runtime.images import read_case
+from nnunet_sauron_runtime.images import read_case, to_array
+from nnunet_sauron_runtime.manifest import Manifest
 from SimpleITK import GetArrayFromImage
 from torch import nn
 
@@ -88,6 +89,25 @@ def check_networks(
                         )
                     found[engine][kind] = max(found[engine].get(kind, 0.0), float(apart))
     return found
+
+
+def check_images(cases: Sequence[Sequence[str]], manifest: Manifest) -> None:
+    """Raise ValueError, which names the files, where a bundle would refuse an image that nnU-Net reads.
+
+    Args:
+        cases: The files of each image, one a channel.
+        manifest: Of the bundle.
+    """
+    for files in cases:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                to_array(read_case([Path(file) for file in files]), manifest)
+        except ValueError as error:
+            raise ValueError(
+                f"{', '.join(files)}: a bundle cannot be compared on it: {str(error).rstrip('.')}. Mend it, or leave "
+                f"it out of -i."
+            ) from error
 
 
 def compare_bundles(one: Path, other: Path, cases: Sequence[Sequence[str]]) -> dict[str, Agreement]:

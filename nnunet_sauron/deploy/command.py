@@ -24,8 +24,8 @@ from ..files import check_writable
 from ..model.cases import Case, check_cases, find_cases
 from ..model.trained import CHECKPOINT, TrainedModel
 from ..plugin.commands import command
-from .checks import check_installed, check_networks, compare_bundles, synthetic_patches
-from .description import check_exportable, describe, model_card
+from .checks import check_images, check_installed, check_networks, compare_bundles, synthetic_patches
+from .description import check_exportable, describe, model_card, planned_manifest
 from .networks import without_idle_biases, write_network
 from .precision import to_float16, to_int8
 
@@ -104,6 +104,9 @@ def export(
         progress.say(remark)
     most = CALIBRATION_PATCHES if precision == "int8" else MOST_IMAGES
     seen = _images(images, stages[0].model, most, progress) if images else None
+    if seen and precision != "float32":
+        manifest = planned_manifest([stage.model for stage in stages])
+        check_images([case.files for case in seen.compared], manifest)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent) as place:
         bundle = Path(place) / "float32"
         bundle.mkdir()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from nnunet_sauron_runtime.manifest import FORMAT, READERS, SCHEMES, read_manifest
+from nnunet_sauron_runtime.manifest import FORMAT, READERS, SCHEMES, Manifest, read_manifest
 from nnunet_sauron_runtime.resampling import FUNCTION as RESAMPLING
 from nnunetv2.preprocessing.normalization import default_normalization_schemes as schemes
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
@@ -57,17 +57,21 @@ def check_exportable(model: TrainedModel, previous: TrainedModel | None) -> None
                 )
         if model.channel_names != previous.channel_names or _reader(model) != _reader(previous):
             raise ValueError("The two stages read different images: give two models of one data set.")
-    _check_description([*([previous] if previous else []), model])
+    planned_manifest([*([previous] if previous else []), model])
 
 
-def _check_description(models: Sequence[TrainedModel]) -> None:
-    """Raise ValueError unless a runtime will take what bundle.json is to say, before any network is written."""
+def planned_manifest(models: Sequence[TrainedModel]) -> Manifest:
+    """What bundle.json will say, as a runtime reads it, before any network is written; of each stage its model.
+
+    Raises:
+        ValueError: A runtime would not take it.
+    """
     names = [f"{number}.onnx" for number in range(len(models))]
     files = {name: {"sha256": "0" * 64, "bytes": 1} for name in names}
     place = str(models[-1].folder)
     try:
         stages = [(one, [name]) for one, name in zip(models, names, strict=True)]
-        read_manifest(describe(stages, "float32", {}, files), place)
+        return read_manifest(describe(stages, "float32", {}, files), place)
     except (ValueError, TypeError) as error:
         reason = str(error).removeprefix(f"{place}: ").removesuffix(" Export the bundle anew.")
         raise ValueError(f"No bundle can hold {place}: {reason} Mend its plans.json and dataset.json.") from error

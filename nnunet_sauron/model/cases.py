@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 
 from ..console.progress import Progress
 from .evaluation import check_same_voxels, read_labels
+from .preprocessing import check_preprocessing
 from .reading import missing_spacing, not_finite, read_image
 from .trained import TrainedModel
 
@@ -30,10 +31,11 @@ def find_cases(folder: Path, model: TrainedModel) -> list[Case]:
     Raises:
         FileNotFoundError: The folder is missing or holds no image of the model's file ending.
         ValueError: A case lacks a channel or has another number of them than the model takes, or the first one cannot
-            be read.
+            be read; or plans.json does not tell how to preprocess them.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give one of images such as imagesTs.")
+    check_preprocessing(model)
     ending = model.dataset_json["file_ending"]
     found: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()):
@@ -57,8 +59,10 @@ def case_of(image: Path, model: TrainedModel) -> Case:
 
     Raises:
         FileNotFoundError: The file is missing.
-        ValueError: It is not named CASE_0000 and the model's file ending, or a channel is missing beside it.
+        ValueError: It is not named CASE_0000 and the model's file ending, or a channel is missing beside it; or
+            plans.json does not tell how to preprocess it.
     """
+    check_preprocessing(model)
     ending = model.dataset_json["file_ending"]
     name = _name(image, ending)
     if name is None:
@@ -75,16 +79,18 @@ def case_of(image: Path, model: TrainedModel) -> Case:
 
 
 def check_cases(
-    model: TrainedModel, cases: Sequence[Case], progress: Progress, labels: Mapping[str, Path] | None = None
-) -> None:
+    model: TrainedModel, cases: Sequence[Case], progress: Progress, labels: Mapping[str, Path] | None = None, *,
+    segmented: bool = False,
+) -> None:  # fmt: skip
     """Read every image, and the reference segmentations that there are, before anything that takes long.
 
     Args:
         model: The model.
         cases: The cases.
-        progress: Shows a bar, and names images with values that are not finite where nnU-Net reads these as 0, and
-            those whose spacing nothing tells.
+        progress: Shows a bar, and names images with values that are not finite where nnU-Net reads these as 0,
+            those whose spacing nothing tells, and cases whose channels lie in different places.
         labels: Reference segmentations by the case's name.
+        segmented: nnU-Net is to write segmentations of them, which it does not for images of four axes.
 
     Raises:
         ValueError: Images or references cannot be used; all of them are named.
@@ -93,7 +99,9 @@ def check_cases(
     with progress.bar("checking images", len(cases)) as step:
         for case in cases:
             try:
-                image, properties = read_case(model, case)
+                image, properties = read_case(model, case, progress.say)
+                if segmented:
+                    _check_three_axes(case, properties)
                 for file in case.files:
                     if zeros := not_finite(model.segmentations.reader, file):
                         progress.say(f"{file} has {zeros} values that are nan or infinite: nnU-Net reads them as 0")
@@ -111,14 +119,25 @@ def check_cases(
         raise ValueError(several + "\n".join(wrong))
 
 
-def read_case(model: TrainedModel, case: Case) -> tuple[np.ndarray, dict]:
-    """Image (channels, z, y, x), and the properties that nnU-Net's reader gives for it.
+def _check_three_axes(case: Case, properties: dict) -> None:
+    axes = len(properties.get("sitk_stuff", {}).get("spacing", ()))
+    if axes > 3:
+        raise ValueError(
+            f"{', '.join(case.files)} has {axes} axes, for which nnU-Net writes no segmentation; expected 2 or 3. Save "
+            f"each channel as a file of its own: {case.name}_0000, {case.name}_0001, ..."
+        )
+
+
+def read_case(
+    model: TrainedModel, case: Case, say: Callable[[str], None] = lambda line: None
+) -> tuple[np.ndarray, dict]:
+    """Image (channels, z, y, x), and the properties that nnU-Net's reader gives for it; `say` as in `read_image`.
 
     Raises:
         ValueError: A file is damaged, the files do not go together, or the image is not what the model takes: it has
             another number of channels or axes, or values that are not finite.
     """
-    image, properties = read_image(model.manager.image_reader_writer_class(), case.files)
+    image, properties = read_image(model.manager.image_reader_writer_class(), case.files, say)
     files = ", ".join(case.files)
     if len(image) != model.input_channels:
         ending = model.dataset_json["file_ending"]

@@ -130,6 +130,12 @@ def trained_with(checkpoint: dict, path: str | Path) -> tuple[PlansManager, str,
     return PlansManager(arguments["plans"]), arguments["configuration"], arguments["dataset_json"]
 
 
+def logged(checkpoint: Mapping) -> Mapping[str, list]:
+    """The series that a checkpoint's training logged; none where others wrote something else there, such as None."""
+    series = checkpoint.get("logging")
+    return series if isinstance(series, Mapping) else {}
+
+
 def densify_checkpoint(source: Path, target: Path) -> None:
     """Write a pruned checkpoint's weights at its plans' widths, with zeros, for `-pretrained_weights`.
 

@@ -23,21 +23,31 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
+from ..files import check_name
+
 GIPL_HEADER = 256
 GIPL_BYTES = {1: 1 / 8, 7: 1, 8: 1, 15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}  # of a voxel, by its type's number
 CHUNK = 1 << 22
+MOST_OF_A_WARNING = 500  # letters: it repeats all affines and files
 LOST = ("invalid page offset", "corrupted", "failed to reshape")  # tifffile then reads what is left of a file
 
 
-def read_image(reader: BaseReaderWriter, files: Sequence[str | Path]) -> tuple[np.ndarray, dict]:
+def read_image(
+    reader: BaseReaderWriter, files: Sequence[str | Path], say: Callable[[str], None] = lambda line: None
+) -> tuple[np.ndarray, dict]:
     """One case's image (channels, z, y, x), float32, and the properties that nnU-Net's reader tells of it.
+
+    Args:
+        reader: nnU-Net's.
+        files: One a channel.
+        say: Given what the reader warns of, in a line: channels that lie in different places.
 
     Raises:
         ValueError: A file is missing, must not be read, is damaged or cut short, or is nothing that the reader can
             read, or the files do not go together.
         MemoryError: It is too large.
     """
-    return _read(reader, [Path(file) for file in files], reader.read_images, "one case")
+    return _read(reader, [Path(file) for file in files], reader.read_images, "one case", say)
 
 
 def read_segmentation(reader: BaseReaderWriter, file: str | Path) -> tuple[np.ndarray, tuple[float, ...] | None]:
@@ -60,6 +70,7 @@ def read_segmentation(reader: BaseReaderWriter, file: str | Path) -> tuple[np.nd
 
 def check_file(file: Path) -> None:
     """Raise ValueError unless it is a file that can be opened, and whole as far as its kind tells."""
+    check_name(file)
     if file.is_dir():
         raise ValueError(f"{file} is a folder; expected an image file. Remove it or give another.")
     if not file.exists():
@@ -97,7 +108,11 @@ def missing_spacing(reader: BaseReaderWriter, file: str | Path) -> Path | None:
 
 
 def _read(
-    reader: BaseReaderWriter, files: list[Path], read: Callable[[list[str]], tuple[np.ndarray, dict]], what: str
+    reader: BaseReaderWriter,
+    files: list[Path],
+    read: Callable[[list[str]], tuple[np.ndarray, dict]],
+    what: str,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[np.ndarray, dict]:
     for file in files:
         check_file(file)
@@ -117,6 +132,8 @@ def _read(
             f"{named} cannot be read as {what}: {why[:1000]}. The model's reader is nnU-Net's {type(reader).__name__}; "
             f"mend the file or leave the case out."
         ) from error
+    if warned := " ".join(printed.getvalue().split()):
+        say(f"{named}: nnU-Net's {type(reader).__name__} says: {warned[:MOST_OF_A_WARNING]}")
     return image, properties
 
 

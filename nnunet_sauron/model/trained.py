@@ -108,7 +108,7 @@ class TrainedModel:
         try:
             with contextlib.redirect_stdout(said):
                 self.manager.get_configuration(self.configuration)
-                _ = self.segmentations, self.input_channels, self.channel_names
+                _ = self.segmentations, self.input_channels, self.channel_names, self.patch_size
                 _ = self.plans["dataset_name"], self.plans["plans_name"]
         except Exception as error:  # nnU-Net's own: AssertionError, KeyError, TypeError, ...
             raise ValueError(

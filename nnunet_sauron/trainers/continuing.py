@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..model.checkpoints import read_checkpoint
+from ..model.checkpoints import logged, read_checkpoint
 from ..model.history import SERIES
 from ..model.snapshots import Snapshots
 from ..pruning import channel_layout, widths_of
@@ -21,7 +21,7 @@ def take_over(trainer: PruningTrainer, path: str) -> None:
         FileNotFoundError, ValueError: There is none, it cannot be read, or it is of another architecture.
     """
     checkpoint = read_checkpoint(path)
-    history = checkpoint.get("logging", {}).get(SERIES)
+    history = logged(checkpoint).get(SERIES)
     if history:
         _take_settings(trainer, history[-1])
     if not trainer.was_initialized:

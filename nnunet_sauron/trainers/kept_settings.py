@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from ..model.checkpoints import logged
 from ..model.snapshots import Snapshots
 from .settings import Given, TrainingSettings, write_settings
 
@@ -87,7 +88,7 @@ class KeepsSettings(nnUNetTrainer):
         Raises:
             ValueError: The environment gives another value for a setting that cannot change in a running training.
         """
-        entries = checkpoint.get("logging", {}).get(SERIES)
+        entries = logged(checkpoint).get(SERIES)
         if not entries or not entries[-1]:  # checkpoints did not hold them at first
             return
         had = self.settings_now()

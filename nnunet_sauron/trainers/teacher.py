@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..methods.distillation import distillation_loss
-from ..model.checkpoints import CHECKPOINT, read_checkpoint, trained_with
+from ..model.checkpoints import CHECKPOINT, logged, read_checkpoint, trained_with
 from ..model.labels import class_values
 from ..model.networks import NetworkBuilder
 
@@ -239,7 +239,7 @@ def _channels(plans: PlansManager, configuration, dataset_json: dict) -> tuple:
 
 def is_supervised(checkpoint: dict) -> bool:
     """Whether the heads of low resolution, which nnU-Net always builds, were trained."""
-    history = checkpoint.get("logging", {}).get("pruning") or [{}]
+    history = logged(checkpoint).get("pruning") or [{}]
     without = history[-1].get("settings", {}).get("enable_deep_supervision") is False
     if without or "NoDeepSupervision" in str(checkpoint.get("trainer_name")):
         return False

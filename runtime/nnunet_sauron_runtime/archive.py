@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .manifest import Manifest, read_manifest
 
 MANIFEST = "bundle.json"
 LARGEST_MANIFEST = 1 << 22
+NO_FAULT_OF_THE_SYSTEM = (None, errno.EINVAL)  # as an OSError has of a damaged zip
 PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
@@ -23,6 +27,7 @@ class Archive:
 
     Raises:
         FileNotFoundError: There is nothing.
+        OSError: The system does not let it be read.
         ValueError: It is no bundle, or holds names that lead out of it.
     """
 
@@ -75,17 +80,13 @@ class Archive:
         return content
 
     def _of_folder(self) -> dict[str, int]:
-        return {path.name: path.stat().st_size for path in self.path.iterdir() if path.is_file()}
+        with _told_apart(self.path, f"{self.path} cannot be read", "copy the bundle anew"):
+            return {path.name: path.stat().st_size for path in self.path.iterdir() if path.is_file()}
 
     def _of_zip(self) -> dict[str, int]:
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                entries = archive.infolist()
-        except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-            raise ValueError(
-                f"{self.path} is no zip, or was cut short ({error}); give a bundle, which `nnUNetv2_sauron export` "
-                f"writes."
-            ) from error
+        damaged, remedy = "is no zip, or was cut short", "give a bundle, which `nnUNetv2_sauron export` writes"
+        with _told_apart(self.path, f"{self.path} {damaged}", remedy), zipfile.ZipFile(self.path) as archive:
+            entries = archive.infolist()
         sizes = {}
         for entry in entries:
             name = entry.filename
@@ -102,17 +103,37 @@ class Archive:
         """At most `limit` bytes of a file.
 
         Raises:
+            OSError, MemoryError: The system does not let it be read, or there is too little memory.
             ValueError: It is larger or damaged.
         """
-        try:
+        file = self.path / name if self.path.is_dir() else self.path
+        with _told_apart(file, f"{self.path}: {name} cannot be read", "copy the bundle anew"):
             if self.path.is_dir():
-                with (self.path / name).open("rb") as file:
-                    content = file.read(limit + 1)
+                with file.open("rb") as opened:
+                    content = opened.read(limit + 1)
             else:
-                with zipfile.ZipFile(self.path) as archive, archive.open(name) as file:
-                    content = file.read(limit + 1)
-        except Exception as error:  # each way to pack a file has its own
-            raise ValueError(f"{self.path}: {name} cannot be read ({error}); copy the bundle anew.") from error
+                with zipfile.ZipFile(file) as archive, archive.open(name) as opened:
+                    content = opened.read(limit + 1)
         if len(content) > limit:
             raise ValueError(f"{self.path}: {name} has more than {limit} bytes; copy the bundle anew.")
         return content
+
+
+@contextmanager
+def _told_apart(file: Path, damaged: str, remedy: str) -> Iterator[None]:
+    """Raise MemoryError where there is too little, OSError where the system refuses a file, else ValueError: damage."""
+    try:
+        yield
+    except Exception as error:  # each way to pack a file has its own
+        number = getattr(error, "errno", None)
+        if isinstance(error, MemoryError) or number == errno.ENOMEM:
+            raise MemoryError(
+                f"There is too little memory to read {file}. End other programs, or use a machine with more; the "
+                f"bundle may well be whole."
+            ) from error
+        if isinstance(error, OSError) and number not in NO_FAULT_OF_THE_SYSTEM:
+            allow = " (chmod u+r FILE)" if isinstance(error, PermissionError) else ""
+            raise OSError(
+                f"{file} cannot be read: {error.strerror}. Mend that{allow}; the bundle may well be whole."
+            ) from error
+        raise ValueError(f"{damaged} ({error}); {remedy}.") from error

@@ -58,7 +58,7 @@ class Bundle:
         manifest: What bundle.json says.
 
     Raises:
-        FileNotFoundError: There is no such bundle.
+        FileNotFoundError, OSError: There is no such bundle, or the system does not let it be read.
         ValueError: It is damaged, was changed, or is of a newer format; or the engine is unknown.
         ImportError: The engine is not installed.
     """

@@ -14,6 +14,7 @@ from .sliding_window import Network
 DEFAULT = "openvino"
 INSTALL = {"openvino": "pip install openvino", "onnxruntime": "pip install onnxruntime"}
 TELEMETRY = "openvino_telemetry"
+NO_MEMORY = ("bad_alloc", "bad alloc", "allocate", "out of memory")  # as engines say it, in small letters
 # The key "location" of ONNX's external data, however its tag and length are encoded. An engine would open that file.
 EXTERNAL_DATA = re.compile(rb"(\n|\x8a\x80*\x00)(\x08|\x88\x80*\x00)location")
 
@@ -30,6 +31,7 @@ def load_network(engine: str, model: bytes, name: str, threads: int | None = Non
     Raises:
         ValueError: The engine is unknown, or the file is nothing that it can run. What it returns raises RuntimeError
             where the engine fails on the tiles.
+        MemoryError: There is too little memory; what it returns raises it as well.
         ImportError: It is not installed.
     """
     if EXTERNAL_DATA.search(model):
@@ -38,6 +40,11 @@ def load_network(engine: str, model: bytes, name: str, threads: int | None = Non
     try:
         network = _ENGINES[engine](model, threads)
     except Exception as error:  # each engine's own classes
+        if _is_of_memory(error):
+            raise MemoryError(
+                f"There is too little memory to load {name} in {engine}: {_first_line(error)}. End other programs, or "
+                f"use a machine with more; the bundle is whole."
+            ) from error
         raise ValueError(
             f"{name} cannot be loaded by {engine}: {_first_line(error)}. Export the bundle anew."
         ) from error
@@ -46,6 +53,8 @@ def load_network(engine: str, model: bytes, name: str, threads: int | None = Non
         try:
             return network(np.ascontiguousarray(tiles))
         except Exception as error:
+            if _is_of_memory(error):
+                raise MemoryError(f"{name} in {engine}: {_first_line(error)}") from error
             raise RuntimeError(
                 f"{name} fails in {engine} on tiles of shape {tiles.shape}: {_first_line(error)}"
             ) from error
@@ -97,6 +106,10 @@ def _onnxruntime(model: bytes, threads: int | None) -> Network:
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda tiles: session.run(None, {name: tiles})[0]
+
+
+def _is_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY)
 
 
 def _first_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from .bundle import Bundle
 from .cases import Case, find_cases, passed_over
+from .whole_files import check_name
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -43,7 +44,7 @@ def predict_folder(bundle: Bundle, place: Path, request: Request) -> list[str]:
 
     Raises:
         FileNotFoundError: There are no images.
-        ValueError: A network of the bundle was changed, or the engine cannot load it.
+        ValueError: A network of the bundle was changed, or the engine cannot load it; or the output's name is no text.
         OSError: The output folder cannot be written.
     """
     cases = find_cases(place, bundle.manifest)
@@ -121,6 +122,7 @@ def _with_files(case: Case, error: Exception) -> str:
 
 
 def _make_writable(output: Path) -> None:
+    check_name(output)
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"{output} is a file; give the name of a folder with -o.")
     try:

@@ -17,8 +17,17 @@ PACKED = (b"compresseddata=true", b"encoding:gzip", b"encoding:gz")
 FLOATS = {16: "f4", 64: "f8"}  # NIfTI's numbers of types
 
 
+def check_name(path: Path) -> None:
+    """Raise ValueError if a name is no text: SimpleITK ends the process at it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path} has a name that is no UTF-8; rename it, or its folder.") from error
+
+
 def check_file(file: Path) -> None:
     """Raise ValueError unless a file can be read, and is whole and finite as far as its kind tells."""
+    check_name(file)
     if file.is_dir() or not file.exists():
         raise ValueError(f"{file} is {'a folder' if file.is_dir() else 'not there'}; expected an image file.")
     if not os.access(file, os.R_OK):

@@ -241,6 +241,14 @@ def test_a_damaged_snapshot_or_a_missing_checkpoint_is_a_problem_not_the_end(tmp
         clusterability([model])
 
 
+@pytest.mark.parametrize("logging", [None, {"pruning": None}, {"pruning": [{}]}])
+def test_a_training_without_a_log_has_no_lambda(tmp_path, logging):
+    model = write_training(tmp_path, RISING)
+    path = model / "fold_0/checkpoint_final.pth"
+    torch.save({**torch.load(path), "logging": logging}, path)
+    assert math.isnan(clusterability([model]).models[0].lambda_)
+
+
 def test_maps_of_a_training_that_went_to_pieces_are_undefined(tmp_path):
     model = write_training(tmp_path, {0: 1.0, 1: math.nan, 2: 1.0})
     frame = clusterability([model]).values

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from nnunet_sauron.analysis.feature_maps import plots as feature_maps_plot
 from nnunet_sauron.analysis.feature_maps.grid import Grid
 from nnunet_sauron.analysis.feature_maps.maps import default_layer, feature_maps, layer_names
 from nnunet_sauron.analysis.feature_maps.plots import check_output, draw, write, write_nifti
+from nnunet_sauron.cli import main
 from nnunet_sauron.model.cases import Case, case_of
 from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning import channel_layout, resize
@@ -532,6 +534,15 @@ class TestCase:
         case, other = (one_image(tmp_path / name, (3, 16, 16 + i)) for i, name in enumerate("ab"))
         with pytest.raises(ValueError, match=r"has \(3, 16, 17\) voxels, the image .* \(3, 16, 16\) \(z, y, x\)"):
             feature_maps(model_of(tmp_path), "0", case, reference=Path(other.files[0]))
+
+
+def test_volumes_are_not_written_to_a_name_at_which_simpleitk_ends_the_process(tmp_path, capsys):
+    model, case = model_of(tmp_path), one_image(tmp_path)
+    output = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9"))
+    words = ["feature_maps", "-m", str(model.folder), "-i", case.files[0], "-o", str(output)]
+    assert main([*words, "--nifti"]) == 2
+    assert "has a name that is no UTF-8; rename it, or its folder" in capsys.readouterr().err and not output.exists()
+    assert main(words) == 0 and len(list(output.iterdir())) == 1
 
 
 class TestModel:

@@ -20,6 +20,7 @@ import pytest
 import SimpleITK
 import torch
 from rich.console import Console
+from torch import nn
 
 from nnunet_sauron.analysis.report.command import report
 from nnunet_sauron.analysis.report.compare import ModelReport, Report, make_report, short_names
@@ -29,6 +30,7 @@ from nnunet_sauron.analysis.report.plots import pareto_front, pictures
 from nnunet_sauron.analysis.report.table import COST, fold_rows, print_report, rows, target_rows
 from nnunet_sauron.cli import main
 from nnunet_sauron.files import check_writable
+from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning.timing import Timing
 
 from ..compression.small_model import write_model
@@ -313,6 +315,37 @@ def test_a_network_that_nobody_here_can_build_is_scored_all_the_same(folders):
     assert mean_numbers(found.models[1])["cases"] == 2 * CASES
     assert "SomebodyElsesUNet" in " ".join(found.problems)
     assert page(found)
+
+
+class Somebodys(nn.Module):
+    """A network whose first parameter is no convolution's, and which may want numbers where the cost is counted."""
+
+    def __init__(self, wants_numbers: bool):
+        super().__init__()
+        self.scale, self.conv, self.wants_numbers = nn.Parameter(torch.ones(1)), nn.Conv2d(1, 3, 1), wants_numbers
+
+    def forward(self, x):
+        return self.conv(x) * (self.scale.item() if self.wants_numbers else self.scale)
+
+
+@pytest.mark.parametrize("wants_numbers", [False, True])
+def test_a_network_whose_cost_cannot_be_counted_is_not_timed_and_ends_nothing(folders, monkeypatch, wants_numbers):
+    theirs, network = folders / SAURON, TrainedModel.network
+    monkeypatch.setattr(
+        TrainedModel,
+        "network",
+        lambda model, fold: Somebodys(wants_numbers) if model.folder == theirs else network(model, fold),
+    )
+    stock, sauron = make_report([folders / STOCK, theirs], timing_seconds=0.01).models
+    assert all("cpu" in fold.timing for fold in (*stock.folds.values(), *sauron.folds.values()))
+    assert list(sauron.folds) == ([] if wants_numbers else ["0", "1"])
+
+
+def test_a_checkpoint_without_a_log_is_measured_all_the_same(folders):
+    path = folders / STOCK / "fold_0/checkpoint_final.pth"
+    torch.save({**torch.load(path, weights_only=False), "logging": None}, path)
+    found = make_report([folders / STOCK], timing_seconds=0.01)
+    assert found.problems == [] and found.models[0].folds["0"].epoch_seconds == []
 
 
 def test_patches_of_other_sizes_have_no_ratios_of_what_a_patch_costs(folders):

@@ -135,6 +135,10 @@ def test_pictures(name):
     assert output.getvalue().count(escape(name, quote=False)) >= 2
 
 
+def test_bytes_that_are_no_text_are_escaped_in_pictures():
+    assert as_is("caf\udce9 $") == r"caf\udce9 \$"
+
+
 def test_feature_maps(tmp_path):
     root = write_model(tmp_path / FOLDER, channels=("$T_1$ [/b]",))
     dataset = json.loads((root / "dataset.json").read_text())

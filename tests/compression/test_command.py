@@ -68,6 +68,17 @@ def test_every_fold_gets_its_own_widths_and_its_own_weights(folders):
     assert all(what_is_left(folders, fold, "parameters") <= 0.5 for fold in widths)
 
 
+def test_channels_in_a_fourth_axis_are_named_before_any_work(folders, capsys):
+    write_model(folders / "model", 3, channels=("T1", "T2"))
+    for file in (folders / "images").iterdir():
+        volume = SimpleITK.ReadImage(str(file))
+        SimpleITK.WriteImage(SimpleITK.JoinSeries(volume, volume), str(file))
+    assert compress(folders, "--macs", "0.5") == 2
+    said = capsys.readouterr().err
+    assert "case_0_0000.nii.gz has 4 axes" in said and "Save each channel as a file of its own" in said
+    assert "patches of" not in said and not (folders / "small").exists()
+
+
 def test_only_the_folds_asked_for(folders):
     write_model(folders / "model", folds=(0, 1))
     assert compress(folders, "--tolerance", "0.1", "-f", "1") == 0

@@ -355,5 +355,6 @@ def test_costs_are_those_of_the_trainers_network(root):
 def test_heads_that_no_loss_saw_are_known_by_their_biases():
     heads = {f"decoder.seg_layers.{i}.bias": torch.zeros(3) for i in range(4)}
     assert not is_supervised({"trainer_name": "Mine", "network_weights": heads})
+    assert not is_supervised({"trainer_name": "Mine", "network_weights": heads, "logging": None})
     heads["decoder.seg_layers.2.bias"] = torch.ones(3)
     assert is_supervised({"trainer_name": "Mine", "network_weights": heads})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,12 @@ def test_an_interrupted_generation_leaves_no_dataset_and_the_next_one_is_whole(t
     folder = write_phantom(tmp_path, training_cases=5, test_cases=1)
     assert len(voxels(folder)) == 12
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_before_simpleitk_ends_the_process(tmp_path):
+    with pytest.raises(ValueError, match="has a name that is no UTF-8; rename it, or its folder"):
+        write_phantom(tmp_path / os.fsdecode(b"caf\xe9"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_new_phantom_replaces_an_old_one(tmp_path):

@@ -7,8 +7,10 @@ import shutil
 import sys
 import zipfile
 
+import numpy as np
 import onnx
 import pytest
+import SimpleITK
 import torch
 from nnunet_sauron_runtime import Bundle
 
@@ -230,6 +232,21 @@ def test_float16_without_images_says_what_is_not_known(model, tmp_path, capsys):
     assert "give images with -i" in capsys.readouterr().err
     assert described(tmp_path / "b.zip")["precision"] == "float16"
     assert len(Bundle(tmp_path / "b.zip", threads=1).networks) == 1
+
+
+@pytest.mark.parametrize(("kind", "why"), [("nan", "infinite or not numbers"), ("4D", "it has 4 axes")])
+def test_an_image_that_a_bundle_cannot_be_compared_on_is_named_before_any_work(tmp_path, capsys, kind, why):
+    names = ("T1", "T2") if kind == "4D" else ("T1",)  # each a volume of one file
+    write_model(tmp_path / "model", dim=2, dataset={"channel_names": dict(zip("01", names, strict=False))})
+    array = phantom((3, 24, 20))
+    array[0, 0, 0] = np.nan if kind == "nan" else 0
+    file = write_image(tmp_path / "images/c_0000.nii.gz", array)
+    if kind == "4D":
+        SimpleITK.WriteImage(SimpleITK.JoinSeries([SimpleITK.ReadImage(str(file))] * 2), str(file))
+    assert export(tmp_path / "model", tmp_path / "b.zip", "-i", file.parent, "--precision", "float16") == 2
+    said = capsys.readouterr().err
+    assert f"{file}: a bundle cannot be compared on it: " in said and why in said and "writing ONNX" not in said
+    assert not (tmp_path / "b.zip").exists()
 
 
 def test_an_image_that_cannot_be_read_is_named_before_any_work(model, tmp_path, capsys):

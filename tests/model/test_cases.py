@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import SimpleITK
@@ -115,6 +117,36 @@ def test_preprocessed_is_what_nnunets_own_prediction_works_on(tmp_path, monkeypa
     with pytest.raises(ZeroDivisionError):
         model.predictor(torch.device("cpu")).predict_from_files_sequential([list(case.files)], None)
     assert torch.equal(image, seen[0])
+
+
+OF_PLANS = ("transpose_forward", "transpose_backward", "foreground_intensity_properties_per_channel")
+OF_CONFIGURATION = (
+    "spacing", "normalization_schemes", "use_mask_for_norm", "batch_size", "preprocessor_name", "resampling_fn_data",
+    "resampling_fn_data_kwargs", "resampling_fn_seg", "resampling_fn_probabilities_kwargs",
+)  # fmt: skip
+WRONG = {
+    "preprocessor_name": "SomebodysPreprocessor", "spacing": [1.0, "2"], "normalization_schemes": [],
+    "use_mask_for_norm": None, "resampling_fn_seg": "resample_by_somebody", "transpose_forward": [0, 1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "fault"),
+    [*((key, "missing") for key in (*OF_PLANS, *OF_CONFIGURATION)), *((key, "wrong") for key in WRONG)],
+)
+def test_plans_that_do_not_tell_how_to_preprocess_are_named_before_any_image_is_read(tmp_path, key, fault):
+    folder, images = write_model(tmp_path / "model"), write_images(tmp_path / "images", 1)
+    plans = json.loads((folder / "plans.json").read_text())
+    place = plans if key in OF_PLANS else plans["configurations"]["2d"]
+    if fault == "missing":
+        del place[key]
+    else:
+        place[key] = WRONG[key]
+    (folder / "plans.json").write_text(json.dumps(plans))
+    model = TrainedModel.read(folder)  # a report needs none of it
+    for find in (lambda: find_cases(images, model), lambda: case_of(images / "case_0_0000.nii.gz", model)):
+        with pytest.raises(ValueError, match=rf"plans\.json.*{key}.*[Cc]opy it anew"):
+            find()
 
 
 @pytest.mark.parametrize(("numbers", "channels"), [([1], 1), ([0, 2], 2), ([1, 2], 2)])

@@ -102,6 +102,33 @@ def test_damage_is_named(tmp_path, capfd, reader, ending, damage):
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])
+def test_channels_in_different_places_are_said_in_one_line_a_case(tmp_path, capsys, reader):
+    model = TrainedModel.read(write_model(tmp_path / "model", channels=("T1", "T2"), reader=reader))
+    for name in ("a", "b"):
+        for channel in range(2):
+            image = SimpleITK.GetImageFromArray(voxels(SimpleITKIO))
+            image.SetOrigin((0, 0, 7.0 if (name, channel) == ("b", 1) else 0))
+            (tmp_path / "images").mkdir(exist_ok=True)
+            SimpleITK.WriteImage(image, str(tmp_path / f"images/{name}_{channel:04d}.nii.gz"))
+    check_cases(model, find_cases(tmp_path / "images", model), Progress())
+    said = capsys.readouterr()
+    (line,) = [line for line in said.err.splitlines() if "WARNING" in line]
+    assert "b_0001.nii.gz: nnU-Net's" in line and said.out == ""
+
+
+@pytest.mark.parametrize("place", ["file", "folder"])
+@every_format
+def test_a_name_that_is_no_text_is_named_before_simpleitk_ends_the_process(tmp_path, reader, ending, place):
+    bad = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9"))
+    path = bad.with_name(f"{bad.name}_0000{ending}") if place == "file" else bad / f"a_0000{ending}"
+    path.parent.mkdir(exist_ok=True)
+    write(reader, tmp_path / f"good{ending}", voxels(reader)).rename(path)
+    for read in (lambda: read_image(reader(), [path]), lambda: read_segmentation(reader(), path)):
+        with pytest.raises(ValueError, match="has a name that is no UTF-8; rename it, or its folder"):
+            read()
+
+
 @pytest.mark.parametrize("metadata", [None, {"axes": "ZYX"}])
 def test_slices_lost_at_the_end_of_a_tiff_are_missed(tmp_path, metadata):
     path = tmp_path / "case_0000.tif"

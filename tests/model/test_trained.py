@@ -195,6 +195,15 @@ def test_plans_of_nnunets_older_versions(tmp_path, capsys, architecture):
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_plans_without_a_patch_size_are_those_of_no_model(tmp_path):
+    folder = write_model(tmp_path / "model")
+    plans = json.loads((folder / "plans.json").read_text())
+    del plans["configurations"]["2d"]["patch_size"]
+    (folder / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match=r"plans\.json .*patch_size.* Copy them anew"):
+        TrainedModel.read(folder)
+
+
 def test_an_error_of_somebody_else_is_no_traceback(tmp_path, monkeypatch, capsys):
     folder = write_model(tmp_path / "model")
     for error, said in (

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import os
 import resource
 import shutil
 import signal
 import struct
+import sys
 import tempfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,6 +130,19 @@ def test_images_that_are_passed_over_are_named(folder, tmp_path, capsys):
     (tmp_path / "B_0000.NII.GZ").unlink()
     assert predict(folder, tmp_path, tmp_path) == []
     assert "Skipped" not in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_text_is_named_before_simpleitk_ends_the_process(folder, tmp_path, capsys):
+    sys.stderr.reconfigure(errors="backslashreplace")  # as it is without pytest
+    bad = Path(os.fsdecode(b"caf\xe9"))
+    write_image(tmp_path / "images/a_0000.nii.gz", VOLUME)
+    (write_image(tmp_path / "images/b_0000.nii.gz", VOLUME)).rename(tmp_path / "images" / f"{bad}_0000.nii.gz")
+    assert predict(folder, tmp_path / "images", tmp_path / "out") == [str(bad)]
+    assert "has a name that is no UTF-8; rename it, or its folder" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["a.nii.gz"]
+    with pytest.raises(ValueError, match="has a name that is no UTF-8; rename it, or its folder"):
+        predict(folder, tmp_path / "images/a_0000.nii.gz", tmp_path / bad)
+    assert not (tmp_path / bad).exists()
 
 
 def test_a_case_in_two_formats_is_not_guessed_at(folder, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import re
@@ -184,6 +185,52 @@ def test_a_network_with_weights_elsewhere_is_refused():
     for key in (b"\n\x08location", b"\n\x88\x00location", b"\x8a\x00\x08location"):
         with pytest.raises(ValueError, match=r"a\.onnx keeps weights in a file of its own"):
             engines.load_network("openvino", b"\x08\x08" + key + b"\x12\x0b/etc/passwd", "a.onnx")
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_too_little_memory_is_said_as_such_and_not_called_damage(folder, tmp_path, capsys, monkeypatch, engine):
+    write_image(tmp_path / "images/a_0000.nii.gz", VOLUME)
+    for error in (MemoryError(), RuntimeError("Exception from core.cpp:1: std::bad_alloc"),
+                  RuntimeError("Failed to allocate memory for requested buffer")):  # fmt: skip
+        full = _raising(error)
+        monkeypatch.setitem(engines._ENGINES, engine, lambda *_, full=full: full)
+        assert predict_folder(Bundle(folder, engine=engine), tmp_path / "images", Request(tmp_path / "out")) == ["a"]
+        assert re.search(r"a_0000.nii.gz: there is not enough memory .*give --max-memory", capsys.readouterr().err)
+        monkeypatch.setitem(engines._ENGINES, engine, full)
+        with pytest.raises(MemoryError, match=r"memory to load .*fold_0\.onnx in .*; the bundle is whole"):
+            _ = Bundle(folder, engine=engine).networks
+
+
+def _raising(error: Exception):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (MemoryError(), MemoryError, "too little memory to read"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), MemoryError, "too little memory to read"),
+        (
+            PermissionError(errno.EACCES, "Permission denied"),
+            OSError,
+            r"Permission denied\. Mend that \(chmod u\+r FILE",
+        ),
+        (OSError(errno.EIO, "Input/output error"), OSError, r"Input/output error\. Mend that; the bundle may well be"),
+    ],
+)
+def test_what_is_no_damage_is_not_called_so(folder, tmp_path, monkeypatch, packed, error, kind, says):
+    path = zipped(folder, tmp_path / "b.zip") if packed else folder
+    bundle = Bundle(path)
+    monkeypatch.setattr(Path, "open", _raising(error))
+    monkeypatch.setattr(zipfile, "ZipFile", _raising(error))
+    for read in (lambda: Bundle(path), lambda: bundle.networks):
+        with pytest.raises(kind, match=says) as raised:
+            read()
+        assert str(path) in str(raised.value) and "anew" not in str(raised.value)
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...console.progress import Progress
+from ...files import check_name
 from ...model.cases import case_of, check_cases
 from ...model.trained import TrainedModel
 from .maps import feature_maps, layer_names
@@ -51,11 +52,13 @@ def write_feature_maps(
 
     Raises:
         FileExistsError: The output folder holds something.
-        FileNotFoundError, ValueError: As `feature_maps`; or there is no image.
+        FileNotFoundError, ValueError: As `feature_maps`; or there is no image, or volumes cannot have such a name.
     """
     if image is None:
         raise ValueError("-i IMAGE is missing: a file of the case to show, such as imagesTs/CASE_0000.nii.gz.")
     check_output(output)
+    if nifti:
+        check_name(output.resolve())
     model, folds = _read(folder, folds, checkpoint)
     progress = Progress()
     case = case_of(image, model)

@@ -26,12 +26,11 @@ class InEngine(nn.Module):
     Args:
         run: (N, channels, *patch) to logits.
         file: Which network it is.
-        input_channels: Of its input.
     """
 
-    def __init__(self, run: Callable[[np.ndarray], np.ndarray], file: str, input_channels: int):
+    def __init__(self, run: Callable[[np.ndarray], np.ndarray], file: str):
         super().__init__()
-        self.run, self.file, self.input_channels = run, file, input_channels
+        self.run, self.file = run, file
 
     def forward(self, patch: torch.Tensor) -> np.ndarray:
         return self.run(patch.numpy())
@@ -55,7 +54,7 @@ def engine_networks(bundle: Bundle) -> dict[str, InEngine]:
     """The networks of its last stage by fold."""
     stage = bundle.manifest.stages[-1]
     return {
-        file.removesuffix(".onnx").removeprefix("fold_"): InEngine(run, f"{bundle.path}: {file}", stage.input_channels)
+        file.removesuffix(".onnx").removeprefix("fold_"): InEngine(run, f"{bundle.path}: {file}")
         for file, run in zip(stage.networks, bundle.networks[-1], strict=True)
     }
 

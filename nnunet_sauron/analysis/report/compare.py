@@ -13,6 +13,7 @@ from nnunet_sauron_runtime import Bundle
 from torch import nn
 
 from ...console.progress import Progress
+from ...model.checkpoints import logged
 from ...model.evaluation import TOLERANCE_MM, CaseScore
 from ...model.history import SERIES
 from ...model.trained import ALL, CHECKPOINT, COMPRESSION, TrainedModel
@@ -73,6 +74,7 @@ class ModelReport:
         folder, trainer, dataset, configuration, plans: Where it lies and what it was trained with.
         classes: Foreground classes or regions, and the values that belong to them in a segmentation.
         patch_size: Voxels per axis.
+        input_channels: Of its networks.
         dense_widths, dense_cost: What its plans describe; empty or None where that cannot be told.
         folds: By fold; none whose network could not be built.
         scores: Of the validation cases by fold, or of a folder under "predictions"; others are absent.
@@ -88,6 +90,7 @@ class ModelReport:
     configuration: str
     plans: str
     patch_size: tuple[int, ...]
+    input_channels: int
     dense_widths: dict[str, int]
     dense_cost: NetworkCost | None
     folds: dict[str, FoldReport]
@@ -273,7 +276,7 @@ def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[Mod
         )
     for fold, checkpoint in trained.checkpoints.items():
         try:
-            networks[fold] = network = trained.network(fold)
+            network = trained.network(fold)
             log = _log(checkpoint)
             history = _history(log)
             if log.get(SERIES) and not history:
@@ -282,11 +285,12 @@ def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[Mod
                     f"are not drawn. It was made by another version: pip install -U nnunet-sauron."
                 )
             cost = network_cost(network, trained.patch_size, channels)
-            folds[fold] = FoldReport(cost, _widths(network), {}, _epoch_seconds(log), history)
-            target = folds[fold].target
+            measured = FoldReport(cost, _widths(network), {}, _epoch_seconds(log), history)
+            target = measured.target
             if target and not target["reached"]:
                 why = target["why"] or "its training does not say why"
                 problems.append(f"{name}, fold {fold}: {target_in_words([target])}: {why}.")
+            folds[fold], networks[fold] = measured, network  # both or neither
         except Exception as error:  # its segmentations can be scored all the same
             problems.append(f"{name}, fold {fold}: its network is not in the report: {_words(error)}")
     model = ModelReport(
@@ -298,6 +302,7 @@ def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[Mod
         configuration=trained.configuration,
         plans=trained.plans["plans_name"],
         patch_size=trained.patch_size,
+        input_channels=channels,
         dense_widths=dense_widths,
         dense_cost=dense_cost,
         folds=folds,
@@ -326,6 +331,7 @@ def _measure_bundle(name: str, bundle: Bundle) -> tuple[ModelReport, dict[str, n
         configuration=bundle.manifest.stages[-1].configuration,
         plans=f"{bundle.manifest.precision}, {bundle.engine}",
         patch_size=bundle.manifest.stages[-1].patch_size,
+        input_channels=bundle.manifest.stages[-1].input_channels,
         dense_widths={},
         dense_cost=None,
         folds={fold: FoldReport(cost, {}, {}, [], []) for fold in networks},
@@ -351,14 +357,14 @@ def _time(
     progress: Progress,
 ) -> None:
     """Add times to all folds. Networks of the same shapes (all folds of an unpruned model) are timed once."""
-    patches = {model.name: model.patch_size for model in models}
+    inputs_of = {model.name: (1, model.input_channels, *model.patch_size) for model in models}
     alike: dict[tuple, list[tuple[str, str]]] = {}
     for (name, fold), network in networks.items():
         of_weights = tuple(tuple(parameter.shape) for parameter in network.parameters())
         shapes = network.file if isinstance(network, InEngine) else of_weights
-        alike.setdefault((type(network), patches[name], shapes), []).append((name, fold))
+        alike.setdefault((type(network), inputs_of[name], shapes), []).append((name, fold))
     first = {keys[0]: networks[keys[0]] for keys in alike.values()}
-    inputs = {key: (1, _input_channels(network), *patches[key[0]]) for key, network in first.items()}
+    inputs = {key: inputs_of[key[0]] for key in first}
     folders = [model.folder for model in models if not is_bundle(model.folder)]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
@@ -367,7 +373,7 @@ def _time(
         progress.say(f"timing {len(here)} networks on {device}, taking turns, for {share:.0f} s or four rounds")
         try:
             timed = time_networks(here, inputs, seconds=share, device=device)
-        except RuntimeError as error:  # such as too little memory on the GPU
+        except Exception as error:  # too little memory on the GPU, or whatever somebody's network raises
             problems.append(f"Networks could not be timed on {device}: {_words(error)}")
             continue
         if any(one.interquartile_range > SCATTER * one.median for one in timed.values()):
@@ -380,10 +386,6 @@ def _time(
                 next(model for model in models if model.name == name).folds[fold].timing[device] = timed[keys[0]]
 
 
-def _input_channels(network: nn.Module) -> int:
-    return network.input_channels if isinstance(network, InEngine) else next(network.parameters()).shape[1]
-
-
 def _widths(network: nn.Module) -> dict[str, int]:
     try:
         return channel_layout(network).widths
@@ -391,9 +393,9 @@ def _widths(network: nn.Module) -> dict[str, int]:
         return {}
 
 
-def _log(checkpoint: dict) -> dict[str, list]:
+def _log(checkpoint: dict) -> Mapping[str, list]:
     """What its training logged; nothing after `compress`, which keeps the log of the network it was given."""
-    return {} if COMPRESSION in checkpoint else checkpoint.get("logging", {})
+    return {} if COMPRESSION in checkpoint else logged(checkpoint)
 
 
 def _history(log: Mapping[str, list]) -> list[dict]:

@@ -20,6 +20,7 @@ CHECKPOINT = "checkpoint_final.pth"
 NOT_OPENED = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 # As PyTorch and the C++ library say it.
 NO_MEMORY = ("not enough memory", "can't allocate memory", "bad_alloc", "Cannot allocate memory")
+MOST_NAMED = 6  # checkpoints in an error
 COMPRESSION = "compression"  # key of a checkpoint that `compress` wrote: where its weights come from
 
 
@@ -31,16 +32,28 @@ def read_checkpoint(path: str | Path) -> dict:
     """A checkpoint of nnU-Net, on the CPU.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: There is none, or a folder; the checkpoints nearby are named.
         DamagedFileError, ValueError, OSError, MemoryError: As `load`; or it is no checkpoint of nnU-Net.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint {path}.")
+        raise FileNotFoundError(_not_there(path))
     checkpoint = load(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), Mapping):
         raise DamagedFileError(f"{path} is no checkpoint of nnU-Net: it has no 'network_weights'.")
     return checkpoint
+
+
+def _not_there(path: Path) -> str:
+    """What is wrong with a checkpoint's name, and which checkpoints its model has."""
+    folder = path if path.is_dir() else path.parent
+    model = folder.parent if folder.name.startswith("fold_") else folder
+    found = [str(file) for pattern in ("*.pth", "fold_*/*.pth") for file in sorted(model.glob(pattern))]
+    named = ", ".join(found[:MOST_NAMED]) + (", ..." if len(found) > MOST_NAMED else "")
+    if path.is_dir():
+        return f"{path} is a folder, expected a checkpoint; name one of its .pth files: {named or 'it has none'}."
+    there = f"Found were {named}; name one of these .pth files" if found else "Name the .pth file of a trained model"
+    return f"There is no checkpoint {path}. {there}."
 
 
 def load(path: Path):

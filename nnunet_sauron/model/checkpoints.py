@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from ..files import write_atomically
+from ..files import AGAIN, write_atomically
 from ..pruning import accept_pruned_weights, channel_layout, densify
 from .architecture import network_of_plans
 
@@ -156,6 +156,7 @@ def densify_checkpoint(source: Path, target: Path) -> None:
     Raises:
         ValueError: `source` cannot be read, has no plans, or is of another architecture than its plans say.
         FileExistsError, FileNotFoundError: `target` exists, or its folder does not.
+        OSError: `target` could not be written.
     """
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another name or remove it first.")
@@ -174,4 +175,4 @@ def densify_checkpoint(source: Path, target: Path) -> None:
     except RuntimeError as error:
         raise ValueError(f"{source} is of another architecture than its own plans say: {error}") from error
     dense = {**checkpoint, "network_weights": densify(network, widths).state_dict(), "optimizer_state": None}
-    write_atomically(target, lambda path: torch.save(dense, path))
+    write_atomically(target, lambda path: torch.save(dense, path), AGAIN)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_sauron.model.checkpoints import densify_checkpoint, read_checkpoint
 from nnunet_sauron.pruning import channel_layout
 
+from ..compression.small_model import write_model
 from ..trainers.small import BATCH, SIDE, set_folders, small_trainer
 
 
@@ -58,3 +60,13 @@ def test_a_densified_checkpoint_has_its_plans_widths_and_the_same_output(tmp_pat
     with pytest.raises(FileExistsError, match=r"dense\.pth exists; choose another name"):
         densify_checkpoint(pruned, dense)
     assert dense.read_bytes() == before
+
+
+def test_a_full_disk_is_told_with_an_option_that_the_command_has(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    pruned = write_model(tmp_path / "model") / "fold_0/checkpoint_final.pth"
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=r"dense\.pth: No space left.* then give the same command again"):
+        densify_checkpoint(pruned, tmp_path / "dense.pth")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
-import resource
 import shutil
-import signal
 import struct
 import tempfile
 import zipfile
@@ -21,6 +18,7 @@ from nnunet_sauron_runtime.images import read_case, to_array
 from nnunet_sauron_runtime.images import write_image as write_segmentation
 from nnunet_sauron_runtime.prediction import Request, predict_folder
 
+from ..full_disk import full_disk
 from .models import phantom, write_image
 
 VOLUME = phantom((8, 9, 10))
@@ -64,18 +62,6 @@ def test_a_header_is_not_taken_for_voxels(tmp_path, start):
     content[300:304] = struct.pack("<f", np.nan)
     file.write_bytes(gzip.compress(content))
     assert len(read_case([file])) == 1
-
-
-@contextlib.contextmanager
-def full_disk():
-    """No file gets longer than 3000 bytes."""
-    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])

@@ -92,6 +92,20 @@ def predict(bundle, images, output, **options) -> list[str]:
     return predict_folder(Bundle(bundle, threads=1), images, Request(output, mirroring=False, **options))
 
 
+@pytest.mark.parametrize("ending", [".nii.gz", ".npz"])
+def test_an_output_that_has_no_room_is_named_and_no_image(folder, tmp_path, capsys, ending):
+    images, output = tmp_path / "images", tmp_path / "out"
+    write_image(images / "a_0000.nii.gz", VOLUME)
+    bundle = Bundle(folder, threads=1)
+    _ = bundle.networks
+    request = Request(output, mirroring=False, save_probabilities=ending == ".npz")
+    with full_disk(50):
+        assert predict_folder(bundle, images, request) == ["a"]
+    error = capsys.readouterr().err
+    assert f"FAILED: {output}/a{ending} could not be written" in error and "Make room, or choose another -o" in error
+    assert "a_0000" not in error and not list(output.iterdir())
+
+
 def test_no_image_of_any_case_is_replaced(folder, tmp_path, capsys):
     for name in ("a_0000", "a_0000_0000"):
         write_image(tmp_path / f"{name}.nii.gz", VOLUME)

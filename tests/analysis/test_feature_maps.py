@@ -510,7 +510,11 @@ class TestOutput:
 
     @pytest.mark.parametrize(
         ("room", "said"),
-        [(0, "File too large"), (1000, "all of image.nii.gz"), (10_000, "no room for 1.84e-05 GB of maps")],
+        [
+            (0, "File too large"),
+            (1000, "image.nii.gz was not written to its end"),
+            (10_000, "no room for 1.84e-05 GB of maps"),
+        ],
     )
     def test_a_full_disk_is_said_and_leaves_nothing(self, tmp_path, maps, monkeypatch, room, said):
         if room:  # else the picture finds none

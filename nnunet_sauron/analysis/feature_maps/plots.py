@@ -303,5 +303,5 @@ def _write_volume(volume: np.ndarray, grid: Grid, path: Path) -> Path:
         SimpleITK.WriteImage(image, str(path), True)
         check_file(path)  # where the disk is full, the writer returns as if nothing were
     except (RuntimeError, ValueError) as error:
-        raise OSError(f"there was no room for all of {path.name}") from error
+        raise OSError(f"{path.name} was not written to its end") from error
     return path

@@ -168,7 +168,7 @@ CROP = {"whole": "a", "voxels": [[0, 2], [1, 4], [0, 9]], "of": [2, 4, 9]}
 )  # fmt: skip
 def test_undo_refuses_a_damaged_crop_by_name(change: dict, target: Path, tmp_path: Path, capsys) -> None:
     crop = {name: value for name, value in (CROP | change).items() if value is not ...}
-    target.mkdir()
+    write(target / "labelsTr" / "a_L.nii.gz", np.ones((2, 3, 9), np.uint8), ACPC)
     (target / "conversion.json").write_text(json.dumps({"cases": [{"name": "a_L", "crop": crop}]}))
     assert undo(target, tmp_path / "out") == 2
     told = capsys.readouterr().err

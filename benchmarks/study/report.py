@@ -102,7 +102,7 @@ def draw(table: list[dict], path: Path) -> None:
         axes.plot(*_place(row), "o" if ours else "s", color=colour, markersize=5)
     axes.set_xscale("log")
     axes.set_xlabel("multiply-accumulates, % of stock nnU-Net's")
-    axes.set_ylabel("Dice above stock nnU-Net's on the same fold: mean, and a line from fold to fold")
+    axes.set_ylabel("Dice minus stock nnU-Net's on the same fold")
     axes.set_xticks([1, 2, 5, 10, 25, 50, 100], labels=["1", "2", "5", "10", "25", "50", "100"])
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)

@@ -58,8 +58,13 @@ def main(
     )
     add_options(parser)
     options = parser.parse_args(arguments)
+    return exit_code(lambda: convert(read, options, Progress()))
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Do the work, and say in a line on standard error what ended it: 0, 2 after an error, 130 if interrupted."""
     try:
-        convert(read, options, Progress())
+        work()
         return 0
     except KeyboardInterrupt:
         print("Interrupted; nothing was written. Give the same command again.", file=sys.stderr)

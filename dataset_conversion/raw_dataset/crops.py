@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from ...files import check_writable, new_folder, read_json_object
 from .cases import Mask, Problems
+from .command import exit_code
 from .nifti import read_mask
 from .tree import images
 
@@ -101,14 +102,15 @@ def undo_main(number: int, arguments: Sequence[str] | None = None) -> int:
         arguments: Those of the command line by default.
 
     Returns:
-        The exit code: 0, or 2 after an error.
+        The exit code: 0, 2 after an error, 130 if interrupted.
     """
     parser = argparse.ArgumentParser(description="Puts predictions of crops back into whole volumes.")
     parser.add_argument("--undo-crop", metavar="PREDICTIONS", type=Path, required=True, help="folder of nnU-Net's")
     parser.add_argument("-o", dest="output", metavar="OUT", type=Path, required=True, help="folder to make")
     parser.add_argument("-d", dest="number", metavar="ID", type=int, default=number, help="data set; %(default)s")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         raw = os.environ.get("nnUNet_raw")
         found = sorted(Path(raw).glob(f"Dataset{options.number:03d}_*/conversion.json")) if raw else []
         if len(found) != 1:
@@ -117,10 +119,8 @@ def undo_main(number: int, arguments: Sequence[str] | None = None) -> int:
                 f"found {len(found)}. It tells where the crops lie: give the data set with -d."
             )
         print(f"{options.output}: {undo(options.undo_crop, options.output, found[0])} volumes")
-        return 0
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+
+    return exit_code(work)
 
 
 def _cases(conversion: Path) -> dict[str, dict | None]:
@@ -132,7 +132,27 @@ def _cases(conversion: Path) -> dict[str, dict | None]:
         raise ValueError(f"{conversion} was not written by a conversion ({error!r}); convert anew.") from error
     if not any(cases.values()):
         raise ValueError(f"{conversion} tells of no crops; the data set was converted without --crop.")
+    for name, crop in cases.items():
+        if crop is not None and not _is_crop(crop):
+            raise ValueError(
+                f"{conversion}: the crop of {name} is {crop}, expected 'whole', a name, and 'voxels', first and end of "
+                f"three axes, within 'of', a shape; convert the data set anew."
+            )
     return cases
+
+
+def _is_crop(crop: object) -> bool:
+    """Whether it is as a conversion writes it."""
+    try:
+        whole, ends, shape = (crop[key] for key in ("whole", "voxels", "of"))
+        numbers = [*shape, *itertools.chain(*ends)]
+        inside = all(0 <= first < end <= length for (first, end), length in zip(ends, shape, strict=True))
+        return (
+            len(shape) == 3 and inside and all(isinstance(number, int) for number in numbers)
+            and whole != "" and whole == Path(whole).name
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _join(parts: Mapping[Path, dict | None]) -> nibabel.Nifti1Image:
@@ -149,7 +169,7 @@ def _join(parts: Mapping[Path, dict | None]) -> nibabel.Nifti1Image:
         if whole is None:
             whole, affine = np.zeros(crop["of"], np.uint8), placed
             nearest = np.full(crop["of"], np.inf, np.float32)
-        elif not np.allclose(affine, placed, atol=0.01):
+        elif whole.shape != tuple(crop["of"]) or not np.allclose(affine, placed, atol=0.01):
             raise ValueError(f"{file} does not lie where the other crop of its volume has it")
         centre = [(part.start + part.stop - 1) / 2 for part in where]
         away = sum((axis - middle) ** 2 for axis, middle in zip(np.ogrid[where], centre, strict=True))

@@ -147,9 +147,14 @@ def show_trade_off(options: Options, goal: Goal | None = None, *, json_output: b
             points.append((found[fold], work.measure(found)))
     work.remark_undefined([measured for _, measured in points])
     picture = options.output.with_name(f"{options.output.name}_trade_off.png")
+    wrote = f"Wrote {picture} and nothing else"
+    try:  # before the table, whose JSON holds the remarks
+        plot_trade_off(points, picture)
+    except OSError as error:
+        work.warn(str(error))
+        wrote = "Nothing was written"
     print_trade_off(points, json_output=json_output, remarks=work.remarks)
-    plot_trade_off(points, picture)
-    work.progress.say(f"Wrote {picture} and nothing else. Choose with --tolerance, --macs, ...")
+    work.progress.say(f"{wrote}. Choose with --tolerance, --macs, ...")
 
 
 def _notes(
@@ -216,18 +221,19 @@ class _Work:
     def remark_undefined(self, measured: Iterable[Measured]) -> None:
         """Say that there was nothing to compare, where that is so."""
         if all(one.undefined for one in measured):
-            self._warn("Neither model finds any class in the images held out, so how they agree is not known.")
+            self.warn("Neither model finds any class in the images held out, so how they agree is not known.")
 
     def remark_slow(self, found: dict[str, Compressed], goal: Goal) -> None:
         """Say which folds miss a goal of time when they are timed again."""
         for fold, one in found.items():
             before, after = one.seconds
             if goal.latency is not None and after > goal.latency * before:
-                self._warn(
+                self.warn(
                     f"Fold {fold}: measured again, {after / before:.0%} of the time is left; this machine is busy."
                 )
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
+        """Say a remark now, and keep it for the end."""
         self.remarks.append(text)
         self.progress.say(f"WARNING: {text}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..files import AGAIN, write_atomically
 from ..model.evaluation import mean_score
 from ..model.history import draw_widths
 from .agreement import Measured
@@ -12,7 +13,11 @@ from .compressor import Compressed
 
 
 def plot_trade_off(points: Sequence[tuple[Compressed, Measured]], path: Path) -> None:
-    """Agreement against the MACs and the parameters that are left, for several tolerances."""
+    """Agreement against the MACs and the parameters that are left, for several tolerances.
+
+    Raises:
+        OSError: The picture could not be written.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -29,7 +34,7 @@ def plot_trade_off(points: Sequence[tuple[Compressed, Measured]], path: Path) ->
     axes.set(xlabel="left of the old model (%)", ylabel="Dice, new against old segmentations")
     axes.margins(0.1)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    write_atomically(path, lambda beside: figure.savefig(beside, dpi=150, format="png"), AGAIN)
 
 
 def plot_widths(one: Compressed, path: Path) -> None:

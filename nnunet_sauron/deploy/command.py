@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -9,7 +10,7 @@ import math
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -107,15 +108,15 @@ def export(
     if seen and precision != "float32":
         manifest = planned_manifest([stage.model for stage in stages])
         check_images([case.files for case in seen.compared], manifest)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent) as place:
-        bundle = Path(place) / "float32"
+    with _beside(output) as place:
+        bundle = place / "float32"
         bundle.mkdir()
         _write_networks(stages, bundle, progress)
         _describe(bundle, stages, "float32", filled)
         differences = _check(bundle, stages, seen, progress)
         agreement = {}
         if precision != "float32":
-            full, bundle = bundle, Path(place) / precision
+            full, bundle = bundle, place / precision
             bundle.mkdir()
             _write_smaller(full, bundle, stages, precision, seen, progress)
             _describe(bundle, stages, precision, filled)
@@ -139,6 +140,18 @@ def _refuse_early(output: Path, precision: str, images: Path | None, previous_st
     if precision == "int8" and previous_stage is not None:
         raise ValueError("int8 is not there for cascades; export it with --precision float32 or float16.")
     check_installed()
+
+
+@contextlib.contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    """A folder beside the output, of which nothing is left; an OSError meanwhile is one of writing, and says so."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent) as place:
+            yield Path(place)
+    except OSError as error:
+        raise OSError(
+            f"{output} could not be written: {error}. Make room, or choose another -o, and give the command again."
+        ) from error
 
 
 def _images(folder: Path, model: TrainedModel, most: int, progress: Progress) -> Images:

@@ -86,6 +86,7 @@ def write_network(network: nn.Module, input_channels: int, patch_size: Sequence[
 
     Raises:
         ValueError: PyTorch cannot export it; what it cannot is named.
+        OSError: The file could not be written.
     """
     network = with_steady_norms(without_idle_biases(network))
     example = torch.zeros(2, input_channels, *patch_size)
@@ -105,6 +106,8 @@ def write_network(network: nn.Module, input_channels: int, patch_size: Sequence[
                 **traced,
             )
         _give_each_its_own(path)
+    except OSError:  # of the file, not of the network
+        raise
     except Exception as error:  # torch.onnx has a class for each kind of what it cannot do
         raise ValueError(
             f"PyTorch cannot write this network as ONNX: {type(error).__name__}: {str(error)[:500]}"

@@ -89,6 +89,8 @@ def to_int8(source: Path, target: Path, patches: Iterable[np.ndarray]) -> None:
                 # 8 bits of both overflow in 16 on processors without VNNI.
                 reduce_range=False,
             )
+    except OSError:  # of a file, not of the network
+        raise
     except Exception as error:  # ONNX Runtime's own, for operators and shapes that it cannot turn
         raise ValueError(
             f"{source.name} cannot be turned to int8: {type(error).__name__}: {str(error)[:300]}. Export it with "

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from ..files import write_atomically
+from ..files import AGAIN, write_atomically
 from ..pruning import accept_pruned_weights, channel_layout, densify
 from .architecture import network_of_plans
 
@@ -20,6 +20,7 @@ CHECKPOINT = "checkpoint_final.pth"
 NOT_OPENED = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 # As PyTorch and the C++ library say it.
 NO_MEMORY = ("not enough memory", "can't allocate memory", "bad_alloc", "Cannot allocate memory")
+MOST_NAMED = 6  # checkpoints in an error
 COMPRESSION = "compression"  # key of a checkpoint that `compress` wrote: where its weights come from
 
 
@@ -31,16 +32,28 @@ def read_checkpoint(path: str | Path) -> dict:
     """A checkpoint of nnU-Net, on the CPU.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: There is none, or a folder; the checkpoints nearby are named.
         DamagedFileError, ValueError, OSError, MemoryError: As `load`; or it is no checkpoint of nnU-Net.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint {path}.")
+        raise FileNotFoundError(_not_there(path))
     checkpoint = load(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), Mapping):
         raise DamagedFileError(f"{path} is no checkpoint of nnU-Net: it has no 'network_weights'.")
     return checkpoint
+
+
+def _not_there(path: Path) -> str:
+    """What is wrong with a checkpoint's name, and which checkpoints its model has."""
+    folder = path if path.is_dir() else path.parent
+    model = folder.parent if folder.name.startswith("fold_") else folder
+    found = [str(file) for pattern in ("*.pth", "fold_*/*.pth") for file in sorted(model.glob(pattern))]
+    named = ", ".join(found[:MOST_NAMED]) + (", ..." if len(found) > MOST_NAMED else "")
+    if path.is_dir():
+        return f"{path} is a folder, expected a checkpoint; name one of its .pth files: {named or 'it has none'}."
+    there = f"Found were {named}; name one of these .pth files" if found else "Name the .pth file of a trained model"
+    return f"There is no checkpoint {path}. {there}."
 
 
 def load(path: Path):
@@ -149,6 +162,7 @@ def densify_checkpoint(source: Path, target: Path) -> None:
     Raises:
         ValueError: `source` cannot be read, has no plans, or is of another architecture than its plans say.
         FileExistsError, FileNotFoundError: `target` exists, or its folder does not.
+        OSError: `target` could not be written.
     """
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another name or remove it first.")
@@ -167,4 +181,4 @@ def densify_checkpoint(source: Path, target: Path) -> None:
     except RuntimeError as error:
         raise ValueError(f"{source} is of another architecture than its own plans say: {error}") from error
     dense = {**checkpoint, "network_weights": densify(network, widths).state_dict(), "optimizer_state": None}
-    write_atomically(target, lambda path: torch.save(dense, path))
+    write_atomically(target, lambda path: torch.save(dense, path), AGAIN)

@@ -214,6 +214,15 @@ class TrainedModel:
         return predictor
 
 
+def folds_in(folder: Path) -> list[str]:
+    """Names of a model's folds: numbers in their order, then "all". A copy, such as fold_0_old, is none of them."""
+    names = (path.name.removeprefix("fold_") for path in folder.glob("fold_*"))
+    return sorted(
+        (name for name in names if name == ALL or name.isdecimal()),
+        key=lambda name: (name == ALL, int(name) if name.isdecimal() else 0),
+    )
+
+
 def _read(path: Path) -> dict:
     checkpoint = read_checkpoint(path)
     trained_with(checkpoint, path)  # which it must tell
@@ -235,14 +244,7 @@ def _chosen_folds(
         raise ValueError(
             f"-chk {checkpoint_name} is no file name; give that of a file in fold_*, such as {CHECKPOINT}."
         )
-    folds = sorted(
-        (
-            name
-            for path in folder.glob("fold_*")
-            if (name := path.name.removeprefix("fold_")) == ALL or name.isdecimal()
-        ),
-        key=lambda name: (name == ALL, int(name) if name.isdecimal() else 0),
-    )
+    folds = folds_in(folder)
     files = {fold: sorted(path.name for path in (folder / f"fold_{fold}").glob("*.pth")) for fold in folds}
     there = [fold for fold in folds if (folder / f"fold_{fold}" / checkpoint_name).is_file()]
     missing = [fold for fold in wanted or there if fold not in there]

@@ -35,8 +35,8 @@ class CompressedSettings:
             only to continue or to predict.
         teacher: "source" is the model that was compressed, if the checkpoint names one; a trained model's folder or a
             .pth file; None trains without.
-        teacher_folds: Of a teacher's folder: "same" takes the fold that is trained, "all" the mean of all that are
-            there. None: same.
+        teacher_folds: Of a teacher's folder: "same" takes the fold that is trained, "all" the mean of the numbered
+            ones, or fold all where it is alone. None: same.
         labels: False learns from the teacher alone; no label is looked at in training. None: True.
 
     A training that is continued keeps its teacher, its folds and its labels where these are left at their defaults.

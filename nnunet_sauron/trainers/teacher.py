@@ -31,6 +31,7 @@ from ..methods.distillation import distillation_loss
 from ..model.checkpoints import CHECKPOINT, logged, read_checkpoint, trained_with
 from ..model.labels import class_values
 from ..model.networks import NetworkBuilder
+from ..model.trained import ALL, folds_in
 
 LAST_WEIGHT_OF_DDP = 1e-6  # nnU-Net's
 SEEN = ("spacing", "normalization_schemes", "use_mask_for_norm")  # these decide the images that a network is given
@@ -62,7 +63,8 @@ class Teacher:
             source: A trained model's folder, or a .pth file of one.
             fold: The student's.
             plans, configuration, dataset_json: What the student's trainer is given.
-            folds: Of a folder: "same" takes the student's fold, "all" the mean of all folds that are there.
+            folds: Of a folder: "same" takes the student's fold, "all" the mean of the numbered folds that are there, or
+                fold all where it is alone.
             checkpoint_name: Of a folder: the file in each fold.
 
         Raises:
@@ -71,7 +73,7 @@ class Teacher:
                 or resolutions of its outputs than the student.
         """
         student = PlansManager(copy.deepcopy(plans)), configuration, dataset_json
-        files = _files(Path(source), fold, folds, checkpoint_name)
+        files, left_out = _files(Path(source), fold, folds, checkpoint_name)
         networks, supervised = [], True
         for path in files:
             checkpoint = read_checkpoint(path)
@@ -90,6 +92,7 @@ class Teacher:
             networks.append(network)
             supervised = supervised and is_supervised(checkpoint)
         name = str(source) if len(files) == 1 else f"{source}, the mean of {len(files)} folds"
+        name += f", without {' and '.join(left_out)}" if left_out else ""
         name += f" ({builder.assumed})" if builder.assumed else ""
         return cls(
             networks, regions=student[0].get_label_manager(dataset_json).has_regions, name=name, supervised=supervised
@@ -183,25 +186,29 @@ class DistillingLoss(nn.Module):
         return self.loss(output, target) + term if self.labels else term
 
 
-def _files(source: Path, fold: int | str, folds: str, name: str) -> list[Path]:
+def _files(source: Path, fold: int | str, folds: str, name: str) -> tuple[list[Path], list[str]]:
+    """The checkpoints to read and, of all folds, the folders that have one and are left out."""
     if not source.exists():
         raise FileNotFoundError(
             f"There is no teacher at {source}. If it was moved, name its new folder (teacher=FOLDER); teacher=None "
             f"trains without one."
         )
     if source.is_file():
-        return [source]
+        return [source], []
     if folds not in ("same", "all"):
         raise ValueError(f"teacher_folds is same or all; got '{folds}'.")
-    there = sorted(source.glob(f"fold_*/{name}"))
-    found = there if folds == "all" else [path for path in there if path.parent.name == f"fold_{fold}"]
+    there = [one for one in folds_in(source) if (source / f"fold_{one}" / name).is_file()]
+    numbered = [one for one in there if one != ALL] or there  # as nnU-Net predicts
+    found = numbered if folds == "all" else [one for one in there if one == str(fold)]
     if not found:
-        have = ", ".join(path.parent.name for path in there) or "none"
+        have = ", ".join(f"fold_{one}" for one in there) or "none"
         raise FileNotFoundError(
             f"The teacher {source} has no fold_{fold if folds == 'same' else '*'}/{name}; folds with one: "
             f"{have}. Name another folder or a .pth file (teacher=...), or take all folds (teacher_folds=all)."
         )
-    return found
+    files = [source / f"fold_{one}" / name for one in found]
+    others = [path.parent.name for path in sorted(source.glob(f"fold_*/{name}")) if path not in files]
+    return files, others if folds == "all" else []
 
 
 def _check(student: tuple, teacher: tuple, path: Path) -> None:

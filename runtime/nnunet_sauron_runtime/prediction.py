@@ -105,11 +105,14 @@ def _refuse_to_replace(images: set[Path], wanted: list[Path]) -> None:
 
 
 def _write_probabilities(values: np.ndarray, file: Path) -> None:
+    """Write a file beside its place and then move it there; raise OSError if that cannot be."""
     beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as opened:
             np.savez_compressed(opened, probabilities=values)
         os.replace(beside, file)
+    except OSError as error:
+        raise OSError(f"{file} could not be written: {error}. Make room, or choose another -o.") from error
     finally:
         beside.unlink(missing_ok=True)
 
@@ -118,7 +121,9 @@ def _with_files(case: Case, error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, MemoryError):
         text = f"there is not enough memory ({text}); give --max-memory"
-    return text if any(file.name in text for file in case.files) else f"{', '.join(map(str, case.files))}: {text}"
+    # An OSError names its own file, which is one of the output as a rule.
+    named = isinstance(error, OSError) or any(file.name in text for file in case.files)
+    return text if named else f"{', '.join(map(str, case.files))}: {text}"
 
 
 def _make_writable(output: Path) -> None:

@@ -215,7 +215,7 @@ def test_what_has_no_snapshots_is_said_and_the_others_are_measured(tmp_path):
 
 
 def test_folds_are_told_apart_and_those_without_snapshots_named(tmp_path):
-    for fold, spreads in (("0", RISING), ("1", FALLING), ("2", {})):
+    for fold, spreads in (("0", RISING), ("1", FALLING), ("2", {}), ("1_old", RISING)):
         model = write_training(tmp_path, spreads, fold=fold)
     result = clusterability([model])
     assert [m.name for m in result.models] == [f"SauronTrainer, lambda 0.5, fold {fold}" for fold in "01"]

@@ -21,6 +21,7 @@ from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning import channel_layout, resize
 
 from ..compression.small_model import write_images, write_model
+from ..full_disk import full_disk
 
 SIDE = 16  # of the models' patches
 LAST, STRIDED = "decoder.stages.1.convs.1", "encoder.stages.1.0.convs.0"
@@ -508,6 +509,24 @@ class TestOutput:
         (tmp_path / "link").symlink_to(tmp_path / "place")
         write(maps, tmp_path / "link")
         assert (tmp_path / "link").is_symlink() and (tmp_path / "place/feature_maps_1.png").is_file()
+
+    @pytest.mark.parametrize(
+        ("room", "said"),
+        [
+            (0, "File too large"),
+            (1000, "image.nii.gz was not written to its end"),
+            (10_000, "no room for 1.84e-05 GB of maps"),
+        ],
+    )
+    def test_a_full_disk_is_said_and_leaves_nothing(self, tmp_path, maps, monkeypatch, room, said):
+        if room:  # else the picture finds none
+            monkeypatch.setattr(feature_maps_plot, "draw", lambda *_: [])
+        with (
+            full_disk(room),
+            pytest.raises(OSError, match=f"out could not be written: .*{said}.* Make room, or choose"),
+        ):
+            write(maps, tmp_path / "out", nifti=True)
+        assert not list(tmp_path.glob("*out*"))
 
     def test_what_fails_leaves_nothing(self, tmp_path, maps, monkeypatch):
         def fails(*_):

@@ -6,11 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK
 import torch
+from matplotlib.figure import Figure
 
 from nnunet_sauron.cli import main
 from nnunet_sauron.compression.agreement import Segmenter
@@ -202,6 +204,21 @@ def test_a_dry_run_beside_a_goal_shows_what_that_gives_and_judges_by_labels(fold
     monkeypatch.setenv("COLUMNS", "150")
     assert compress(folders, *words) == 0
     assert "labels (old:" in capsys.readouterr().out
+
+
+def test_a_trade_off_whose_picture_cannot_be_written_is_printed(folders, capsys, monkeypatch):
+    def half(figure, path, **_):
+        Path(path).write_text("half")
+        raise OSError("No space left on device")
+
+    write_model(folders / "model")
+    monkeypatch.setattr("nnunet_sauron.compression.command.TOLERANCES", (0.2,))
+    monkeypatch.setattr(Figure, "savefig", half)
+    assert compress(folders, "--dry-run", "--json") == 0
+    captured = capsys.readouterr()
+    (row,) = json.loads(captured.out)
+    assert "small_trade_off.png: No space left" in row["remarks"][-1] and "Nothing was written" in captured.err
+    assert not list(folders.glob("small*"))
 
 
 def test_a_dry_run_rounds_as_the_run_that_follows(folders, capsys, monkeypatch):

@@ -154,6 +154,38 @@ def test_undo_refuses_a_damaged_record(text: str, target: Path, tmp_path: Path, 
     assert "convert" in capsys.readouterr().err
 
 
+CROP = {"whole": "a", "voxels": [[0, 2], [1, 4], [0, 9]], "of": [2, 4, 9]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"whole": None}, {"whole": "../a"}, {"whole": ""}, {"voxels": [[0, 2], [1, 4]]},
+        {"voxels": [[0, 2], [1, 4], 9]}, {"voxels": [[0, 2], [1, 5], [0, 9]]},
+        {"voxels": [[0, 2], [1, 3.5], [0, 9]]}, {"of": [2, 4]}, {"of": "2x4"},
+        *({missing: ...} for missing in CROP),
+    ],
+)  # fmt: skip
+def test_undo_refuses_a_damaged_crop_by_name(change: dict, target: Path, tmp_path: Path, capsys) -> None:
+    crop = {name: value for name, value in (CROP | change).items() if value is not ...}
+    write(target / "labelsTr" / "a_L.nii.gz", np.ones((2, 3, 9), np.uint8), ACPC)
+    (target / "conversion.json").write_text(json.dumps({"cases": [{"name": "a_L", "crop": crop}]}))
+    assert undo(target, tmp_path / "out") == 2
+    told = capsys.readouterr().err
+    assert "conversion.json: the crop of a_L is {" in told and "convert the data set anew" in told
+
+
+def test_undo_that_is_interrupted_leaves_nothing(tree: Path, target: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    def interrupted(*_) -> None:
+        raise KeyboardInterrupt
+
+    assert convert(harp, tree, "--crop", "--crop-size", "12") == 0
+    monkeypatch.setattr(nibabel, "save", interrupted)
+    assert undo(target, tmp_path / "out", target / "labelsTr") == 130
+    assert "Interrupted; nothing was written" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*out*"))
+
+
 def test_undo_of_what_was_not_cropped_is_refused(tree: Path, target: Path, tmp_path: Path, capsys) -> None:
     assert convert(harp, tree) == 0
     assert undo(target, tmp_path / "out") == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import shutil
 import sys
@@ -17,6 +19,7 @@ from nnunet_sauron_runtime import Bundle
 from nnunet_sauron.cli import main
 from nnunet_sauron.deploy import command
 
+from ..full_disk import full_disk
 from ..runtime.models import phantom, write_image, write_model
 
 
@@ -206,6 +209,25 @@ def test_a_network_that_computes_something_else_leaves_nothing(model, tmp_path, 
     assert export(model, tmp_path / output, "-f", 1) == 2
     assert "fold_1.onnx differ from PyTorch's" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["network", "zip", "int8"])
+def test_a_full_disk_is_said_as_such_and_leaves_nothing(model, tmp_path, capsys, monkeypatch, what):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    words = ()
+    if what == "zip":
+        monkeypatch.setattr(zipfile.ZipFile, "write", full)
+    elif what == "int8":
+        monkeypatch.setattr("onnxruntime.quantization.quantize_static", full)
+        words = "--precision", "int8", "-i", model.parent / "images"
+    with full_disk(3000) if what == "network" else contextlib.nullcontext():
+        assert export(model, tmp_path / "b.zip", "-f", 0, *words) == 2
+    error = capsys.readouterr().err
+    said = "File too large" if what == "network" else "No space left"
+    assert f"{tmp_path}/b.zip could not be written: " in error and said in error and "Make room" in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_smaller_numbers_tell_how_they_agree_with_float32(model, tmp_path, capsys):

@@ -1,15 +1,35 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_sauron.model.checkpoints import densify_checkpoint
+from nnunet_sauron.model.checkpoints import densify_checkpoint, read_checkpoint
 from nnunet_sauron.pruning import channel_layout
 
+from ..compression.small_model import write_model
 from ..trainers.small import BATCH, SIDE, set_folders, small_trainer
+
+
+def test_checkpoints_nearby_are_named_where_there_is_none_of_that_name(tmp_path):
+    model = tmp_path / "model"
+    for name in ("fold_0/checkpoint_best.pth", "fold_2/checkpoint_final.pth"):
+        (model / name).parent.mkdir(parents=True)
+        (model / name).touch()
+    both = f"{model}/fold_0/checkpoint_best.pth, {model}/fold_2/checkpoint_final.pth"
+    for fold in ("fold_0", "fold_1"):
+        missing = model / fold / "checkpoint_final.pth"
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint {missing}. Found were {both}; name one of these"):
+            read_checkpoint(missing)
+    for folder in (model, model / "fold_1"):
+        folder.mkdir(exist_ok=True)
+        with pytest.raises(FileNotFoundError, match=f"{folder} is a folder, .* name one of its .pth files: {both}"):
+            read_checkpoint(folder)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*gone.pth. Name the .pth file of a trained model"):
+        read_checkpoint(tmp_path / "gone.pth")
 
 
 def test_a_densified_checkpoint_has_its_plans_widths_and_the_same_output(tmp_path, monkeypatch):
@@ -40,3 +60,13 @@ def test_a_densified_checkpoint_has_its_plans_widths_and_the_same_output(tmp_pat
     with pytest.raises(FileExistsError, match=r"dense\.pth exists; choose another name"):
         densify_checkpoint(pruned, dense)
     assert dense.read_bytes() == before
+
+
+def test_a_full_disk_is_told_with_an_option_that_the_command_has(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    pruned = write_model(tmp_path / "model") / "fold_0/checkpoint_final.pth"
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=r"dense\.pth: No space left.* then give the same command again"):
+        densify_checkpoint(pruned, tmp_path / "dense.pth")

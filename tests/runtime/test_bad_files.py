@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import os
-import resource
 import shutil
-import signal
 import struct
 import sys
 import tempfile
@@ -24,6 +21,7 @@ from nnunet_sauron_runtime.images import read_case, to_array
 from nnunet_sauron_runtime.images import write_image as write_segmentation
 from nnunet_sauron_runtime.prediction import Request, predict_folder
 
+from ..full_disk import full_disk
 from .models import phantom, write_image
 
 VOLUME = phantom((8, 9, 10))
@@ -69,18 +67,6 @@ def test_a_header_is_not_taken_for_voxels(tmp_path, start):
     assert len(read_case([file])) == 1
 
 
-@contextlib.contextmanager
-def full_disk():
-    """No file gets longer than 3000 bytes."""
-    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-
-
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
 def test_a_segmentation_that_cannot_be_written_whole_leaves_nothing(tmp_path, ending):
     segmentation = SimpleITK.GetImageFromArray(np.random.default_rng(0).integers(0, 3, (40, 40, 40)).astype(np.uint8))
@@ -107,6 +93,20 @@ def test_logits_that_the_temporary_folder_has_no_room_for_are_named(folder, tmp_
 
 def predict(bundle, images, output, **options) -> list[str]:
     return predict_folder(Bundle(bundle, threads=1), images, Request(output, mirroring=False, **options))
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".npz"])
+def test_an_output_that_has_no_room_is_named_and_no_image(folder, tmp_path, capsys, ending):
+    images, output = tmp_path / "images", tmp_path / "out"
+    write_image(images / "a_0000.nii.gz", VOLUME)
+    bundle = Bundle(folder, threads=1)
+    _ = bundle.networks
+    request = Request(output, mirroring=False, save_probabilities=ending == ".npz")
+    with full_disk(50):
+        assert predict_folder(bundle, images, request) == ["a"]
+    error = capsys.readouterr().err
+    assert f"FAILED: {output}/a{ending} could not be written" in error and "Make room, or choose another -o" in error
+    assert "a_0000" not in error and not list(output.iterdir())
 
 
 def test_no_image_of_any_case_is_replaced(folder, tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -51,6 +52,19 @@ def test_several_folds_say_their_mean_probability(tmp_path, regions):
         mean = sum(chances(one) for one in of_each) / 3
         torch.testing.assert_close(chances(output), mean)
     assert "mean of 3 folds" in all_folds.name
+
+
+def test_all_folds_are_the_numbered_ones_and_what_is_left_out_is_said(tmp_path):
+    model = write_model(tmp_path / "model", folds=(0, 1, "all"))
+    (model / "fold_0").rename(model / "fold_10")
+    shutil.copytree(model / "fold_1", model / "fold_1_old")
+    teacher = read(tmp_path, folds="all")
+    assert len(teacher.networks) == 2 and "the mean of 2 folds, without fold_1_old and fold_all" in teacher.name
+    for fold in ("fold_1", "fold_10"):
+        shutil.rmtree(model / fold)
+    alone = read(tmp_path, folds="all")
+    assert len(alone.networks) == 1 and "without fold_1_old" in alone.name
+    assert "without" not in read(tmp_path, fold="all").name
 
 
 def test_a_file_and_a_pruned_teacher_do(tmp_path):

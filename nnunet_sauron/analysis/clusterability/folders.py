@@ -15,7 +15,7 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from ...model.cases import find_cases, preprocess, read_case
 from ...model.checkpoints import logged, read_checkpoint
 from ...model.snapshots import FOLDER, MAX_PATCHES, pooled_maps, snapshots
-from ...model.trained import CHECKPOINT, TrainedModel
+from ...model.trained import CHECKPOINT, TrainedModel, folds_in
 from ...plugin.commands import told_by_name, train_command
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
@@ -66,8 +66,8 @@ def find_folds(
     """The trainings with feature maps, and for each of the others a problem with the command that makes them."""
     models, problems = [], []
     for folder in dict.fromkeys(Path(folder) for folder in model_folders):
-        there = sorted(path for path in folder.glob("fold_*") if path.is_dir())
-        names = [path.name.removeprefix("fold_") for path in there]
+        names = folds_in(folder)
+        there = [folder / f"fold_{name}" for name in names]
         for fold in [fold for fold in folds or () if fold not in names] or ([] if there else ["*"]):
             problems.append(f"{folder} has no fold_{fold} (folds: {', '.join(names) or 'none'}).")
         chosen = [path for path, name in zip(there, names, strict=True) if folds is None or name in folds]

@@ -23,6 +23,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
 from ...files import check_writable, new_folder
+from ...model.reading import check_file
 from ..plot_text import as_is, font_families
 from .grid import Grid
 from .maps import FeatureMaps
@@ -59,10 +60,16 @@ def write(maps: FeatureMaps, folder: Path, nifti: bool = False, bar: Bar = silen
 
     Raises:
         FileExistsError: The folder exists and is not empty.
+        OSError: It could not be written, and nothing was.
     """
     check_output(folder)
-    with new_folder(folder) as beside:
-        files = draw(maps, beside) + (write_nifti(maps, beside, bar) if nifti else [])
+    try:
+        with new_folder(folder) as beside:
+            files = draw(maps, beside) + (write_nifti(maps, beside, bar) if nifti else [])
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise OSError(f"{folder} could not be written: {error}. Make room, or choose another -o.") from error
     return [folder / path.name for path in files]
 
 
@@ -94,8 +101,8 @@ def write_nifti(maps: FeatureMaps, folder: Path, bar: Bar = silent) -> list[Path
     """Write every map's whole volume (map_000.nii.gz, ...), the image, the prediction and the reference.
 
     The volumes have the grid's voxels, and lie where the original image does: a viewer overlays them on it. Axes are in
-    the original image's order. While it runs, all maps lie uncompressed in a file of the folder, 4 bytes a voxel, and
-    not in memory.
+    the original image's order. While it runs, all maps lie uncompressed in a file of the folder, which has no name, 4
+    bytes a voxel, and not in memory.
 
     Args:
         maps: What `feature_maps` returned; the network runs once more.
@@ -104,6 +111,9 @@ def write_nifti(maps: FeatureMaps, folder: Path, bar: Bar = silent) -> list[Path
 
     Returns:
         The files written: image, prediction, reference, maps.
+
+    Raises:
+        OSError: There is no room for a file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     several = len(maps.image) > 1
@@ -112,16 +122,11 @@ def write_nifti(maps: FeatureMaps, folder: Path, bar: Bar = silent) -> list[Path
     if maps.reference is not None:
         volumes["reference"] = maps.reference
     files = [_write_volume(volume, maps.grid, folder / f"{name}.nii.gz") for name, volume in volumes.items()]
-    scratch = folder / "maps.tmp"
-    try:
-        gathered = maps.windows.volumes(scratch, bar)
-        with bar("writing", len(gathered)) as step:
-            for channel, volume in enumerate(gathered):
-                files.append(_write_volume(volume, maps.grid, folder / f"map_{channel:03d}.nii.gz"))
-                step(files[-1].name)
-        del gathered, volume
-    finally:
-        scratch.unlink(missing_ok=True)
+    gathered = maps.windows.volumes(folder, bar)
+    with bar("writing", len(gathered)) as step:
+        for channel, volume in enumerate(gathered):
+            files.append(_write_volume(volume, maps.grid, folder / f"map_{channel:03d}.nii.gz"))
+            step(files[-1].name)
     return files
 
 
@@ -294,5 +299,9 @@ def _write_volume(volume: np.ndarray, grid: Grid, path: Path) -> Path:
     image.SetSpacing(spacing.tolist())
     image.SetDirection((columns / spacing).ravel().tolist())
     image.SetOrigin(grid.affine[:3, 3].tolist())
-    SimpleITK.WriteImage(image, str(path), True)
+    try:
+        SimpleITK.WriteImage(image, str(path), True)
+        check_file(path)  # where the disk is full, the writer returns as if nothing were
+    except (RuntimeError, ValueError) as error:
+        raise OSError(f"{path.name} was not written to its end") from error
     return path

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -64,10 +67,23 @@ class Windows:
         weights = self._add(totals, index + self.unpad[1].start, bar)
         return (totals / weights)[(slice(None), *self.unpad[2:])].numpy()
 
-    def volumes(self, scratch: Path, bar: Bar) -> np.ndarray:
-        """Whole maps: (channels, *voxels), float32, in a file that must outlive them."""
+    def volumes(self, folder: Path, bar: Bar) -> np.ndarray:
+        """Whole maps: (channels, *voxels), float32, in a file of a folder, of which nothing is left afterwards.
+
+        Raises:
+            OSError: There is no room for them.
+        """
         shape = (self.layer.channels, *self.image.shape[1:])
-        gathered = np.memmap(scratch, np.float32, "w+", shape=shape)
+        size = math.prod(shape) * np.dtype(np.float32).itemsize
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                if hasattr(os, "posix_fallocate"):  # else a disk that fills up ends the process without a word
+                    os.posix_fallocate(file.fileno(), 0, size)
+                gathered = np.memmap(file, np.float32, "w+", shape=shape)
+        except OSError as error:
+            raise OSError(
+                f"there is no room for {size / 1e9:.3g} GB of maps while they are gathered: {error}"
+            ) from error
         weights = self._add(torch.from_numpy(gathered), None, bar).numpy()
         for volume in gathered:
             volume /= weights

@@ -16,7 +16,7 @@ from ...console.progress import Progress
 from ...model.checkpoints import logged
 from ...model.evaluation import TOLERANCE_MM, CaseScore
 from ...model.history import SERIES
-from ...model.trained import ALL, CHECKPOINT, COMPRESSION, TrainedModel
+from ...model.trained import ALL, CHECKPOINT, COMPRESSION, TrainedModel, folds_in
 from ...plugin.commands import checkpoint_flag, command, train_command
 from ...pruning import channel_layout
 from ...pruning.timing import Timing, time_networks
@@ -311,8 +311,8 @@ def _measure(name: str, trained: TrainedModel, problems: list[str]) -> tuple[Mod
     if trained.left_out:
         advice = ""
         if trained.checkpoint_name == CHECKPOINT:
-            unread = [path.name[5:] for path in sorted(trained.folder.glob("fold_*"))]
-            fold = next((fold for fold in unread if fold not in trained.checkpoints), "FOLD")
+            unread = (fold for fold in folds_in(trained.folder) if fold not in trained.checkpoints)
+            fold = next(unread, "FOLD")
             of_training = model.dataset, model.configuration, fold, model.trainer, model.plans
             advice = f" A training writes it at its end. To go on: {train_command(*of_training, '--c')}"
         problems.append(f"{name}: {' '.join(trained.left_out)}{advice}")

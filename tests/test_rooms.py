@@ -18,6 +18,7 @@ NAMED = re.compile(r"`([\w.]+)`\)? in `([\w/]+\.py)`")
 # Each room, and those that it may import from. A room is a package, or a module that lies beside them.
 BELOW = {
     "files": set(),
+    "threads": set(),
     "console": set(),
     "pruning": set(),
     "datasets": {"files"},
@@ -30,7 +31,7 @@ BELOW = {
     "deploy": {"files", "console", "plugin", "model", "compression"},
     "analysis": {"files", "console", "pruning", "plugin", "model"},
     "dataset_conversion": {"files", "console", "model"},
-    "demo": {"files", "console", "datasets", "plugin", "analysis"},
+    "demo": {"files", "console", "datasets", "plugin", "threads", "analysis"},
     "cli": {"console", "plugin", "model", "planning", "compression", "deploy", "analysis", "demo"},
 }
 # nnU-Net imports these from its own folder, to find our classes: they are above everything.

@@ -52,7 +52,7 @@ def _not_there(path: Path) -> str:
     named = ", ".join(found[:MOST_NAMED]) + (", ..." if len(found) > MOST_NAMED else "")
     if path.is_dir():
         return f"{path} is a folder, expected a checkpoint; name one of its .pth files: {named or 'it has none'}."
-    there = f"Found were {named}; name one of these .pth files" if found else "Name the .pth file of a trained model"
+    there = f"Found: {named}; name one of these .pth files" if found else "Name the .pth file of a trained model"
     return f"There is no checkpoint {path}. {there}."
 
 

@@ -22,7 +22,7 @@ def test_checkpoints_nearby_are_named_where_there_is_none_of_that_name(tmp_path)
     both = f"{model}/fold_0/checkpoint_best.pth, {model}/fold_2/checkpoint_final.pth"
     for fold in ("fold_0", "fold_1"):
         missing = model / fold / "checkpoint_final.pth"
-        with pytest.raises(FileNotFoundError, match=f"no checkpoint {missing}. Found were {both}; name one of these"):
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint {missing}. Found: {both}; name one of these"):
             read_checkpoint(missing)
     for folder in (model, model / "fold_1"):
         folder.mkdir(exist_ok=True)

@@ -70,7 +70,6 @@ def main() -> None:
         })  # fmt: skip
     for row in rows:
         row["time"] = row["seconds"] and row["seconds"] / seconds["stock"]
-    for row in rows:
         time_left = "-" if row["time"] is None else f"{row['time']:.0%}"
         print(
             f"{row['run']:48s} MACs {row['macs']:.1%}, parameters {row['parameters']:.1%}, time {time_left}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 import sys
@@ -78,10 +79,21 @@ def check_engine(engine: str) -> None:
             del sys.modules[name]
 
 
-def _openvino(model: bytes, threads: int | None) -> Network:
+@functools.cache
+def _openvino_core():
+    """OpenVINO's core, one for the life of the process.
+
+    A core gives the thread a stack for its signal handlers and puts the former one back when it is deleted, even if the
+    core that owned that one is gone. The next signal, a key press or a child's end, then kills the process without a
+    word.
+    """
     import openvino
 
-    core = openvino.Core()
+    return openvino.Core()
+
+
+def _openvino(model: bytes, threads: int | None) -> Network:
+    core = _openvino_core()
     settings = {
         # Else bfloat16 on the processors that have it, by which a hundredth of the voxels changes.
         "INFERENCE_PRECISION_HINT": "f32",

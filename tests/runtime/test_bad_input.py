@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -247,6 +248,25 @@ def test_an_engine_that_is_unknown_or_not_installed(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match="pip install onnxruntime"):
         Bundle(folder, engine="onnxruntime")
+
+
+CLOSE_TWO_BUNDLES = """
+import os, signal, sys
+from nnunet_sauron_runtime import Bundle
+first = Bundle(sys.argv[1]).networks
+second = Bundle(sys.argv[1]).networks
+del first
+del second
+signal.signal(signal.SIGUSR1, lambda *_: print("received"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals on Windows")
+def test_a_signal_is_received_after_two_bundles_were_closed(folder):
+    """Two cores of OpenVINO, the older one deleted first, leave the signal handlers without a stack."""
+    done = subprocess.run([sys.executable, "-c", CLOSE_TWO_BUNDLES, folder], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "received\n"), done.stderr
 
 
 VOLUME = phantom((8, 9, 10))

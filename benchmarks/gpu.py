@@ -444,7 +444,7 @@ def watched(trainer_class: type) -> type:
         def get_dataloaders(self):
             self.step_seconds, self.epoch_steps, self.cut_seconds, self.step_losses = [], [], [], []
             # Pictures say nothing here and take longer than such a training.
-            self.logger.plot_progress_png = lambda *_: None
+            self.logger.plot_progress_png = self._plot = lambda *_: None
             return RandomPatches(self, 0), RandomPatches(self, 1)
 
         def on_epoch_start(self):

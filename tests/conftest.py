@@ -1,6 +1,20 @@
 from __future__ import annotations
 
 import torch
+from xdist.scheduler import LoadFileScheduling
 
 # The networks of the tests are so small that threads only wait for each other.
 torch.set_num_threads(1)
+
+INTEGRATION = "tests/integration/"
+
+
+class SharingModels(LoadFileScheduling):
+    """A file's tests run in one process, and so do all that share the data set and the models of `INTEGRATION`."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return INTEGRATION if nodeid.startswith(INTEGRATION) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config, log) -> SharingModels:
+    return SharingModels(config, log)

@@ -78,6 +78,8 @@ def main() -> None:
         return
     if arguments.o.exists() and not arguments.resume:
         parser.error(f"{arguments.o} is there already; --resume goes on in it")
+    # nnU-Net's commands, here and in what they start, are those beside this Python, also where PATH does not name it.
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     if shutil.which("nnUNetv2_train") is None:
         parser.error("nnunetv2 is not installed in this environment")
     try:

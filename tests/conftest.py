@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import os
+
 import torch
 from xdist.scheduler import LoadFileScheduling
 
-# The networks of the tests are so small that threads only wait for each other.
+# The networks of the tests are so small that threads only wait for each other, in other processes as well.
 torch.set_num_threads(1)
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 
 INTEGRATION = "tests/integration/"
 

@@ -21,6 +21,7 @@ from nnunet_sauron.pruning import channel_layout
 from .small_model import write_images, write_model
 
 RECOVER = "--macs", "0.3", "--json", "--recover-steps", "10", "--recover"
+SHORT = "--macs", "0.3", "--json", "--recover-steps", "2", "--recover"
 
 
 @pytest.fixture
@@ -181,7 +182,7 @@ def test_what_was_interrupted_with_other_settings_is_begun_anew(folders, monkeyp
     write_model(folders / "model")
     with monkeypatch.context() as patched:
         interrupt_after(patched, 1)
-        assert compress(folders, *RECOVER, "3") == 130
+        assert compress(folders, *SHORT, "3") == 130
     if changed == "files":
         path = folders / "images/case_0_0000.nii.gz"
         path.write_bytes((folders / "images/case_1_0000.nii.gz").read_bytes())
@@ -192,7 +193,7 @@ def test_what_was_interrupted_with_other_settings_is_begun_anew(folders, monkeyp
         torch.save(state, path)
     if changed == "version":
         monkeypatch.setattr(recovery, "__version__", "0.0.1")
-    words = [*RECOVER[:-1], "--recover", "2" if changed == "epochs" else "3"]
+    words = [*SHORT, "2" if changed == "epochs" else "3"]
     if changed == "goal":
         words[1] = "0.4"
     words.remove("--json")

@@ -27,7 +27,7 @@ from .small import OnRandomPatches, SmallTrainer, small_trainer
 class OnCPURanks(OnRandomPatches):
     """nnU-Net's DDP set-up assumes CUDA in two places: the device, and the wrapper's device_ids."""
 
-    num_epochs = 5
+    num_epochs = 4
 
     def initialize(self):
         self.device = torch.device("cpu")

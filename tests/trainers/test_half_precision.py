@@ -25,10 +25,16 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("network", [("resenc", 2, "batch"), ("bottleneck", 3, "instance")], ids=lambda n: n[0])
-@pytest.mark.parametrize("trainer_class", EVERY, ids=lambda c: c.__name__)
-def test_it_trains_and_cuts_under_autocast_with_every_block_and_norm(folder, monkeypatch, trainer_class, network):
-    architecture, dim, norm = network
+BATCH_NORM, BOTTLENECK = ("resenc", 2, "batch"), ("bottleneck", 3, "instance")
+IN_3D = (trainers.SauronTrainer, trainers.ShrinkTrainer, trainers.STAMPTrainer, trainers.L1Trainer)
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "architecture", "dim", "norm"),
+    [*((c, *BATCH_NORM) for c in EVERY), *((c, *BOTTLENECK) for c in IN_3D)],
+    ids=lambda v: getattr(v, "__name__", str(v)),
+)
+def test_it_trains_and_cuts_under_autocast(folder, monkeypatch, trainer_class, architecture, dim, norm):
     # nnU-Net has autocast on CUDA only; on the CPU it enters this instead.
     monkeypatch.setattr(f"{nnUNetTrainer.__module__}.dummy_context", lambda: torch.autocast("cpu", torch.bfloat16))
     options = {"num_epochs": 3, "num_iterations_per_epoch": 2}

@@ -23,7 +23,8 @@ from rich.console import Console
 from torch import nn
 
 from nnunet_sauron.analysis.report.command import report
-from nnunet_sauron.analysis.report.compare import ModelReport, Report, make_report, short_names
+from nnunet_sauron.analysis.report.compare import make_report, short_names
+from nnunet_sauron.analysis.report.contents import ModelReport, Report
 from nnunet_sauron.analysis.report.data import as_json, mean_numbers, stage_channels, summary_frame
 from nnunet_sauron.analysis.report.page import page, write_html
 from nnunet_sauron.analysis.report.plots import pareto_front, pictures
@@ -375,7 +376,7 @@ def test_timing_that_fails_leaves_the_rest(folders, monkeypatch):
     def out_of_memory(*args, **kwargs):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("nnunet_sauron.analysis.report.compare.time_networks", out_of_memory)
+    monkeypatch.setattr("nnunet_sauron.analysis.report.measure.time_networks", out_of_memory)
     found = make_report([folders / STOCK], timing_seconds=1)
     assert "out of memory" in found.problems[0]
     assert mean_numbers(found.models[0])["dice"] == 1
@@ -385,7 +386,7 @@ def test_timing_that_fails_leaves_the_rest(folders, monkeypatch):
 def test_times_of_a_busy_machine_are_said_to_be_so(once, monkeypatch, upper, said):
     scattered = Timing(1.0, 1.0, upper, 3, 1, "cpu")
     monkeypatch.setattr(
-        "nnunet_sauron.analysis.report.compare.time_networks",
+        "nnunet_sauron.analysis.report.measure.time_networks",
         lambda networks, *_, **options: dict.fromkeys(networks, scattered),
     )
     assert ("busy" in " ".join(make_report([once / STOCK], timing_seconds=1).problems)) == said
@@ -398,7 +399,7 @@ def test_equal_networks_are_timed_once(once, monkeypatch):
         timed.extend(networks)
         return dict.fromkeys(networks, Timing(1.0, 1.0, 1.0, 3, 1, "cpu"))
 
-    monkeypatch.setattr("nnunet_sauron.analysis.report.compare.time_networks", note)
+    monkeypatch.setattr("nnunet_sauron.analysis.report.measure.time_networks", note)
     found = make_report([once / STOCK, once / SAURON], timing_seconds=1)
     assert timed == [(STOCK, "0"), (SAURON, "1")]
     assert all(fold.timing["cpu"].median == 1 for model in found.models for fold in model.folds.values())

@@ -10,7 +10,8 @@ from ...console.json_output import print_json
 from ...console.progress import Progress
 from ...console.terminal import plain_console
 from ...files import check_writable, write_text_atomically
-from .compare import Report, make_report
+from .compare import make_report
+from .contents import Report
 from .data import as_json, write_data
 from .page import write_html
 from .table import print_report

@@ -17,7 +17,7 @@ from ...console.json_data import json_data
 from ...files import write_text_atomically
 from ...model.evaluation import ClassScore
 from ...pruning.timing import machine
-from .compare import ModelReport, Report
+from .contents import ModelReport, Report
 
 METRICS = ("dice", "hd95", "surface_dice", "absolute_volume_error", "volume_error")
 COUNTS = ("cases", "empty_prediction", "empty_reference", "both_empty")

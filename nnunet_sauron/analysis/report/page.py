@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ... import __version__
 from ...files import write_text_atomically
-from .compare import Report
+from .contents import Report
 from .plots import pictures
 from .table import (
     COST,

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from ...model.history import draw_channels, draw_thresholds, draw_widths
 from ..plot_text import as_is
-from .compare import ModelReport, Report, common_values
+from .compare import common_values
+from .contents import ModelReport, Report
 from .data import fold_numbers, mean_numbers
 
 # Placeholder colours, replaced by the page's own in `_svg`.

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ...console.numbers import duration, with_prefix
 from ...console.terminal import PlainTable
-from .compare import ModelReport, Report, target_in_words
+from .contents import ModelReport, Report, target_in_words
 from .data import dense_numbers, fold_numbers, mean_numbers, stage_channels
 from .paired import PairedDifference
 

@@ -1,0 +1,171 @@
+"""What a model's folder or bundle tells without its segmentations: cost, channels, training log and times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from nnunet_sauron_runtime import Bundle
+from torch import nn
+
+from ...console.progress import Progress
+from ...model.checkpoints import logged
+from ...model.history import SERIES
+from ...model.trained import CHECKPOINT, COMPRESSION, TrainedModel, folds_in
+from ...plugin.commands import checkpoint_flag, command, train_command
+from ...pruning import channel_layout
+from ...pruning.timing import time_networks
+from ..cost import network_cost
+from .bundles import InEngine, bundle_cost, classes_of, engine_networks, is_bundle
+from .contents import FoldReport, ModelReport, target_in_words
+
+SCATTER = 0.3  # of a median: a wider middle half is a sign of other work on the machine
+
+
+def measure_model(name: str, trained: TrainedModel, problems: list[str]) -> tuple[ModelReport, dict[str, nn.Module]]:
+    """All but scores and times; and the networks."""
+    channels = trained.input_channels
+    dense_widths, dense_cost = {}, None
+    networks: dict[str, nn.Module] = {}
+    folds: dict[str, FoldReport] = {}
+    try:
+        dense = trained.builder.build()
+        dense_widths, dense_cost = _widths(dense), network_cost(dense, trained.patch_size, channels)
+        if trained.builder.assumed:
+            problems.append(f"{name}: {trained.builder.assumed}")
+    except Exception as error:  # a network class of another package
+        known = trained.plans["configurations"][trained.configuration].get("architecture", {})
+        problems.append(
+            f"{name}: the network of its plans, {known.get('network_class_name', 'an inherited one')}, cannot be "
+            f"built, so the channels in the plans are not known: {in_words(error)}"
+        )
+    for fold, checkpoint in trained.checkpoints.items():
+        try:
+            network = trained.network(fold)
+            log = _log(checkpoint)
+            history = _history(log)
+            if log.get(SERIES) and not history:
+                problems.append(
+                    f"{name}, fold {fold}: this version cannot read its pruning history, so channels over the epochs "
+                    f"are not drawn. It was made by another version: pip install -U nnunet-sauron."
+                )
+            cost = network_cost(network, trained.patch_size, channels)
+            measured = FoldReport(cost, _widths(network), {}, _epoch_seconds(log), history)
+            target = measured.target
+            if target and not target["reached"]:
+                why = target["why"] or "its training does not say why"
+                problems.append(f"{name}, fold {fold}: {target_in_words([target])}: {why}.")
+            folds[fold], networks[fold] = measured, network  # both or neither
+        except Exception as error:  # its segmentations can be scored all the same
+            problems.append(f"{name}, fold {fold}: its network is not in the report: {in_words(error)}")
+    model = ModelReport(
+        name=name,
+        folder=trained.folder,
+        trainer=trained.trainer_names[0],
+        dataset=trained.plans["dataset_name"],
+        classes=trained.classes,
+        configuration=trained.configuration,
+        plans=trained.plans["plans_name"],
+        patch_size=trained.patch_size,
+        input_channels=channels,
+        dense_widths=dense_widths,
+        dense_cost=dense_cost,
+        folds=folds,
+        scores={},
+    )
+    if trained.left_out:
+        advice = ""
+        if trained.checkpoint_name == CHECKPOINT:
+            unread = (fold for fold in folds_in(trained.folder) if fold not in trained.checkpoints)
+            fold = next(unread, "FOLD")
+            of_training = model.dataset, model.configuration, fold, model.trainer, model.plans
+            advice = f" A training writes it at its end. To go on: {train_command(*of_training, '--c')}"
+        problems.append(f"{name}: {' '.join(trained.left_out)}{advice}")
+    return model, networks
+
+
+def measure_bundle(name: str, bundle: Bundle) -> tuple[ModelReport, dict[str, nn.Module]]:
+    """As `measure_model`, as far as a bundle tells."""
+    networks, cost = engine_networks(bundle), bundle_cost(bundle)
+    model = ModelReport(
+        name=name,
+        folder=bundle.path,
+        trainer="bundle",
+        dataset=bundle.manifest.dataset,
+        classes=classes_of(bundle),
+        configuration=bundle.manifest.stages[-1].configuration,
+        plans=f"{bundle.manifest.precision}, {bundle.engine}",
+        patch_size=bundle.manifest.stages[-1].patch_size,
+        input_channels=bundle.manifest.stages[-1].input_channels,
+        dense_widths={},
+        dense_cost=None,
+        folds={fold: FoldReport(cost, {}, {}, [], []) for fold in networks},
+        scores={},
+    )
+    return model, networks
+
+
+def add_times(
+    models: list[ModelReport],
+    networks: dict[tuple[str, str], nn.Module],
+    seconds: float,
+    checkpoint: str,
+    problems: list[str],
+    progress: Progress,
+) -> None:
+    """Add times to all folds. Networks of the same shapes (all folds of an unpruned model) are timed once."""
+    inputs_of = {model.name: (1, model.input_channels, *model.patch_size) for model in models}
+    alike: dict[tuple, list[tuple[str, str]]] = {}
+    for (name, fold), network in networks.items():
+        of_weights = tuple(tuple(parameter.shape) for parameter in network.parameters())
+        shapes = network.file if isinstance(network, InEngine) else of_weights
+        alike.setdefault((type(network), inputs_of[name], shapes), []).append((name, fold))
+    first = {keys[0]: networks[keys[0]] for keys in alike.values()}
+    inputs = {key: inputs_of[key[0]] for key in first}
+    folders = [model.folder for model in models if not is_bundle(model.folder)]
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device in devices:
+        share = seconds / len(devices)
+        here = {key: one for key, one in first.items() if device == "cpu" or not isinstance(one, InEngine)}
+        progress.say(f"timing {len(here)} networks on {device}, taking turns, for {share:.0f} s or four rounds")
+        try:
+            timed = time_networks(here, inputs, seconds=share, device=device)
+        except Exception as error:  # too little memory on the GPU, or whatever somebody's network raises
+            problems.append(f"Networks could not be timed on {device}: {in_words(error)}")
+            continue
+        if any(one.interquartile_range > SCATTER * one.median for one in timed.values()):
+            problems.append(
+                f"Times on {device} scatter by more than {SCATTER:.0%}: this machine was busy. Time again when it is "
+                f"not: {command('nnUNetv2_sauron', 'benchmark', '-m', *folders, *checkpoint_flag(checkpoint))}"
+            )
+        for keys in alike.values():
+            for name, fold in keys if keys[0] in timed else ():
+                next(model for model in models if model.name == name).folds[fold].timing[device] = timed[keys[0]]
+
+
+def in_words(error: BaseException) -> str:
+    return f"{error}" if isinstance(error, (ValueError, OSError, RuntimeError)) else f"{type(error).__name__}: {error}"
+
+
+def _widths(network: nn.Module) -> dict[str, int]:
+    try:
+        return channel_layout(network).widths
+    except ValueError:  # not a network whose channels can be followed
+        return {}
+
+
+def _log(checkpoint: dict) -> Mapping[str, list]:
+    """What its training logged; nothing after `compress`, which keeps the log of the network it was given."""
+    return {} if COMPRESSION in checkpoint else logged(checkpoint)
+
+
+def _history(log: Mapping[str, list]) -> list[dict]:
+    """The pruning history; none where it is not in the form that this version writes."""
+    history = log.get(SERIES, [])
+    known = all(isinstance(epoch, Mapping) and {"widths", "state"} <= epoch.keys() for epoch in history)
+    return history if known else []
+
+
+def _epoch_seconds(logging: Mapping[str, list]) -> list[float]:
+    starts, ends = (logging.get(f"epoch_{when}_timestamps", []) for when in ("start", "end"))
+    return [end - start for start, end in zip(starts, ends, strict=False)]

@@ -58,6 +58,8 @@ class Segmenter:
         self, model: TrainedModel, cases: Sequence[Case], device: torch.device, progress: Progress,
         labels: Path | None = None,
     ):  # fmt: skip
+        if labels and not labels.is_dir():
+            raise FileNotFoundError(f"--labels {labels} is no folder; give one of reference segmentations.")
         self.model, self.cases, self.device, self.progress = model, cases, device, progress
         self._folder = tempfile.TemporaryDirectory()
         self._root = Path(self._folder.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 
 from ..console.progress import Progress
 from .evaluation import check_same_voxels, read_labels
 from .preprocessing import check_preprocessing
 from .reading import missing_spacing, not_finite, read_image
 from .trained import TrainedModel
+
+MOST_VOXELS = 2**33  # 32 GiB
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,7 @@ def read_case(
             f"Case {case.name} is a 2D image ({files}); the model takes 3D images. Give the whole volume, or a model "
             f"of configuration 2d."
         )
+    _check_spacing(model, case, image.shape[1:], properties["spacing"])
     finite = np.isfinite(image)
     if not finite.all():
         raise ValueError(
@@ -158,6 +163,22 @@ def read_case(
             f"infinite in {files}, and nnU-Net would give nothing but nan. Mend the image or leave it out."
         )
     return image, properties
+
+
+def _check_spacing(model: TrainedModel, case: Case, shape: Sequence[int], spacing: Sequence[float]) -> None:
+    """Raise ValueError where nothing of an image, or more than any memory holds, is left at the model's spacing."""
+    forward = model.manager.transpose_forward
+    own = [float(spacing[axis]) for axis in forward]
+    wanted = list(model.manager.get_configuration(model.configuration).spacing)
+    wanted = [*own[: 3 - len(wanted)], *wanted]
+    resampled = compute_new_shape([shape[axis] for axis in forward], own, wanted)
+    if min(resampled) < 1 or math.prod(map(int, resampled)) > MOST_VOXELS:
+        raise ValueError(
+            f"Case {case.name} ({', '.join(case.files)}) has {' x '.join(map(str, shape))} voxels of "
+            f"{' x '.join(f'{float(length):g}' for length in spacing)} mm, which are {' x '.join(map(str, resampled))} "
+            f"at the model's spacing of {' x '.join(f'{length:g}' for length in wanted)} mm. Mend the image's spacing, "
+            f"or leave it out."
+        )
 
 
 def preprocess(

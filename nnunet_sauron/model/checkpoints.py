@@ -44,11 +44,16 @@ def read_checkpoint(path: str | Path) -> dict:
     return checkpoint
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Its .pth files, sorted, without hidden ones, which a Mac adds to what it copies."""
+    return sorted(path for path in folder.glob("*.pth") if not path.name.startswith("."))
+
+
 def _not_there(path: Path) -> str:
     """What is wrong with a checkpoint's name, and which checkpoints its model has."""
     folder = path if path.is_dir() else path.parent
     model = folder.parent if folder.name.startswith("fold_") else folder
-    found = [str(file) for pattern in ("*.pth", "fold_*/*.pth") for file in sorted(model.glob(pattern))]
+    found = [str(file) for place in (model, *sorted(model.glob("fold_*"))) for file in checkpoints_in(place)]
     named = ", ".join(found[:MOST_NAMED]) + (", ..." if len(found) > MOST_NAMED else "")
     if path.is_dir():
         return f"{path} is a folder, expected a checkpoint; name one of its .pth files: {named or 'it has none'}."

@@ -20,6 +20,7 @@ import nibabel
 import numpy as np
 import tifffile
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
@@ -64,7 +65,10 @@ def read_segmentation(reader: BaseReaderWriter, file: str | Path) -> tuple[np.nd
             f"{file} has {len(labels)} channels (colours, or a fourth axis); a segmentation has one, whose values are "
             f"those of dataset.json."
         )
-    told = not isinstance(reader, Tiff3DIO) or file.with_suffix(".json").is_file()
+    # Pictures have none, for which nnU-Net stands 1 pixel.
+    told = not isinstance(reader, NaturalImage2DIO) and (
+        not isinstance(reader, Tiff3DIO) or file.with_suffix(".json").is_file()
+    )
     return labels[0], tuple(float(length) for length in properties["spacing"]) if told else None
 
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import io
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 
 from ..files import read_json_object
 from ..plugin.commands import continue_command
-from .checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint, trained_with
+from .checkpoints import CHECKPOINT, COMPRESSION, checkpoints_in, read_checkpoint, trained_with
 from .compiling import compiling_on_cuda_only
 from .evaluation import Segmentations
 from .labels import class_values, foreground_values
@@ -245,16 +246,21 @@ def _chosen_folds(
             f"-chk {checkpoint_name} is no file name; give that of a file in fold_*, such as {CHECKPOINT}."
         )
     folds = folds_in(folder)
-    files = {fold: sorted(path.name for path in (folder / f"fold_{fold}").glob("*.pth")) for fold in folds}
+    files = {fold: [path.name for path in checkpoints_in(folder / f"fold_{fold}")] for fold in folds}
     there = [fold for fold in folds if (folder / f"fold_{fold}" / checkpoint_name).is_file()]
     missing = [fold for fold in wanted or there if fold not in there]
+    if unknown := [fold for fold in missing if fold not in folds] if folds else []:
+        raise FileNotFoundError(
+            f"{folder} has no fold {unknown[0]}; there are {', '.join(folds)}. -f takes one of them, or several with a "
+            f"space between: -f {' '.join(folds[:2])}."
+        )
     if missing or not there:
         first = missing[0] if missing else "*"
         others = dict.fromkeys(name for fold in missing or folds for name in files.get(fold, []))
         has = ", ".join(f"fold_{fold}: {' '.join(files[fold]) or 'none'}" for fold in folds) or "no fold at all"
         raise FileNotFoundError(
             f"{folder} has no fold_{first}/{checkpoint_name}. Checkpoints there are: {has}. "
-            + (f"Read another one with -chk {next(iter(others))}, or let " if others else "Let ")
+            + (f"Read another one with -chk {shlex.quote(next(iter(others)))}, or let " if others else "Let ")
             + f"the training end, which writes {CHECKPOINT}. To go on: "
             + continue_command(folder, missing[0] if missing else "FOLD")
         )

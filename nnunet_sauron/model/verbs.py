@@ -22,8 +22,17 @@ def add_parsers(verbs: argparse._SubParsersAction) -> None:
 
 
 def _densify(options: argparse.Namespace) -> int:
-    from .checkpoints import densify_checkpoint
+    from .checkpoints import densify_checkpoint, read_checkpoint
+    from .networks import builder_of
 
     densify_checkpoint(options.checkpoint, options.output)
     print(f"Wrote {options.output}")
+    builder = builder_of(read_checkpoint(options.checkpoint), options.checkpoint)
+    if builder and builder.differs:
+        print(
+            f"The weights are of the network that {builder.trainer_name} builds, which is another one than its plans "
+            f"describe: they compute the same only where a trainer builds that network."
+        )
+    if builder and builder.assumed:
+        print(builder.assumed)
     return 0

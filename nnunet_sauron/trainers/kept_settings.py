@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
@@ -9,9 +10,10 @@ from pathlib import Path
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from ..files import read_json_object
 from ..model.checkpoints import logged
 from ..model.snapshots import Snapshots
-from .settings import Given, TrainingSettings, write_settings
+from .settings import SETTINGS_FILE, VARIABLE, Given, TrainingSettings, write_settings
 
 SERIES = "settings"
 CHANGEABLE = ("save_every", "snapshot_every", "num_val_iterations_per_epoch")
@@ -32,8 +34,21 @@ def settings_of(trainer: nnUNetTrainer, *settings) -> dict:
     return training | {name: value for one in settings for name, value in asdict(one).items()}
 
 
-def tell_settings(trainer: nnUNetTrainer, settings: Mapping, given: Given) -> None:
-    """Log the settings of a training that begins or is continued, and write `settings.json` into its fold's folder."""
+def tell_settings(trainer: nnUNetTrainer, settings: Mapping, given: Given, asked_to_continue: bool) -> None:
+    """Log the settings of a training that begins or is continued, and write `settings.json` into its fold's folder.
+
+    Raises:
+        ValueError: It was asked to continue (`--c`) a training that has no checkpoint yet and had been begun with other
+            settings: nnU-Net would begin another one.
+    """
+    if trainer.current_epoch == 0 and (earlier := _other_settings(Path(trainer.output_folder), settings)):
+        if asked_to_continue:
+            raise ValueError(
+                f"There is no checkpoint to continue from in {trainer.output_folder}, and the training that was begun "
+                f"there had other settings: {earlier}. Give them again "
+                f"({VARIABLE}='@{Path(trainer.output_folder) / SETTINGS_FILE}'), or begin anew without --c."
+            )
+        trainer.print_to_log_file(f"WARNING: an earlier training in this folder had other settings: {earlier}.")
     line = ", ".join(f"{name}={value}" for name, value in settings.items())
     if given.by_class:
         line += f". Of them class attributes are {', '.join(sorted(given.by_class))}"
@@ -43,6 +58,17 @@ def tell_settings(trainer: nnUNetTrainer, settings: Mapping, given: Given) -> No
     trainer.print_to_log_file(f"{type(trainer).__name__}: {line}")
     if trainer.local_rank == 0:
         write_settings(settings, Path(trainer.output_folder))
+
+
+def _other_settings(folder: Path, settings: Mapping) -> str:
+    """What `settings.json` in a fold's folder says else, in words; nothing where it is not there or says the same."""
+    try:
+        earlier = read_json_object(folder / SETTINGS_FILE, "remove it")
+    except (OSError, ValueError):
+        return ""
+    now = json.loads(json.dumps(dict(settings)))
+    names = [name for name in earlier if name in now and earlier[name] != now[name]]
+    return ", ".join(f"{name}={earlier[name]} (now {now[name]})" for name in names)
 
 
 def has_begun(trainer_class: type, plans: dict, configuration: str, fold: int | str) -> bool:
@@ -55,11 +81,13 @@ def has_begun(trainer_class: type, plans: dict, configuration: str, fold: int | 
 class KeepsSettings(nnUNetTrainer):
     """For trainers that remove no channels: keeps the settings in a series of nnU-Net's logger, an entry per epoch.
 
-    A subclass sets `_given`, `_more_settings` and `_snapshots` in its constructor; `_given` reads `TrainingSettings`
+    A subclass sets `_given`, `_more_settings`, `_snapshots` and `_asked_to_continue` (nnU-Net's `--c`) in its
+    constructor; `_given` reads `TrainingSettings`
     first, then the classes of `_more_settings`, then `SnapshotSettings`.
     """
 
     _given: Given
+    _asked_to_continue: bool
     _more_settings: list
     _snapshots: Snapshots
 
@@ -69,7 +97,7 @@ class KeepsSettings(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        tell_settings(self, self.settings_now(), self._given)
+        tell_settings(self, self.settings_now(), self._given, self._asked_to_continue)
 
     def on_epoch_end(self) -> None:
         entries = self.kept_settings()

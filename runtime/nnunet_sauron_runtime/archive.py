@@ -90,6 +90,8 @@ class Archive:
         sizes = {}
         for entry in entries:
             name = entry.filename
+            if name.startswith("__MACOSX/") or name.split("/")[-1].startswith((".DS_Store", "._")):
+                continue  # what a Mac adds; it is never read
             if not PLAIN.fullmatch(name) or name in sizes:
                 why = "twice" if name in sizes else "a name with more than letters, digits, _, - and ."
                 raise ValueError(

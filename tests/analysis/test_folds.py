@@ -29,6 +29,20 @@ def root(tmp_path_factory):
 
 
 class TestFolds:
+    @pytest.mark.parametrize("fold", ["0,1", "fold_0", "00", "7"])
+    def test_one_that_is_not_there_is_no_training_to_continue(self, tmp_path, fold):
+        folder = write_model(tmp_path / "model", folds=(0, 1))
+        with pytest.raises(FileNotFoundError, match=rf"has no fold {fold}; there are 0, 1\. .*: -f 0 1\.") as raised:
+            TrainedModel.read(folder, [fold])
+        assert "--c" not in str(raised.value)
+
+    def test_a_hidden_checkpoint_is_not_recommended(self, tmp_path):
+        folder = write_model(tmp_path / "model")
+        (folder / "fold_0/._checkpoint_best.pth").write_bytes(b"x")
+        with pytest.raises(FileNotFoundError, match="-chk checkpoint_final.pth") as raised:
+            TrainedModel.read(folder, checkpoint_name="checkpoint_nope.pth")
+        assert "._" not in str(raised.value)
+
     def test_numbered_ones_are_taken_and_all_beside_them_is_named(self, tmp_path):
         model = TrainedModel.read(write_model(tmp_path / "model", folds=(10, 2, 0, "all")))
         assert list(model.checkpoints) == ["0", "2", "10"]

@@ -232,6 +232,44 @@ def test_references_that_moved_are_asked_for(folders):
     assert made(folders, labels=folders / "references").problems == []
 
 
+@pytest.mark.parametrize(
+    "named", [r"C:\nn\gt_segmentations\case_0.nii.gz", "case_0.nii.gz", "{elsewhere}/case_0.nii.gz"]
+)
+def test_references_are_found_where_nnunet_preprocessed_has_them(folders, tmp_path, monkeypatch, named):
+    """Validated on another system, or a folder that is there still and holds other cases now."""
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(folders / "references", tmp_path / "Dataset001_Random/gt_segmentations")
+    monkeypatch.setattr("nnunet_sauron.analysis.report.scores.nnUNet_preprocessed", str(tmp_path))
+    summary = folders / SAURON / "fold_0" / "validation" / "summary.json"
+    file = named.replace("{elsewhere}", str(tmp_path / "elsewhere"))
+    summary.write_text(json.dumps({"metric_per_case": [{"reference_file": file}]}))
+    found = made(folders)
+    assert found.problems == [] and found.models[1].scores["0"]
+
+
+def test_a_validated_case_that_is_gone_is_named(folders):
+    validation = folders / SAURON / "fold_0" / "validation"
+    cases = [
+        {"reference_file": str(folders / "references" / file.name), "prediction_file": f"C:\\val\\{file.name}"}
+        for file in sorted(validation.glob("*.nii.gz"))
+    ]
+    (validation / "summary.json").write_text(json.dumps({"metric_per_case": cases}))
+    assert made(folders).problems == []
+    gone = sorted(validation.glob("*.nii.gz"))[0]
+    gone.unlink()
+    problem = made(folders).problems[0]
+    assert f"fold 0: 1 of {len(cases)} validated cases have no segmentation" in problem
+    assert gone.name in problem and "--val" in problem
+
+
+def test_a_checkpoint_is_no_bundle(folders):
+    checkpoint = folders / SAURON / "fold_0" / "checkpoint_final.pth"
+    found = make_report([folders / STOCK, checkpoint], timing_seconds=0)
+    assert f"{checkpoint} is a checkpoint; expected a model's folder or a bundle. Give {folders / SAURON}." in str(
+        found.problems
+    )
+
+
 def test_other_cases_than_the_baselines_are_said(folders):
     shutil.rmtree(folders / STOCK / "fold_1")
     shutil.rmtree(folders / SAURON / "fold_0")

@@ -237,6 +237,12 @@ class TestCompressedWithItsOwnNetwork:
         assert main(["benchmark", "-m", f"{root}/small"]) == 2
         assert "does not find its trainer Gelu" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("trainer", ["Gelu", "nnUNetTrainer"])
+    def test_densify_names_whose_network_it_is(self, root, capsys, trainer):
+        write(root, trainer)
+        assert main(["densify", str(root / "model/fold_0/checkpoint_final.pth"), "-o", str(root / "dense.pth")]) == 0
+        assert ("of the network that Gelu builds" in capsys.readouterr().out) == (trainer == "Gelu")
+
     def test_the_command_to_predict_names_the_folder_of_its_trainer(self, root, capsys, monkeypatch):
         write(root, "Gelu")
         monkeypatch.setattr("nnunet_sauron.plugin.commands.shim_state", lambda folder: "current")

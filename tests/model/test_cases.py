@@ -160,3 +160,13 @@ def test_another_channel_does_not_stand_for_one_that_is_missing(tmp_path, number
         find_cases(folder, model)
     with pytest.raises(ValueError, match=said):
         case_of(folder / f"case_1_{numbers[-1]:04d}.nii.gz", model)
+
+
+@pytest.mark.parametrize(("length", "voxels"), [(1e-3, "6 x 0 x 0"), (1e4, "6 x 240000 x 240000")])
+def test_a_spacing_in_metres_or_micrometres_is_named_with_its_file(model, tmp_path, length, voxels):
+    file = write_images(tmp_path / "images", 1) / "case_0_0000.nii.gz"
+    image = SimpleITK.ReadImage(str(file))
+    image.SetSpacing((length, length, 1.0))
+    SimpleITK.WriteImage(image, str(file))
+    with pytest.raises(ValueError, match=rf"{file.name}\) has 6 x 24 x 24 voxels of .* which are {voxels} .*spacing"):
+        read_case(model, Case("case_0", (str(file),)))

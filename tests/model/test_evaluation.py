@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+from skimage import io
 
 from nnunet_sauron.model.evaluation import CaseScore, Segmentations, evaluate_folder, mean_score, score_class
 
@@ -104,6 +106,19 @@ def test_mean_of_nothing_defined_is_nan():
     mean = mean_score([CaseScore("absent", {"organ": score_class(mask(), mask(), SPACING)})], "hd95")
     assert math.isnan(mean.value)
     assert (mean.defined, mean.undefined) == (0, 1)
+
+
+def test_pictures_have_no_millimetres(tmp_path):
+    for folder, shift in (("predictions", 2), ("references", 0)):
+        picture = np.zeros((40, 40), np.uint8)
+        picture[10 + shift : 20 + shift, 10:20] = 1
+        (tmp_path / folder).mkdir()
+        io.imsave(tmp_path / folder / "case.png", picture, check_contrast=False)
+    kind = Segmentations({"background": 0, "organ": 1}, None, ".png", NaturalImage2DIO())
+    notes = []
+    (score,) = evaluate_folder(tmp_path / "predictions", tmp_path / "references", kind, on_note=notes.append)
+    assert score.values("hd95") == {"organ": 2.0}
+    assert len(notes) == 1 and "as if voxels had 1 mm" in notes[0]
 
 
 def test_a_missing_prediction_is_named(tmp_path):

@@ -52,6 +52,11 @@ def test_a_whole_bundle_passes_its_check(folder, tmp_path, capsys):
     assert "1 networks have their checksums" in capsys.readouterr().out
 
 
+def test_what_a_mac_adds_to_a_zip_is_passed_over(folder, tmp_path):
+    names = {"__MACOSX/._bundle.json": b"x", ".DS_Store": b"x", "._fold_0.onnx": b"x"}
+    check(Bundle(zipped(folder, tmp_path / "b.zip", **names), threads=1), print)
+
+
 def test_a_changed_network_is_refused_by_name(changed):
     copy = changed()
     content = bytearray((copy / "fold_0.onnx").read_bytes())

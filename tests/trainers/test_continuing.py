@@ -51,6 +51,36 @@ def begun(request, tmp_path, monkeypatch):
     return small, trainer, tmp_path
 
 
+@pytest.mark.parametrize("name", ["StockTrainer", "ShrinkTrainer"])
+def test_it_is_not_continued_as_another_one_before_its_first_checkpoint(tmp_path, monkeypatch, name):
+    """nnU-Net begins a new training then, which in a shell without the variable has the default settings."""
+    set_folders(monkeypatch, tmp_path)
+    monkeypatch.setenv("nnUNet_compile", "f")
+    target = {"target_macs": 0.4} if name == "ShrinkTrainer" else {}
+    small = type(name, (OnRandomPatches, getattr(trainers, name)), {"num_epochs": 3, **target})
+    monkeypatch.setenv("nnunet_sauron", "num_epochs=2,initial_lr=0.002")
+    first = small_trainer(tmp_path, small)
+    first.on_train_start()  # and it is ended here
+    fold = Path(first.output_folder)
+    written = (fold / "settings.json").read_text()
+
+    monkeypatch.delenv("nnunet_sauron")
+    again = small_trainer(tmp_path, small)
+    again._asked_to_continue = True
+    with pytest.raises(ValueError, match=r"no checkpoint to continue .*initial_lr=0.002 \(now 0.01\).*without --c"):
+        again.run_training()
+    assert (fold / "settings.json").read_text() == written
+    monkeypatch.setenv("nnunet_sauron", f"@{fold / 'settings.json'}")
+    again = small_trainer(tmp_path, small)
+    again._asked_to_continue = True
+    again.on_train_start()
+
+    monkeypatch.delenv("nnunet_sauron")
+    small_trainer(tmp_path, small).on_train_start()  # anew, without --c
+    log = "".join(path.read_text() for path in fold.glob("training_log*"))
+    assert "WARNING: an earlier training in this folder had other settings: num_epochs=2 (now 3)" in log
+
+
 def settings_of(trainer) -> dict:
     return trainer.settings_now()
 

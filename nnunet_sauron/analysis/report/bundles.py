@@ -45,8 +45,10 @@ def open_bundle(path: Path) -> Bundle:
     """A bundle in the default engine, with PyTorch's number of threads.
 
     Raises:
-        ValueError, ImportError: As `Bundle`.
+        ValueError, ImportError: As `Bundle`; or it is a checkpoint.
     """
+    if path.suffix == ".pth":
+        raise ValueError(f"{path} is a checkpoint; expected a model's folder or a bundle. Give {path.parent.parent}.")
     return Bundle(path, threads=torch.get_num_threads())
 
 

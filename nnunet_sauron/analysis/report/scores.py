@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed
@@ -14,6 +15,7 @@ from ...model.trained import CHECKPOINT, COMPRESSION, TrainedModel
 from ...plugin.commands import predict_command, train_command
 
 BEST = "checkpoint_best.pth"
+MOST_NAMED = 5
 PREDICTIONS = "predictions"  # stands for a fold where scores are of a folder of predictions
 
 
@@ -42,9 +44,13 @@ def score_model(
     for fold, folder in ({PREDICTIONS: predictions} if predictions else validations).items():
         what = f"{name}, {fold}" if predictions else f"{name}, fold {fold}"
         try:
+            references = labels
             if not predictions:
                 _check_validation(trained, fold, folder)
-            references = labels or _references(trained, folder, problems)
+                validated = _validated(folder, problems)
+                if missing := _missing(trained, fold, folder, validated):
+                    problems.append(f"{what}: {missing}")
+                references = labels or _references(trained, folder, validated)
             chosen = what, folder, references, kind, tolerance_mm, problems, progress
             scores[fold] = score_folder(*chosen, every_reference=bool(predictions))
         except Exception as error:  # whatever is in those folders, the other models are scored
@@ -124,24 +130,50 @@ def _validate(trained: TrainedModel, fold: str) -> str:
     return train_command(trained.plans["dataset_name"], trained.configuration, fold, trainer, plans, *flags)
 
 
-def _references(trained: TrainedModel, validation: Path, problems: list[str]) -> Path:
+def _references(trained: TrainedModel, validation: Path, validated: list[dict]) -> Path:
     """The folder of references that nnU-Net validated with."""
-    named, summary = [], validation / "summary.json"
-    try:
-        cases = read_json_object(summary, "validate again (nnUNetv2_train ... --val)").get("metric_per_case")
-        if cases:  # compress knows none
-            named.append(Path(cases[0]["reference_file"]).parent)
-    except ValueError as error:  # the segmentations can be scored all the same
-        problems.append(str(error))
-    except (KeyError, IndexError, TypeError):
-        problems.append(f"{summary} is not nnU-Net's: it does not name the references' folder.")
+    files = [Path(case["reference_file"]) for case in validated]
+    # A bare name is one of another system, whose folders are separated in another way.
+    named = list(dict.fromkeys(file.parent for file in files if file.parent != Path()))
     named.append(Path(nnUNet_preprocessed or "") / trained.plans["dataset_name"] / "gt_segmentations")
+    segmented = {path.name for path in trained.segmentations.files(validation)}
     for folder in named:
-        if folder.is_dir():
+        if folder.is_dir() and segmented.intersection(path.name for path in folder.iterdir()):
             return folder
     raise FileNotFoundError(
         f"the references are not where nnU-Net had them ({', '.join(str(folder) for folder in named)}); give "
         f"--labels FOLDER, such as nnUNet_raw{os.sep}{trained.plans['dataset_name']}{os.sep}labelsTr."
+    )
+
+
+def _validated(validation: Path, problems: list[str]) -> list[dict]:
+    """The cases of a validation by its summary.json, with their `reference_file`; none after `compress`, or where it
+    does not tell."""
+    summary = validation / "summary.json"
+    try:
+        cases = read_json_object(summary, "validate again (nnUNetv2_train ... --val)").get("metric_per_case") or []
+        if all(isinstance(case["reference_file"], str) for case in cases):
+            return cases
+    except ValueError as error:  # the segmentations can be scored all the same
+        problems.append(str(error))
+        return []
+    except (KeyError, IndexError, TypeError):
+        pass
+    problems.append(f"{summary} is not nnU-Net's: it does not name the references' folder.")
+    return []
+
+
+def _missing(trained: TrainedModel, fold: str, validation: Path, validated: list[dict]) -> str:
+    """A sentence on validated cases whose segmentations are gone; nothing where all are there."""
+    there = {path.name for path in trained.segmentations.files(validation)}
+    files = [str(case["prediction_file"]) for case in validated if "prediction_file" in case]
+    gone = sorted({re.split(r"[/\\]", file)[-1] for file in files} - there)
+    if not gone:
+        return ""
+    named = ", ".join(gone[:MOST_NAMED]) + (", ..." if len(gone) > MOST_NAMED else "")
+    return (
+        f"{len(gone)} of {len(files)} validated cases have no segmentation in {validation} any more and are left "
+        f"out: {named}. Run: {_validate(trained, fold)}"
     )
 
 

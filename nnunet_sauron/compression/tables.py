@@ -61,7 +61,10 @@ def print_compressed(
             f"{'image' if count == 1 else 'images'}, without mirroring"
         )
     else:
-        console.print("No image was held out: a single one was given. Give more to have segmentations compared.")
+        console.print(
+            "No image was held out, since a single one was used. To have segmentations compared, give more of them or a "
+            "larger --max-images."
+        )
     if network["assumed"]:
         console.print(network["assumed"], soft_wrap=True)
     if network["differs_from_plans"]:

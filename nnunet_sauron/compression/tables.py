@@ -62,8 +62,8 @@ def print_compressed(
         )
     else:
         console.print(
-            "No image was held out, since a single one was used. To have segmentations compared, give more of them or a "
-            "larger --max-images."
+            "No image was held out, since a single one was used. Give more, or a larger --max-images, to have "
+            "segmentations compared."
         )
     if network["assumed"]:
         console.print(network["assumed"], soft_wrap=True)

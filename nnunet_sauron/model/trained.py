@@ -251,8 +251,8 @@ def _chosen_folds(
     missing = [fold for fold in wanted or there if fold not in there]
     if unknown := [fold for fold in missing if fold not in folds] if folds else []:
         raise FileNotFoundError(
-            f"{folder} has no fold {unknown[0]}; there are {', '.join(folds)}. -f takes one of them, or several with a "
-            f"space between: -f {' '.join(folds[:2])}."
+            f"{folder} has no fold {unknown[0]}; there are {', '.join(folds)}. -f takes numbers with spaces between or "
+            f"{ALL}: -f {' '.join(folds[:2])}."
         )
     if missing or not there:
         first = missing[0] if missing else "*"

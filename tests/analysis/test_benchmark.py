@@ -45,7 +45,7 @@ def test_the_table_gives_ratios_and_json_the_machine(models, capsys):
         (["--patch-size", "15", "24"], "cannot take one of 15 x 24"),
         (["--patch-size", "1", "1"], "whose patches are 16 x 16"),
         (["--batch-size", "0"], "--batch-size must be at least 1; got 0"),
-        (["-f", "7"], "has no fold_7"),
+        (["-f", "7"], "has no fold 7"),
     ],
 )
 def test_what_cannot_be_timed_is_refused_by_name(models, capsys, words, message):

@@ -380,13 +380,6 @@ def test_any_model_is_measured_on_images_if_it_kept_no_snapshots(tmp_path, dim):
         assert dim == 3  # smaller than the patch, and padded
 
 
-def test_a_fold_that_has_its_best_checkpoint_alone_is_measured_on_images(tmp_path):
-    fold = write_model(tmp_path / "model") / "fold_0"
-    (fold / "checkpoint_final.pth").rename(fold / "checkpoint_best.pth")
-    result = clusterability([fold.parent], images=write_images(tmp_path / "images", count=1))
-    assert result.problems == () and set(result.values.epoch) == {1000}
-
-
 def test_a_folder_without_images_is_named(tmp_path):
     with pytest.raises(ValueError, match="holds no image in nnU-Net's naming"):
         clusterability([write_model(tmp_path / "model")], images=tmp_path)

@@ -360,7 +360,7 @@ class TestErrors:
             "0.5",
             "-f",
             "3",
-            said="no fold_3/checkpoint_final.pth. Checkpoints there are: fold_0",
+            said="has no fold 3; there are 0.",
         )
 
     def test_too_few_voxels(self, folders, capsys, monkeypatch):

@@ -182,7 +182,7 @@ def test_an_error_before_any_work(model, tmp_path, capsys, monkeypatch):
     for words, said in (
         ((model, tmp_path / "there"), "exists"),
         ((model, tmp_path / "no/where.zip"), "is no folder"),
-        ((model, tmp_path / "b.zip", "-f", 7), "fold_7/checkpoint_final.pth"),
+        ((model, tmp_path / "b.zip", "-f", 7), "has no fold 7; there are 0, 1"),
         ((model, tmp_path / "b.zip", "-chk", "checkpoint_best.pth"), "checkpoint_best.pth"),
         ((tmp_path / "there", tmp_path / "b.zip"), "plans.json"),
         ((model, tmp_path / "b.zip", "--card", tmp_path / "card.json"), "author: 'y'"),

@@ -94,8 +94,7 @@ def _of_images(
     """The trained network's maps of the middle patches of the first cases, as a snapshot holds them."""
     fold = fold_folder.name.removeprefix("fold_")
     try:
-        there = (name for name in CHECKPOINTS if (fold_folder / name).is_file())
-        model = TrainedModel.read(fold_folder.parent, [fold], checkpoint or next(there, CHECKPOINT))
+        model = TrainedModel.read(fold_folder.parent, [fold], checkpoint or CHECKPOINT)
         problems += [f"{fold_folder}: {line}" for line in model.remarks]
         first = find_cases(images, model)[:MAX_PATCHES]
         cases = [preprocess(model, *read_case(model, case))[0] for case in first]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from nnunet_sauron_runtime.preprocessing import MOST_VOXELS
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 
 from ..console.progress import Progress
@@ -17,8 +18,6 @@ from .evaluation import check_same_voxels, read_labels
 from .preprocessing import check_preprocessing
 from .reading import missing_spacing, not_finite, read_image
 from .trained import TrainedModel
-
-MOST_VOXELS = 2**33  # 32 GiB
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def logged(checkpoint: Mapping) -> Mapping[str, list]:
     return series if isinstance(series, Mapping) else {}
 
 
-def densify_checkpoint(source: Path, target: Path) -> None:
+def densify_checkpoint(source: Path, target: Path) -> dict:
     """Write a pruned checkpoint's weights at its plans' widths, with zeros, for `-pretrained_weights`.
 
     The network's output stays the same. The optimiser's state is left out: the file is to begin a training with, not
@@ -163,6 +163,9 @@ def densify_checkpoint(source: Path, target: Path) -> None:
     Args:
         source: A checkpoint of nnU-Net v2, pruned or not.
         target: The file to write.
+
+    Returns:
+        What was written.
 
     Raises:
         ValueError: `source` cannot be read, has no plans, or is of another architecture than its plans say.
@@ -187,3 +190,4 @@ def densify_checkpoint(source: Path, target: Path) -> None:
         raise ValueError(f"{source} is of another architecture than its own plans say: {error}") from error
     dense = {**checkpoint, "network_weights": densify(network, widths).state_dict(), "optimizer_state": None}
     write_atomically(target, lambda path: torch.save(dense, path), AGAIN)
+    return dense

@@ -249,7 +249,7 @@ def _chosen_folds(
     files = {fold: [path.name for path in checkpoints_in(folder / f"fold_{fold}")] for fold in folds}
     there = [fold for fold in folds if (folder / f"fold_{fold}" / checkpoint_name).is_file()]
     missing = [fold for fold in wanted or there if fold not in there]
-    if unknown := [fold for fold in missing if fold not in folds] if folds else []:
+    if unknown := [fold for fold in missing if folds and fold not in folds]:
         raise FileNotFoundError(
             f"{folder} has no fold {unknown[0]}; there are {', '.join(folds)}. -f takes numbers with spaces between or "
             f"{ALL}: -f {' '.join(folds[:2])}."

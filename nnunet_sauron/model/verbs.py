@@ -22,12 +22,12 @@ def add_parsers(verbs: argparse._SubParsersAction) -> None:
 
 
 def _densify(options: argparse.Namespace) -> int:
-    from .checkpoints import densify_checkpoint, read_checkpoint
+    from .checkpoints import densify_checkpoint
     from .networks import builder_of
 
-    densify_checkpoint(options.checkpoint, options.output)
+    written = densify_checkpoint(options.checkpoint, options.output)
     print(f"Wrote {options.output}")
-    builder = builder_of(read_checkpoint(options.checkpoint), options.checkpoint)
+    builder = builder_of(written, options.checkpoint)
     if builder and builder.differs:
         print(
             f"The weights are of the network that {builder.trainer_name} builds, which is another one than its plans "

@@ -94,7 +94,6 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
                 raise
             self._unread = error  # a training that is continued does not need it
         self.mirroring = mirroring_of(self._start or {})
-        self._asked_to_continue = plans.get("continue_training", False)  # which nnU-Net takes out of the plans
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.initial_lr = NUM_EPOCHS, INITIAL_LR
         training.apply_to(self)

@@ -34,7 +34,7 @@ def settings_of(trainer: nnUNetTrainer, *settings) -> dict:
     return training | {name: value for one in settings for name, value in asdict(one).items()}
 
 
-def tell_settings(trainer: nnUNetTrainer, settings: Mapping, given: Given, asked_to_continue: bool) -> None:
+def tell_settings(trainer: nnUNetTrainer, settings: Mapping, given: Given) -> None:
     """Log the settings of a training that begins or is continued, and write `settings.json` into its fold's folder.
 
     Raises:
@@ -42,7 +42,7 @@ def tell_settings(trainer: nnUNetTrainer, settings: Mapping, given: Given, asked
             settings: nnU-Net would begin another one.
     """
     if trainer.current_epoch == 0 and (earlier := _other_settings(Path(trainer.output_folder), settings)):
-        if asked_to_continue:
+        if trainer.logger.resume:  # nnU-Net's --c
             raise ValueError(
                 f"There is no checkpoint to continue from in {trainer.output_folder}, and the training that was begun "
                 f"there had other settings: {earlier}. Give them again "
@@ -81,13 +81,11 @@ def has_begun(trainer_class: type, plans: dict, configuration: str, fold: int | 
 class KeepsSettings(nnUNetTrainer):
     """For trainers that remove no channels: keeps the settings in a series of nnU-Net's logger, an entry per epoch.
 
-    A subclass sets `_given`, `_more_settings`, `_snapshots` and `_asked_to_continue` (nnU-Net's `--c`) in its
-    constructor; `_given` reads `TrainingSettings`
+    A subclass sets `_given`, `_more_settings` and `_snapshots` in its constructor; `_given` reads `TrainingSettings`
     first, then the classes of `_more_settings`, then `SnapshotSettings`.
     """
 
     _given: Given
-    _asked_to_continue: bool
     _more_settings: list
     _snapshots: Snapshots
 
@@ -97,7 +95,7 @@ class KeepsSettings(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        tell_settings(self, self.settings_now(), self._given, self._asked_to_continue)
+        tell_settings(self, self.settings_now(), self._given)
 
     def on_epoch_end(self) -> None:
         entries = self.kept_settings()

@@ -67,7 +67,6 @@ class PruningTrainer(ResizingTrainer):
                 raise
             self._refused = error  # a training that is continued takes the settings, and widths, of its checkpoint
         self._read_before_writing(plans, configuration, fold, dataset_json)
-        self._asked_to_continue = plans.get("continue_training", False)  # which nnU-Net takes out of the plans
         super().__init__(plans, configuration, fold, dataset_json, device)
         training.apply_to(self)
         self.series().setdefault(SERIES, [])
@@ -136,7 +135,7 @@ class PruningTrainer(ResizingTrainer):
         super().on_train_start()
         self.method.attach(self.bare_network, channel_layout(self.bare_network))
         self.optimizer.register_step_pre_hook(lambda *_: self.method.before_update())
-        tell_settings(self, self.settings_now(), self._given, self._asked_to_continue)
+        tell_settings(self, self.settings_now(), self._given)
         for sentence in self.pruning_settings.without_effect():
             self.print_to_log_file(f"WARNING: {sentence}.")
         if self.history():

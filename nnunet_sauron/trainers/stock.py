@@ -22,7 +22,6 @@ class StockTrainer(KeepsSettings, CompilesOnCudaOnly):
         self._given = Given(type(self), TrainingSettings, SnapshotSettings)
         settings, snapshot_settings = self._given.settings()
         self._more_settings = []
-        self._asked_to_continue = plans.get("continue_training", False)  # which nnU-Net takes out of the plans
         super().__init__(plans, configuration, fold, dataset_json, device)
         settings.apply_to(self)
         self.logger.plot_progress_png = Throttled(self, self.logger.plot_progress_png)

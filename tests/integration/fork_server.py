@@ -20,10 +20,9 @@ class ForkServer:
     """The side of the tests. The server ends when this process does."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self._server = subprocess.Popen(
             [sys.executable, __file__],
-            env={**environment, **one_thread},
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

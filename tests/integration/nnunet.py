@@ -69,8 +69,6 @@ class NnUNet:
             "nnUNet_extTrainer": TRAINERS,
             "nnUNet_compile": "f",
             "nnUNet_def_n_proc": "1",
-            # On a busy machine threads that spin while they wait make a step of a small network ten times slower.
-            "OMP_WAIT_POLICY": "PASSIVE",
             **variables,
         }
 

@@ -66,13 +66,13 @@ def test_it_is_not_continued_as_another_one_before_its_first_checkpoint(tmp_path
 
     monkeypatch.delenv("nnunet_sauron")
     again = small_trainer(tmp_path, small)
-    again._asked_to_continue = True
+    again.logger.resume = True  # as --c sets it
     with pytest.raises(ValueError, match=r"no checkpoint to continue .*initial_lr=0.002 \(now 0.01\).*without --c"):
         again.run_training()
     assert (fold / "settings.json").read_text() == written
     monkeypatch.setenv("nnunet_sauron", f"@{fold / 'settings.json'}")
     again = small_trainer(tmp_path, small)
-    again._asked_to_continue = True
+    again.logger.resume = True  # as --c sets it
     again.on_train_start()
 
     monkeypatch.delenv("nnunet_sauron")

@@ -46,11 +46,11 @@ def score_model(
         try:
             references = labels
             if not predictions:
-                _check_validation(trained, fold, folder)
+                there = _segmentations(trained, fold, folder)
                 validated = _validated(folder, problems)
-                if missing := _missing(trained, fold, folder, validated):
+                if missing := _missing(trained, fold, folder, validated, there):
                     problems.append(f"{what}: {missing}")
-                references = labels or _references(trained, folder, validated)
+                references = labels or _references(trained, validated, there)
             chosen = what, folder, references, kind, tolerance_mm, problems, progress
             scores[fold] = score_folder(*chosen, every_reference=bool(predictions))
         except Exception as error:  # whatever is in those folders, the other models are scored
@@ -106,7 +106,8 @@ def was_validated(trained: TrainedModel) -> bool:
     return any(folder.is_dir() and trained.segmentations.files(folder) for folder in folders)
 
 
-def _check_validation(trained: TrainedModel, fold: str, folder: Path) -> None:
+def _segmentations(trained: TrainedModel, fold: str, folder: Path) -> set[str]:
+    """File names of a validation that ended."""
     there = trained.segmentations.files(folder)
     if not there:
         # compress validates nothing, and a training that was stopped before its end has not yet.
@@ -119,6 +120,7 @@ def _check_validation(trained: TrainedModel, fold: str, folder: Path) -> None:
         raise FileNotFoundError(
             f"{folder} has no summary.json: the validation did not end. Run: {_validate(trained, fold)}"
         )
+    return {path.name for path in there}
 
 
 def _validate(trained: TrainedModel, fold: str) -> str:
@@ -130,15 +132,14 @@ def _validate(trained: TrainedModel, fold: str) -> str:
     return train_command(trained.plans["dataset_name"], trained.configuration, fold, trainer, plans, *flags)
 
 
-def _references(trained: TrainedModel, validation: Path, validated: list[dict]) -> Path:
-    """The folder of references that nnU-Net validated with."""
+def _references(trained: TrainedModel, validated: list[dict], there: set[str]) -> Path:
+    """The folder of references that nnU-Net validated with, of which one at least has the name of a segmentation."""
     files = [Path(case["reference_file"]) for case in validated]
     # A bare name is one of another system, whose folders are separated in another way.
     named = list(dict.fromkeys(file.parent for file in files if file.parent != Path()))
     named.append(Path(nnUNet_preprocessed or "") / trained.plans["dataset_name"] / "gt_segmentations")
-    segmented = {path.name for path in trained.segmentations.files(validation)}
     for folder in named:
-        if folder.is_dir() and segmented.intersection(path.name for path in folder.iterdir()):
+        if folder.is_dir() and there.intersection(path.name for path in folder.iterdir()):
             return folder
     raise FileNotFoundError(
         f"the references are not where nnU-Net had them ({', '.join(str(folder) for folder in named)}); give "
@@ -152,20 +153,18 @@ def _validated(validation: Path, problems: list[str]) -> list[dict]:
     summary = validation / "summary.json"
     try:
         cases = read_json_object(summary, "validate again (nnUNetv2_train ... --val)").get("metric_per_case") or []
-        if all(isinstance(case["reference_file"], str) for case in cases):
-            return cases
+        _ = [Path(case["reference_file"]) for case in cases]
     except ValueError as error:  # the segmentations can be scored all the same
         problems.append(str(error))
-        return []
     except (KeyError, IndexError, TypeError):
-        pass
-    problems.append(f"{summary} is not nnU-Net's: it does not name the references' folder.")
+        problems.append(f"{summary} is not nnU-Net's: it does not name the references' folder.")
+    else:
+        return cases
     return []
 
 
-def _missing(trained: TrainedModel, fold: str, validation: Path, validated: list[dict]) -> str:
+def _missing(trained: TrainedModel, fold: str, validation: Path, validated: list[dict], there: set[str]) -> str:
     """A sentence on validated cases whose segmentations are gone; nothing where all are there."""
-    there = {path.name for path in trained.segmentations.files(validation)}
     files = [str(case["prediction_file"]) for case in validated if "prediction_file" in case]
     gone = sorted({re.split(r"[/\\]", file)[-1] for file in files} - there)
     if not gone:

@@ -21,7 +21,7 @@ from nnunet_sauron.analysis.clusterability.measure import (
     points,
     trend,
 )
-from nnunet_sauron.analysis.clusterability.plots import draw, embedding, print_table
+from nnunet_sauron.analysis.clusterability.plots import draw, embedding, print_table, trends_by_lambda
 from nnunet_sauron.model.cases import case_of, preprocess, read_case
 from nnunet_sauron.model.snapshots import pooled
 from nnunet_sauron.model.trained import TrainedModel
@@ -309,6 +309,15 @@ def test_pictures_are_drawn(tmp_path):
         "clusterability_measures.png", "clusterability_trends.png", "clusterability_tsne.png"
     ]  # fmt: skip
     assert all(path.read_bytes()[:4] == PNG for path in written)
+
+
+def test_each_lambda_is_drawn_once_and_so_are_all_trainings_without_delta_opt(tmp_path):
+    folders = [
+        write_training(tmp_path / "a", RISING, lambda_=2.0),
+        *(write_training(tmp_path / name, FALLING, trainer="StockTrainer") for name in ("b", "c")),
+    ]
+    for panel in trends_by_lambda(clusterability(folders)).axes:
+        assert [label.get_text() for label in panel.get_xticklabels()] == ["2\n(2 layers)", "none\n(4 layers)"]
 
 
 def test_the_layer_shown_is_the_widest_with_enough_maps_or_the_one_asked_for(tmp_path, monkeypatch):

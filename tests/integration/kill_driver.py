@@ -15,9 +15,9 @@ import time
 from fnmatch import fnmatch
 from pathlib import Path
 
-KILLS_IN_A_WRITE = 7
-KILLS_ANYWHERE = 8
-MOST_RUNS = 45
+KILLS_IN_A_WRITE = 5
+KILLS_ANYWHERE = 5
+MOST_RUNS = 30
 WRITING = "*.pth.tmp"
 
 

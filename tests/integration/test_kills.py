@@ -16,7 +16,7 @@ from .nnunet import NnUNet, settings
 
 pytestmark = pytest.mark.slow
 
-NUM_EPOCHS = 90
+NUM_EPOCHS = 60
 CUT_CHANCE = 0.05
 # Losses that only fluctuate, so that thresholds go up and wait, and cuts are held now and then.
 SETTINGS = settings(
@@ -49,10 +49,10 @@ def final(killed) -> dict:
 
 
 def test_it_was_killed_often_and_in_the_middle_of_writing(killed):
-    assert len(killed["kills"]) >= 15
-    assert sum(bool(kill["half_written"]) for kill in killed["kills"]) >= 7
+    assert len(killed["kills"]) >= 10
+    assert sum(bool(kill["half_written"]) for kill in killed["kills"]) >= 5
     reached = [len(kill["checkpoints"].get("checkpoint_latest.pth", {}).get("pruning", ())) for kill in killed["kills"]]
-    assert len(set(reached)) >= 8 and max(reached) >= 20
+    assert len(set(reached)) >= 6 and max(reached) >= 15
 
 
 def test_no_kill_leaves_a_checkpoint_unreadable(killed):

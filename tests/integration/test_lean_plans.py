@@ -15,7 +15,7 @@ from .nnunet import NnUNet, channels_by_epoch, network_weights, pruning_history,
 
 pytestmark = pytest.mark.slow
 
-# StockTrainer is nnU-Net's own trainer but for its length; nnU-Net's own shortest takes 250 steps.
+# StockTrainer is nnU-Net's own trainer but for its length; nnU-Net's own shortest takes 250 steps (test_matrix).
 SHORT = "num_epochs=1,num_iterations_per_epoch=2,num_val_iterations_per_epoch=1"
 
 
@@ -51,30 +51,25 @@ def test_flat_plans_are_trained_and_predicted_by_stock_nnunet(own, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("configuration", "source", "pruned", "network", "trainer"),
+    ("configuration", "source", "pruned", "network"),
     [
-        ("2d", "nnUNetPlans", "nnUNetPrunedPlans", "PrunedPlainConvUNet", "nnUNetTrainer_1epoch"),
-        (
-            "3d_fullres",
-            "nnUNetResEncUNetMPlans",
-            "nnUNetResEncUNetMPrunedPlans",
-            "PrunedResidualEncoderUNet",
-            "StockTrainer",
-        ),
+        ("2d", "nnUNetPlans", "nnUNetPrunedPlans", "PrunedPlainConvUNet"),
+        ("3d_fullres", "nnUNetResEncUNetMPlans", "nnUNetResEncUNetMPrunedPlans", "PrunedResidualEncoderUNet"),
     ],
     ids=["plain", "residual"],
 )
 def test_widths_of_a_pruned_checkpoint_are_trained_anew_by_stock_nnunet(
-    own, tmp_path, configuration, source, pruned, network, trainer
+    own, tmp_path, configuration, source, pruned, network
 ):
     own.train(TINY, configuration, 0, plans=source)
     checkpoint = own.model_folder(TINY, configuration, plans=source) / "fold_0/checkpoint_final.pth"
     own.run("nnUNetv2_sauron", "plan", "-d", TINY, "-p", source, "--widths-from", checkpoint)
     assert network in plans(own, pruned)["configurations"][configuration]["architecture"]["network_class_name"]
 
-    own.train(TINY, configuration, 0, trainer=trainer, plans=pruned, setting=SHORT)
-    assert shapes(own, configuration, trainer, pruned) == shapes(own, configuration, "CertainCutsTrainer", source)
-    predicted = own.predict(TINY, configuration, tmp_path / "out", "-f", 0, trainer=trainer, plans=pruned)
+    own.train(TINY, configuration, 0, trainer="StockTrainer", plans=pruned, setting=SHORT)
+    anew = shapes(own, configuration, "StockTrainer", pruned)
+    assert anew == shapes(own, configuration, "CertainCutsTrainer", source)
+    predicted = own.predict(TINY, configuration, tmp_path / "out", "-f", 0, trainer="StockTrainer", plans=pruned)
     assert [voxels(path).shape for path in predicted.values()] == [(16, 32, 32)] * 2
 
     # A pruning trainer goes on from there.

@@ -18,7 +18,7 @@ import pytest
 from nnunet_sauron.plugin import trainer_names
 
 from .conftest import TINY
-from .nnunet import NnUNet, channels_by_epoch, pruning_history, settings, voxels
+from .nnunet import NnUNet, channels_by_epoch, network_weights, pruning_history, settings, voxels
 
 pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 
@@ -74,3 +74,16 @@ class TestEveryTrainer:
         for fold in range(5):
             own.train(TINY, "2d", fold, trainer=trainer, setting=setting(trainer))
         assert len(own.predict(TINY, "2d", tmp_path / "out", trainer=trainer)) == 2
+
+
+def test_a_trainer_of_nnunets_own_trains_the_widths_of_a_pruned_checkpoint(nnunet, tmp_path):
+    own = nnunet.with_results(tmp_path / "results")
+    own.train(TINY, "2d", 0)
+    pruned = own.model_folder(TINY, "2d") / "fold_0/checkpoint_final.pth"
+    own.run("nnUNetv2_sauron", "plan", "-d", TINY, "--widths-from", pruned)
+    of_nnunet = {"trainer": "nnUNetTrainer_1epoch", "plans": "nnUNetPrunedPlans"}
+    own.train(TINY, "2d", 0, **of_nnunet)
+    anew = own.model_folder(TINY, "2d", **of_nnunet) / "fold_0/checkpoint_final.pth"
+    shapes = [{name: w.shape for name, w in network_weights(path).items()} for path in (pruned, anew)]
+    assert shapes[0] == shapes[1]
+    assert len(own.predict(TINY, "2d", tmp_path / "out", "-f", 0, **of_nnunet)) == 2

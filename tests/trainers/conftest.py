@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from .small import set_folders
+from nnunet_sauron.methods import shrink
+
+from .small import PROBED, set_folders
+
+
+@pytest.fixture(scope="package", autouse=True)
+def few_probes():
+    """Sensitivities are measured on few patches, which takes most of a small training's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shrink, "PROBED", PROBED)
+        yield
 
 
 @pytest.fixture

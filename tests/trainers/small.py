@@ -14,6 +14,7 @@ from nnunet_sauron.trainers import SauronTrainer
 
 SIDE = 16
 BATCH = 2
+PROBED = 4  # patches that sensitivities are measured on
 CONFIGURATIONS = {2: "2d", 3: "3d_fullres"}
 
 

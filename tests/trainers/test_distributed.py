@@ -14,14 +14,14 @@ from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_sauron import trainers
-from nnunet_sauron.methods import autopruner, csgd, measuring, similar_channels
+from nnunet_sauron.methods import autopruner, csgd, measuring, shrink, similar_channels
 from nnunet_sauron.methods.fpgm import FPGM
 from nnunet_sauron.methods.l1 import L1
 from nnunet_sauron.methods.ranks import summed_over_ranks
 from nnunet_sauron.methods.sfp import SFP
 from nnunet_sauron.pruning import channel_layout
 
-from .small import OnRandomPatches, SmallTrainer, small_trainer
+from .small import PROBED, OnRandomPatches, SmallTrainer, small_trainer
 
 
 class OnCPURanks(OnRandomPatches):
@@ -78,7 +78,7 @@ class STAMPRank(OnCPURanks, trainers.STAMPTrainer):
 
 
 METHODS = [name for name in trainers.__all__ if name not in ("PruningTrainer", "StockTrainer", "CompressedTrainer")]
-SETTINGS = {"SauronTrainer": {"target_macs": 0.4}, "ShrinkTrainer": {"target_macs": 0.4}}
+SETTINGS = dict.fromkeys(("SauronTrainer", "ShrinkTrainer"), {"target_macs": 0.4, "patches": 16})
 RANKS = [
     *(SauronRank, MergingRank, STAMPRank),
     *(type(f"{n}Rank", (OnCPURanks, getattr(trainers, n)), SETTINGS.get(n, {})) for n in METHODS),
@@ -105,6 +105,7 @@ def run_rank(rank: int, folder: str, port: int) -> None:
     distributed.init_process_group("gloo", rank=rank, world_size=2)
     if rank == 1:
         see_other_scores()
+    shrink.PROBED = PROBED
     for trainer_class in RANKS:
         torch.manual_seed(rank)  # DDP itself must make the ranks begin alike
         trainer = small_trainer(Path(folder), trainer_class)

@@ -43,8 +43,8 @@ def make(
     folder, trainer_class, architecture="plain", dim=2, widths=(6, 8, 10), norm="instance", **settings
 ) -> PruningTrainer:
     bases = (trainer_class,) if issubclass(trainer_class, OnRandomPatches) else (OnRandomPatches, trainer_class)
-    if trainer_class in TO_A_PART:  # of so narrow a network hardly a tenth can be left
-        settings = {"target_macs": MACS, **settings}
+    if trainer_class in TO_A_PART:  # of so narrow a network hardly a tenth can be left, and few patches tell enough
+        settings = {"target_macs": MACS, "patches": 16, **settings}
     # Under its own name, which nnU-Net writes into the checkpoint.
     small = type(trainer_class.__name__, bases, settings)
     return small_trainer(folder, small, widths=widths, architecture=architecture, dim=dim, norm=norm)

@@ -27,6 +27,7 @@ class Worse(OnRandomPatches):
 
     num_epochs = 7
     num_iterations_per_epoch = 1
+    patches = 16
 
     def on_train_epoch_end(self, outputs):
         for output in outputs:

@@ -21,6 +21,7 @@ WIDTHS = (12, 16, 20)
 class Small(OnRandomPatches, ShrinkTrainer):
     num_epochs = 5
     target_macs = 0.4
+    patches = 16
 
 
 @pytest.fixture
@@ -49,6 +50,7 @@ def log_of(trainer) -> str:
 def test_guards_delay_cuts_and_the_target_is_met(folder, trainer_class, target, guard):
     class Worse(OnRandomPatches, trainer_class):
         num_epochs = 10
+        patches = 16
 
         def on_train_epoch_end(self, outputs):
             if "max_loss_increase" in guard:  # from the second epoch on worse than the first

@@ -59,7 +59,7 @@ def draw(result: Clusterability, folder: Path, layer: str | None = None) -> list
         ValueError: No such layer, or too few maps in it for a t-SNE.
     """
     chosen = _layer_to_show(result, layer)
-    figures = {"clusterability_measures.png": _measures(result), "clusterability_trends.png": _trends(result)}
+    figures = {"clusterability_measures.png": _measures(result), "clusterability_trends.png": trends_by_lambda(result)}
     if chosen:
         figures["clusterability_tsne.png"] = _tsne(result.models, chosen)
     folder.resolve().mkdir(parents=True, exist_ok=True)
@@ -149,9 +149,10 @@ def _measures(result: Clusterability) -> Figure:
     return figure
 
 
-def _trends(result: Clusterability) -> Figure:
+def trends_by_lambda(result: Clusterability) -> Figure:
+    """How many layers' measures rise and fall with each weight of delta_opt."""
     summary = result.summary()
-    groups = list(dict.fromkeys(value for value, _ in summary.index))
+    groups = list(summary.index.unique("lambda_"))
     figure = Figure(figsize=(max(8, 3 + 2.2 * len(groups)), 3.6), layout="constrained")
     panels = figure.subplots(1, len(MEASURES), sharey=True)
     for axes, measure in zip(panels, MEASURES, strict=True):

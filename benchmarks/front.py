@@ -36,16 +36,17 @@ SHOWN = {
     "compressed-10": "compressed, then 20 epochs with labels",
     "compressed-10-50-epochs": "compressed, then 50 epochs with labels",
     "compressed-10-no-labels": "compressed, then 20 epochs without labels",
+    "compressed-10-no-labels-50-epochs": "compressed, then 50 epochs without labels",
+    "sauron-published": "Sauron, published",
+    "autopruner-10": "AutoPruner",
+    "l1-10": "L1",
     "tucker-10": "low rank (Tucker-2), then 20 epochs with labels",
     "scaled-31": "0.31 times the widths",
     "lunet-16": "flat width of 16 (LUnet)",
 }
 # Of fold 0 alone, from "Ten times smaller" of results/README.md: name, the tag of its widths in ten_times_smaller.json,
 # and Dice above that of the stock training it belongs to.
-OTHERS = (
-    ("Sauron, published", "published_a", (0.851 - 0.847,)),
-    ("compressed, recovered from 40 raw images", "rec01", (0.830 - 0.843, 0.826 - 0.843)),
-)
+OTHERS = (("compressed, recovered from 40 raw images", "rec01", (0.830 - 0.843, 0.826 - 0.843)),)
 
 
 def main() -> None:

@@ -64,6 +64,7 @@ def write_model(
         }  # fmt: skip
         (folder / f"fold_{fold}").mkdir()
         torch.save(checkpoint, folder / f"fold_{fold}" / "checkpoint_final.pth")
+        (folder / f"fold_{fold}" / "progress.png").touch()  # where there is none, `compress` draws one
     return folder
 
 

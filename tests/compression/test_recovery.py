@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -20,16 +21,21 @@ from nnunet_sauron.pruning import channel_layout
 
 from .small_model import write_images, write_model
 
-RECOVER = "--macs", "0.3", "--json", "--recover-steps", "10", "--recover"
-SHORT = "--macs", "0.3", "--json", "--recover-steps", "2", "--recover"
+RECOVER = "--macs", "0.3", "--json", "--recover-steps", "2", "--recover"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment():
+    with pytest.MonkeyPatch.context() as patched:
+        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            patched.delenv(variable, raising=False)
+        patched.setenv("nnunet_sauron_debug", "0")
+        patched.setenv("nnUNet_n_proc_DA", "0")
+        yield
 
 
 @pytest.fixture
-def folders(tmp_path, monkeypatch):
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("nnunet_sauron_debug", "0")
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+def folders(tmp_path):
     write_images(tmp_path / "images", 5)
     return tmp_path
 
@@ -53,17 +59,17 @@ def equal(one: dict, other: dict) -> bool:
 def teach(root) -> None:
     """Train the folder's folds on what shows in the images; an untrained network says next to nothing."""
     plans = json.loads((root / "model/plans.json").read_text())
-    plans["configurations"]["2d"]["batch_size"] = 8
+    plans["configurations"]["2d"]["batch_size"] = 4
     (root / "model/plans.json").write_text(json.dumps(plans))
     model = TrainedModel.read(root / "model")
-    cut = torch.cat(patches(model, find_cases(root / "images", model), 40, more=False))
+    cut = torch.cat(patches(model, find_cases(root / "images", model), 16, more=False))
     labels = (cut[:, 0] > 0.3).long() + (cut[:, 0] > 1)
     regions = model.manager.get_label_manager(model.dataset_json).has_regions
     targets = torch.stack([labels > 0, labels > 1], 1) if regions else nn.functional.one_hot(labels, 3).movedim(-1, 1)
     for fold, checkpoint in model.checkpoints.items():
         network = model.network(fold).train()
         optimizer = torch.optim.Adam(network.parameters(), 0.01)
-        for _ in range(150):
+        for _ in range(60):
             output = network(cut)
             if regions:
                 loss = nn.functional.binary_cross_entropy_with_logits(output, targets.float())
@@ -80,7 +86,7 @@ def teach(root) -> None:
 def test_agreement_rises(folders, capsys, labels):
     write_model(folders / "model", widths=(16, 24, 32), **labels)
     teach(folders)
-    assert compress(folders, "--macs", "0.2", "--json", "--recover-steps", "25", "--recover", "4") == 0
+    assert compress(folders, "--macs", "0.1", "--json", "--recover-steps", "15", "--recover", "4") == 0
     printed = json.loads(capsys.readouterr().out)
     before, after = (
         np.mean(list(printed[key].values())) for key in ("agreement_dice_before_recovery", "agreement_dice")
@@ -89,7 +95,7 @@ def test_agreement_rises(folders, capsys, labels):
     assert after > before + 0.03
     assert found["agreement_before"] == pytest.approx(before, abs=0.01)
     assert found["agreement_after"] == pytest.approx(after, abs=0.01)
-    assert found["epochs"] == 4 and found["steps"] == 25 and found["initial_lr"] == 0.005
+    assert found["epochs"] == 4 and found["steps"] == 15 and found["initial_lr"] == 0.005
     for of_fold in found["folds"].values():
         assert len(of_fold["agreement"]) == 5 and len(of_fold["loss"]) == of_fold["epochs"] == 4
         assert of_fold["agreement"][of_fold["best_epoch"]] == max(of_fold["agreement"])
@@ -141,22 +147,23 @@ def interrupt_after(monkeypatch, epochs: int) -> None:
     monkeypatch.setattr(recovery.Recovery, "_save", counting)
 
 
-@pytest.mark.parametrize("epochs", [1, 5])  # in the first fold, and in the second
-def test_an_interrupted_run_ends_as_one_that_was_not(folders, monkeypatch, capsys, epochs):
+def test_an_interrupted_run_ends_as_one_that_was_not(folders, monkeypatch, capsys):
+    """Interrupted in the first fold, and once more in the second."""
     write_model(folders / "model", folds=(0, 1))
     assert compress(folders, *RECOVER, "3", output="whole") == 0
-    with monkeypatch.context() as patched:
-        interrupt_after(patched, epochs)
-        assert compress(folders, *RECOVER, "3") == 130
-    assert not (folders / "small").exists()
-    monkeypatch.setattr("nnunet_sauron.compression.compressor.rank_units", lambda *_: pytest.fail("ranked again"))
     trained = []
     train_epoch = student.StudentTraining._train_epoch
     monkeypatch.setattr(
         student.StudentTraining, "_train_epoch", lambda self, *args: trained.append(1) or train_epoch(self, *args)
     )
+    for epochs, trained_so_far in ((1, 1), (4, 5)):
+        with monkeypatch.context() as patched:
+            interrupt_after(patched, epochs)
+            assert compress(folders, *RECOVER, "3") == 130
+        assert len(trained) == trained_so_far and not (folders / "small").exists()
+        monkeypatch.setattr("nnunet_sauron.compression.compressor.rank_units", lambda *_: pytest.fail("ranked again"))
     assert compress(folders, *RECOVER, "3") == 0
-    assert len(trained) == 6 - epochs
+    assert len(trained) == 6
     for fold in ("0", "1"):
         assert equal(weights(folders, "whole", fold), weights(folders, "small", fold))
     assert notes(folders, "whole") == notes(folders)
@@ -177,30 +184,51 @@ def test_weights_are_a_running_mean_that_counts_its_first_values_alike():
     assert torch.allclose(means[0], expected)
 
 
-@pytest.mark.parametrize("changed", ["epochs", "goal", "files", "version", "decay"])
-def test_what_was_interrupted_with_other_settings_is_begun_anew(folders, monkeypatch, capsys, changed):
+def test_what_was_interrupted_with_other_images_is_begun_anew(folders, monkeypatch, capsys):
     write_model(folders / "model")
     with monkeypatch.context() as patched:
         interrupt_after(patched, 1)
-        assert compress(folders, *SHORT, "3") == 130
-    if changed == "files":
-        path = folders / "images/case_0_0000.nii.gz"
-        path.write_bytes((folders / "images/case_1_0000.nii.gz").read_bytes())
+        assert compress(folders, *RECOVER, "3") == 130
+    path = folders / "images/case_0_0000.nii.gz"
+    path.write_bytes((folders / "images/case_1_0000.nii.gz").read_bytes())
+    assert compress(folders, *RECOVER, "3") == 0
+    assert "with other files: beginning anew" in " ".join(capsys.readouterr().err.split())
+    assert compress(folders, *RECOVER, "3", output="fresh") == 0
+    assert equal(weights(folders), weights(folders, "fresh"))
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A folder in which a recovery was interrupted after an epoch; no test changes its model or images."""
+    root = tmp_path_factory.mktemp("interrupted")
+    write_images(root / "images", 3)
+    write_model(root / "model")
+    with pytest.MonkeyPatch.context() as patched:
+        interrupt_after(patched, 1)
+        assert compress(root, *RECOVER, "3") == 130
+    return root
+
+
+@pytest.mark.parametrize("changed", ["epochs", "goal", "version", "decay"])
+def test_what_was_interrupted_with_other_settings_is_begun_anew(interrupted, monkeypatch, capsys, changed):
+    path = interrupted / f".{changed}.recovery/state.pth"
+    shutil.copytree(interrupted / ".small.recovery", path.parent)
     if changed == "decay":  # unknown to states of before there was one
-        path = folders / ".small.recovery/state.pth"
         state = torch.load(path, weights_only=False)
         del state["made_with"]["decay"]
         torch.save(state, path)
     if changed == "version":
         monkeypatch.setattr(recovery, "__version__", "0.0.1")
-    words = [*SHORT, "2" if changed == "epochs" else "3"]
+    words = [*RECOVER, "2" if changed == "epochs" else "3"]
     if changed == "goal":
         words[1] = "0.4"
-    words.remove("--json")
-    assert compress(folders, *words) == 0
+
+    def rank_units(*_, **__):  # what is continued is not ranked again
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nnunet_sauron.compression.compressor.rank_units", rank_units)
+    assert compress(interrupted, *words, output=changed) == 130
     assert f"with other {changed}: beginning anew" in " ".join(capsys.readouterr().err.split())
-    assert compress(folders, *words, output="fresh") == 0
-    assert equal(weights(folders), weights(folders, "fresh"))
 
 
 def scripted(monkeypatch, agreements: list[float]) -> None:
@@ -222,7 +250,7 @@ def test_it_cools_down_and_stops_when_agreement_no_longer_rises(folders, monkeyp
         return loss
 
     monkeypatch.setattr(student.StudentTraining, "_train_epoch", noting)
-    words = ("--macs", "0.3", "--recover-steps", "2", "--recover", "16")
+    words = ("--macs", "0.3", "--recover-steps", "1", "--recover", "16")
     if interrupted:
         with monkeypatch.context() as patched:
             interrupt_after(patched, 9)

@@ -33,7 +33,7 @@ UNETS = "dynamic_network_architectures.architectures.unet"
 def folders(tmp_path, monkeypatch):
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer"):
         monkeypatch.delenv(variable, raising=False)
-    write_images(tmp_path / "images")
+    write_images(tmp_path / "images", shape=(3, 24, 24))
     return tmp_path
 
 

@@ -1,9 +1,10 @@
-"""From each public layout to nnU-Net's plans, by nnU-Net's own commands; and what is special to a data set."""
+"""What is special to the Decathlon, KiTS19 and ACDC, and the command of a conversion in a process of its own."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -15,62 +16,33 @@ import SimpleITK
 
 from nnunet_sauron.dataset_conversion import acdc, kits19, msd
 
-from ..integration.nnunet import NnUNet, voxels
+from ..integration.nnunet import NnUNet
 from .trees import convert, write, write_acdc, write_kits19, write_msd
 
 HIPPOCAMPUS = Path(__file__).parents[3] / "shared/data/Task04_Hippocampus"
 
 
-@pytest.fixture
-def nnunet(raw: Path) -> NnUNet:
-    return NnUNet(*(raw.parent / f"nnUNet_{name}" for name in ("raw", "preprocessed", "results")))
+def test_two_processes_write_what_one_does(raw: Path, tmp_path: Path) -> None:
+    task, written = write_msd(tmp_path), []
+    for processes in (1, 2):
+        assert convert(msd, task, "-np", processes, "--overwrite") == 0
+        dataset = raw / "Dataset002_Heart"
+        files = {path.relative_to(dataset): path.read_bytes() for path in dataset.rglob("*.nii.gz")}
+        written.append((files, json.loads((dataset / "conversion.json").read_text())["cases"]))
+    assert written[0] == written[1] and len(written[0][0]) == 13
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("module", "write_tree", "number", "flags"),
-    [
-        (acdc, write_acdc, 27, ["--link"]),
-        (kits19, write_kits19, 40, ["--regions"]),
-        (msd, lambda root: write_msd(root, channels=2), 2, []),
-    ],
-)
-def test_nnunet_verifies_and_plans_what_is_written(module, write_tree, number, flags, nnunet, tmp_path) -> None:
-    assert convert(module, write_tree(tmp_path / "download"), *flags) == 0
-    told = nnunet.run("nnUNetv2_plan_and_preprocess", "-d", number, "--verify_dataset_integrity", "--no_pp", "-npfp", 1)
-    assert "verify_dataset_integrity Done" in told and "Error" not in told and "Warning" not in told
-    preprocessed = nnunet.dataset_folder(nnunet.preprocessed, number)
-    assert (preprocessed / "nnUNetPlans.json").is_file()
-    raw = nnunet.dataset_folder(nnunet.raw, number)
-    assert (preprocessed / "splits_final.json").read_text() == (raw / "splits_final.json").read_text()
-
-
-@pytest.mark.slow
-def test_the_command_in_two_processes(nnunet: NnUNet, tmp_path: Path) -> None:
-    source = write_msd(tmp_path)
-    command = ["-m", "nnunet_sauron.dataset_conversion.msd", source, "-np", 2]
-    assert "6 training and 1 test cases" in nnunet.run(sys.executable, *command, anew=True)
-    told = nnunet.run(sys.executable, *command, anew=True, fails=True)
-    assert "is there already" in told and "Traceback" not in told
+def test_the_command_in_a_process_of_its_own(nnunet: NnUNet, tmp_path: Path, monkeypatch, capsys) -> None:
+    task = write_msd(tmp_path)
+    told = nnunet.run(sys.executable, "-m", msd.__name__, task, "-np", 1, anew=True)
+    assert "6 training and 1 test cases" in told
     assert json.loads((nnunet.raw / "Dataset002_Heart/conversion.json").read_text())["converter"] == "msd"
-
-
-@pytest.mark.slow
-def test_a_decathlon_task_becomes_what_nnunets_own_converter_makes_of_it(nnunet: NnUNet, tmp_path: Path) -> None:
-    task = write_msd(tmp_path, channels=2)
-    nnunet.run("nnUNetv2_convert_MSD_dataset", "-i", task, "-overwrite_id", 3, "-np", 1)
-    assert convert(msd, task) == 0
-    theirs, ours = (nnunet.dataset_folder(nnunet.raw, number) for number in (3, 2))
-    names = sorted(str(path.relative_to(theirs)) for path in theirs.rglob("*.nii.gz"))
-    assert names == sorted(str(path.relative_to(ours)) for path in ours.rglob("*.nii.gz")) and len(names) == 20
-    for name in names:
-        images = [SimpleITK.ReadImage(str(folder / name)) for folder in (theirs, ours)]
-        assert np.array_equal(voxels(theirs / name), voxels(ours / name))
-        for geometry in ("GetSpacing", "GetOrigin", "GetDirection"):
-            assert np.allclose(*(getattr(image, geometry)() for image in images), atol=1e-5)
-    described = [json.loads((folder / "dataset.json").read_text()) for folder in (theirs, ours)]
-    for key in ("channel_names", "labels", "numTraining", "file_ending"):
-        assert described[0][key] == described[1][key]
+    # Again, where it is there already; in this process, which has imported all.
+    monkeypatch.setattr(sys, "argv", ["msd", str(task)])
+    monkeypatch.delitem(sys.modules, msd.__name__)
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module(msd.__name__, run_name="__main__")
+    assert "is there already" in capsys.readouterr().err
 
 
 class TestMSD:

@@ -13,11 +13,9 @@ from pathlib import Path
 import pytest
 
 from nnunet_sauron.plugin import (
-    find_nnunet,
     install,
     planner_names,
     shim_state,
-    trainer_folder,
     trainer_names,
     uninstall,
 )
@@ -232,43 +230,3 @@ def test_shim_hides_no_other_error(tmp_path: Path, shim: Shim, source: str, expe
     result = run_shim(shim, tmp_path)
     assert result.returncode == 1
     assert expected in result.stderr
-
-
-def test_real_nnunet_finds_ours_last_and_its_own_as_before(tmp_path: Path) -> None:
-    copy = tmp_path / "nnunetv2"
-    shutil.copytree(find_nnunet(), copy, ignore=shutil.ignore_patterns("__pycache__", *(shim.file for shim in SHIMS)))
-    before = {name for name in tree(copy) if "__pycache__" not in name}
-    install(copy)
-    program = """
-import sys
-import nnunetv2
-from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
-
-folder = nnunetv2.__path__[0]
-assert folder == sys.argv[1], folder
-
-def find(name, where="training.nnUNetTrainer"):
-    return recursive_find_python_class(folder + "/" + where.replace(".", "/"), name, "nnunetv2." + where)
-
-# Classes of the last modules among nnU-Net's own, and a function of the very last.
-assert find("nnUNetTrainer_250epochs_NoMirroring").__module__.startswith("nnunetv2.")
-for name in ("nnUNetPlannerResEncXL", "nnUNetPlanner_torchres", "entry_point_move_plans_between_datasets"):
-    assert find(name, "experiment_planning").__module__.startswith("nnunetv2."), name
-assert "nnunet_sauron" not in sys.modules, "the search for a class of nnU-Net's own imported our package"
-import nnunet_sauron.planning.planners
-import nnunet_sauron.trainers
-assert find("SauronTrainer") is nnunet_sauron.trainers.SauronTrainer
-assert find("LUnet16Planner", "experiment_planning") is nnunet_sauron.planning.planners.LUnet16Planner
-"""
-    package_root = str(trainer_folder().parents[2])
-    result = subprocess.run(
-        [sys.executable, "-c", program, str(copy)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), package_root])},
-    )
-    assert result.returncode == 0, result.stderr
-    uninstall(copy)
-    after = tree(copy)
-    assert {name for name in after if "__pycache__" not in name} == before
-    assert not [name for name in after if "sauron" in name]

@@ -78,7 +78,7 @@ class STAMPRank(OnCPURanks, trainers.STAMPTrainer):
 
 
 METHODS = [name for name in trainers.__all__ if name not in ("PruningTrainer", "StockTrainer", "CompressedTrainer")]
-SETTINGS = dict.fromkeys(("SauronTrainer", "ShrinkTrainer"), {"target_macs": 0.4, "patches": 16})
+SETTINGS = {name: {"target_macs": 0.4, "patches": 16} for name in ("SauronTrainer", "ShrinkTrainer")}
 RANKS = [
     *(SauronRank, MergingRank, STAMPRank),
     *(type(f"{n}Rank", (OnCPURanks, getattr(trainers, n)), SETTINGS.get(n, {})) for n in METHODS),

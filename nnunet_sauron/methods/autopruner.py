@@ -24,6 +24,11 @@ from .measuring import NOTHING_MEASURED, ChannelSums
 from .ranks import summed_over_ranks
 
 
+# Maps are multiplied by no smaller code; float32's sums lose them anyway. Where those of two layers meet in a gradient,
+# their product would be a subnormal number, with which a CPU computes up to 25 times more slowly.
+LEAST_CODE = 1e-10
+
+
 @dataclass(frozen=True, kw_only=True)
 class AutoPrunerSettings(LayerwiseSettings):
     """AutoPruner's settings. (The paper's target is `rate=0.5`.)
@@ -135,7 +140,7 @@ class AutoPruner(Layerwise):
         self._terms.append((code.mean() - self._wanted[unit]).square())
         # In two steps, since the product's own gradient would keep the maps once more: the gate adds the code's part.
         self._log_codes[unit] = log_code
-        return scaled(module, feature_maps, code[None])
+        return scaled(module, feature_maps, code.clamp_min(LEAST_CODE)[None])
 
     def _log_code(self, unit: str, feature_maps: torch.Tensor) -> torch.Tensor:
         """(B, C, *spatial) -> (C,), float32."""
@@ -153,7 +158,7 @@ class AutoPruner(Layerwise):
         def multiply(unit: str, module: nn.Module, inputs, feature_maps: torch.Tensor) -> torch.Tensor:
             code = self._log_code(unit, feature_maps).exp()
             codes.add(unit, code)
-            return scaled(module, feature_maps, code[None])
+            return scaled(module, feature_maps, code.clamp_min(LEAST_CODE)[None])
 
         maps = feature_map_modules(self._network, layout)
         hooks = {module: partial(multiply, unit) for unit, _, module in maps if unit in coded}

@@ -23,7 +23,6 @@ from .limits import require
 from .measuring import NOTHING_MEASURED, ChannelSums
 from .ranks import summed_over_ranks
 
-
 # Maps are multiplied by no smaller code; float32's sums lose them anyway. Where those of two layers meet in a gradient,
 # their product would be a subnormal number, with which a CPU computes up to 25 times more slowly.
 LEAST_CODE = 1e-10

@@ -193,7 +193,7 @@ def test_compiled_it_learns_the_same(method_class):
 
 
 def test_codes_of_next_to_nothing_leave_no_subnormal_numbers():
-    """A CPU is slow with them: a training step with AutoPruner took three times as long once its codes were sharp."""
+    """A CPU is slow with them: once codes were sharp, an epoch of AutoPruner took 71 s in the place of 19."""
     network = build(widths=(8, 12, 16))
     method = attached(AutoPruner, network)
     for layer in method._layers.values():

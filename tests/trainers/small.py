@@ -112,6 +112,11 @@ def small_trainer(
     return trainer_class(chosen, CONFIGURATIONS[dim], 0, dataset_json(), torch.device(device))
 
 
+def log_of(trainer) -> str:
+    """What a fold's trainings wrote to their logs: each trainer has one of its own, named by the second it was made."""
+    return "".join(path.read_text() for path in sorted(Path(trainer.output_folder).glob("training_log*.txt")))
+
+
 def set_folders(monkeypatch, folder: Path) -> None:
     for kind in ("raw", "preprocessed", "results"):
         (folder / kind).mkdir(parents=True, exist_ok=True)

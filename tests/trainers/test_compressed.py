@@ -12,7 +12,7 @@ from nnunet_sauron.model.networks import BUILT_BY
 from nnunet_sauron.pruning import channel_layout, remove_channels
 from nnunet_sauron.trainers import CompressedTrainer
 
-from .small import Gelu, OnRandomPatches, RandomPatches, dataset_json, plans, small_trainer
+from .small import Gelu, OnRandomPatches, RandomPatches, dataset_json, log_of, plans, small_trainer
 
 
 class SmallCompressedTrainer(OnRandomPatches, CompressedTrainer):
@@ -129,10 +129,6 @@ def test_it_trains_at_the_same_widths_and_continues_without_the_setting(folder, 
 
 def final_of(trainer) -> dict:
     return torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)
-
-
-def log_of(trainer) -> str:
-    return "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*"))
 
 
 def steps(trainer, targets=lambda target: target) -> tuple[dict, dict]:

@@ -15,7 +15,7 @@ from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.trainers import L1Trainer, SauronTrainer, SFPTrainer, decision
 from nnunet_sauron.trainers.decision import last_cut_epoch
 
-from .small import OnRandomPatches, small_trainer
+from .small import OnRandomPatches, log_of, small_trainer
 
 WIDTHS = (12, 16, 20)
 MEASURES_ON_BATCHES = ["ShrinkTrainer", "SauronTrainer", "STAMPTrainer", "TaylorTrainer", "AutoPrunerTrainer"]
@@ -39,10 +39,6 @@ def trained(folder, base: type, **settings):
     trainer = small_trainer(folder, type(base.__name__, (Worse, base), settings), widths=WIDTHS)
     trainer.run_training()
     return trainer
-
-
-def log_of(trainer) -> str:
-    return next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
 
 
 @pytest.mark.parametrize("name", OF_A_TARGET)

@@ -15,7 +15,7 @@ from nnunet_sauron.methods.measuring import NOTHING_MEASURED
 from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.trainers.batches import training_losses
 
-from .small import RandomPatches, set_folders
+from .small import RandomPatches, log_of, set_folders
 from .test_every_trainer import EVERY, make
 
 
@@ -147,6 +147,6 @@ def test_an_epoch_without_a_finite_batch_cuts_nothing_and_says_why(folder, train
     assert held[until] == NOTHING_MEASURED
     assert not any(record["keep"] for record in trainer.history()[: until + 1])
     cut = sum(trainer.history()[-1]["widths"].values()) < sum(trainer.dense_widths.values())
-    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    log = log_of(trainer)
     assert cut == (trainer_class is not trainers.AutoPrunerTrainer)
     assert ("WARNING: target" in log) != cut

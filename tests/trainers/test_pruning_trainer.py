@@ -19,7 +19,7 @@ from nnunet_sauron.pruning import channel_layout, merge_channels, merging, posit
 from nnunet_sauron.trainers.history import epoch_line
 
 from ..contracts.pruned_network import make_multiples
-from .small import RandomPatches, SmallTrainer, small_trainer
+from .small import RandomPatches, SmallTrainer, log_of, small_trainer
 
 
 def trained(folder, trainer_class=SmallTrainer, widths=(6, 8, 10), **changes):
@@ -200,7 +200,7 @@ def test_cuts_are_held_while_the_training_loss_is_worse_than_its_lowest(folder):
     trainer = trained(folder, Worse, max_loss_increase=0.1)
     assert [bool(record["keep"]) for record in trainer.history()] == [True, True, False, True, False, False]
     assert "0.700 is more than 0.1 above its lowest, 0.500" in trainer.history()[2]["held"]
-    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    log = log_of(trainer)
     assert "above its lowest" in log
 
 
@@ -277,7 +277,7 @@ def test_a_cut_that_merges_fits_on_as_many_batches_as_its_layers_need(folder, wi
     trainer.dataloader_train = loader = CountedPatches(trainer, 0)
     trainer._remove({"encoder.stages.0.0.convs.0": [0, 1]})
     assert loader.drawn == drawn
-    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    log = log_of(trainer)
     assert f"least squares on {drawn} batches" in log
 
 
@@ -309,7 +309,7 @@ def test_where_there_is_no_float64_channels_are_dropped(folder, monkeypatch):
     remove_channels(dropped, keep)
     after = trainer.network.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in dropped.state_dict().items())
-    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    log = log_of(trainer)
     assert "dropped, not merged" in log
 
 
@@ -338,7 +338,7 @@ def test_where_a_fit_fails_half_way_the_rest_is_dropped(folder, monkeypatch, err
     assert channel_layout(trainer.network).widths == widths
     for parameter, state in trainer.optimizer.state.items():
         assert state["momentum_buffer"].shape == parameter.shape
-    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    log = log_of(trainer)
     assert f"dropped, not merged, since the fit failed: {error}" in log
 
 
@@ -356,7 +356,7 @@ def test_settings_come_from_the_class_then_from_the_environment(folder, monkeypa
     settings = trainer.history()[-1]["settings"]
     assert (settings["min_channels"], settings["lambda_"], settings["rho"]) == (5, 0.25, 3)
     assert trainer.enable_deep_supervision is False
-    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    log = log_of(trainer)
     assert "lambda_=0.25" in log and "min_channels=5" in log
 
 

@@ -13,7 +13,7 @@ from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.trainers import L1Trainer, SauronTrainer, SFPTrainer, ShrinkTrainer
 from nnunet_sauron.trainers.resizing import MIRRORING
 
-from .small import Gelu, OnRandomPatches, RandomPatches, dataset_json, plans, small_trainer
+from .small import Gelu, OnRandomPatches, RandomPatches, dataset_json, log_of, plans, small_trainer
 
 WIDTHS = (12, 16, 20)
 
@@ -34,10 +34,6 @@ def trained(folder) -> Path:
     model = {"network_weights": trainer.network.state_dict(), "init_args": init_args, "trainer_name": "nnUNetTrainer"}
     torch.save(model, folder / "dense" / "fold_0" / "checkpoint_final.pth")
     return folder / "dense"
-
-
-def log_of(trainer) -> str:
-    return next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from nnunet_sauron.model.snapshots import snapshots
 from nnunet_sauron.pruning import channel_layout, remove_channels
 from nnunet_sauron.trainers import CompressedTrainer, SauronTrainer, StockTrainer
 
-from .small import BATCH, SIDE, OnRandomPatches, RandomPatches, SmallTrainer, small_trainer
+from .small import BATCH, SIDE, OnRandomPatches, RandomPatches, SmallTrainer, log_of, small_trainer
 
 
 def make(folder, trainer_class=SmallTrainer, dim=2, architecture="plain", **changes):
@@ -43,10 +43,6 @@ def taken(trainer) -> list[int]:
 def read(trainer, name: str) -> dict[str, np.ndarray]:
     with np.load(maps_folder(trainer) / name) as file:
         return dict(file)
-
-
-def log_of(trainer) -> str:
-    return "".join(path.read_text() for path in sorted(Path(trainer.output_folder).glob("training_log*.txt")))
 
 
 class SmallStock(OnRandomPatches, StockTrainer):

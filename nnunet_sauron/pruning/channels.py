@@ -173,7 +173,8 @@ class _Pass:
 
     def check_nothing_else_computes(self) -> None:
         """Refuse modules that were added to a network, or replaced in it: this pass does not mirror their forward."""
-        followed = {id(getattr(self.network.get_submodule(module), tensor)) for module, tensor, *_ in self.axes}
+        modules = {name: module for module, name in self.names.items()}
+        followed = {id(getattr(modules[name], tensor)) for name, tensor, *_ in self.axes}
         for module, name in self.names.items():
             if "forward" in vars(module):
                 raise ValueError(f"Module '{name}' has a forward of its own, so its channels cannot be followed.")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed
-from torch.multiprocessing import spawn
+from torch.multiprocessing import set_forkserver_preload, start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_sauron import trainers
@@ -143,7 +143,8 @@ def folder(tmp_path_factory) -> Path:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    spawn(run_rank, (str(folder), port), nprocs=2)
+    set_forkserver_preload([__name__])  # both are forked from one process that has imported all they need
+    start_processes(run_rank, (str(folder), port), nprocs=2, start_method="forkserver")
     return folder
 
 

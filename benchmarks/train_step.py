@@ -30,7 +30,7 @@ WIDTHS = {
     "3d_fullres": [32, 64, 128, 256, 320],
     "2d_small": [32, 64, 128, 256],
 }
-STEPS = 2  # timed together: delta_opt is in every second one
+STEPS = 3  # timed together: delta_opt is in every third one
 TRAINERS = ("stock", "sauron", "textbook")
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+POLY_EXPONENT = 0.9  # of nnU-Net's schedule
+
 
 @dataclass(frozen=True, kw_only=True)
 class PruningSettings:
@@ -24,6 +26,9 @@ class PruningSettings:
         merge: Merge removed channels into those that are kept, by a fit on a few training batches (`pruning.merging`),
             instead of dropping them as published.
         merge_batches: Number of these batches; None: at least 6, and enough for 4 positions per channel of a layer.
+        rate_after_cuts: Learning rate of the first epoch after the cutting phase, as a multiple of `initial_lr`; from
+            there it falls to 0 as nnU-Net's does (learning rate rewinding: Renda, Frankle, Carbin, ICLR 2020). None:
+            nnU-Net's schedule throughout.
     """
 
     cut_from: float = 0.0
@@ -34,6 +39,7 @@ class PruningSettings:
     round_to: int = 1
     merge: bool = False
     merge_batches: int | None = None
+    rate_after_cuts: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("cut_from", "cut_until", "max_fraction_per_epoch"):
@@ -41,8 +47,9 @@ class PruningSettings:
             require(value is None or 0 <= value <= 1, name, "a fraction in [0, 1]", value)
         if self.cut_from > self.cut_until:
             raise ValueError(f"cut_from ({self.cut_from}) must not be after cut_until ({self.cut_until}).")
-        increase = self.max_loss_increase
-        require(increase is None or increase > 0, "max_loss_increase", "above 0", increase)
+        for name in ("max_loss_increase", "rate_after_cuts"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, "above 0", value)
         for name in ("min_channels", "round_to", "merge_batches"):
             require(getattr(self, name) is None or getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
 
@@ -56,6 +63,13 @@ class PruningSettings:
         """Whether the epoch (counted from 0) lies in the cutting phase. The last one never does."""
         done = epoch + 1
         return done < num_epochs and self.cut_from * num_epochs <= done <= self.cut_until * num_epochs
+
+    def learning_rate(self, epoch: int, num_epochs: int) -> float | None:
+        """The learning rate of an epoch over the one at the start; None: nnU-Net's."""
+        first = math.floor(self.cut_until * num_epochs)
+        if self.rate_after_cuts is None or epoch < first:
+            return None
+        return self.rate_after_cuts * (1 - (epoch - first) / (num_epochs - first)) ** POLY_EXPONENT
 
 
 def require(condition: bool, name: str, expected: str, value) -> None:

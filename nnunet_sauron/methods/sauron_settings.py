@@ -16,6 +16,7 @@ PUBLISHED = {
     "max_loss_increase": None,
     "min_channels": 1,
     "merge": False,
+    "rate_after_cuts": None,
     "target_macs": None,
     "prune_batches": 1,
     "rho": 5,
@@ -54,10 +55,11 @@ class SauronSettings(PruningSettings):
     max_fraction_per_epoch: float | None = 0.3
     max_loss_increase: float | None = 0.1
     merge: bool = True
+    rate_after_cuts: float | None = 2
     published: bool = False
     lambda_: float = 0.5
     normalisation: str = "minmax"
-    delta_opt_every: int = 2
+    delta_opt_every: int = 3
     delta_opt_after_cuts: bool = False
     target_macs: float | None = DEFAULT_MACS
     cuts: int = 20

@@ -52,6 +52,7 @@ class ShrinkSettings(PruningSettings):
     max_fraction_per_epoch: float | None = None
     max_loss_increase: float | None = 0.1
     merge: bool = True
+    rate_after_cuts: float | None = 2
     target_macs: float | None = None
     target_parameters: float | None = None
     target_latency: float | None = None

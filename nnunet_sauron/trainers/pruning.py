@@ -26,6 +26,7 @@ from .history import epoch_line, target_line
 from .kept_settings import has_begun, settings_of, tell_settings
 from .planned import PlannedNetwork
 from .plots import Throttled
+from .rate import RateAfterCuts
 from .removal import remove
 from .resizing import ResizingTrainer
 from .settings import Given, TrainingSettings
@@ -115,6 +116,10 @@ class PruningTrainer(ResizingTrainer):
         self.make_method()
         # Here and not in _build_loss, which subclasses override to bring a loss of their own.
         self.loss = _RegularisedLoss(self.loss, self)
+
+    def configure_optimizers(self):
+        optimizer, scheduler = super().configure_optimizers()
+        return optimizer, RateAfterCuts(self, optimizer, scheduler)
 
     def _do_i_compile(self) -> bool:
         # Every cut would throw compiled graphs away; compiling takes minutes.

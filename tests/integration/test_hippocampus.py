@@ -85,7 +85,7 @@ def test_stock_sauron_and_flat_are_reported_side_by_side(trained, tmp_path):
             ("StockTrainer", "nnUNetPlans"), ("SauronTrainer", "nnUNetPlans"), ("StockTrainer", "nnUNetLUnet8Plans"),
         )
     ]  # fmt: skip
-    printed = sauron(trained, "report", *folders, "-o", tmp_path / "report", "--timing", 5)
+    printed = trained.run("nnUNetv2_sauron", "report", *folders, "-o", tmp_path / "report", "--timing", 5, anew=True)
     assert "Wilcoxon" in printed
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert [problem for problem in report["problems"] if "busy" not in problem] == []

@@ -21,7 +21,7 @@ SETTINGS = [(name, {}) for name in METHODS] + [
     ("STAMPTrainer", {"ranking": "taylor", "transposed_convolutions": True}),
     ("SauronTrainer", {"normalisation": "none"}),
 ]
-# delta_opt keeps the differences of maps that are pooled to a quarter (2D) or an eighth, and is in every second step.
+# delta_opt keeps the differences of maps that are pooled to a quarter (2D) or an eighth, and is in every third step.
 SAURON = {2: 1.2, 3: 1.1}
 
 

@@ -443,6 +443,17 @@ def test_a_name_is_stored_once_however_long_the_history(folder):
     assert all(a is b for epoch in names[1:] for a, b in zip(epoch, names[0], strict=True))
 
 
+@pytest.mark.parametrize("cuts", [True, False])
+def test_after_the_cuts_the_learning_rate_starts_again(folder, cuts):
+    fewest = {} if cuts else {"min_channels": 100}
+    trainer = trained(folder, cut_until=0.5, rate_after_cuts=2, initial_lr=0.004, **fewest)
+    assert (sum(trainer.history()[-1]["widths"].values()) < sum(trainer.dense_widths.values())) == cuts
+    plain = [0.004 * (1 - epoch / 6) ** 0.9 for epoch in range(6)]
+    again = [0.008 * (1 - epoch / 3) ** 0.9 for epoch in range(3)]
+    assert trainer.series()["lrs"] == pytest.approx([*plain[:3], *again] if cuts else plain)
+    assert trainer.history()[-1]["settings"]["rate_after_cuts"] == 2
+
+
 def test_pruning_png_is_drawn_beside_progress_png(folder):
     trainer = trained(folder, num_epochs=2, draws=True)
     for name in ("pruning.png", "progress.png"):

@@ -1,0 +1,30 @@
+"""The learning rate after the cutting phase."""
+
+from __future__ import annotations
+
+from ..pruning import channel_layout
+
+
+class RateAfterCuts:
+    """nnU-Net's scheduler; but where channels were removed, epochs after the cutting phase have the rate that the
+    setting `rate_after_cuts` gives them.
+
+    Args:
+        trainer: A `PruningTrainer`.
+        optimizer: Its optimiser.
+        scheduler: nnU-Net's, or a subclass's own, which is asked for everything else.
+    """
+
+    def __init__(self, trainer, optimizer, scheduler):
+        self._trainer, self._optimizer, self._scheduler = trainer, optimizer, scheduler
+
+    def step(self, epoch: int) -> None:
+        self._scheduler.step(epoch)
+        trainer = self._trainer
+        rate = trainer.pruning_settings.learning_rate(epoch, trainer.num_epochs)
+        if rate is not None and channel_layout(trainer.bare_network).widths != trainer.dense_widths:
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate * trainer.initial_lr
+
+    def __getattr__(self, name: str):
+        return getattr(self._scheduler, name)

@@ -31,7 +31,7 @@ SHOWN = {
     "stock": "stock",
     "stock-100": "stock, 100 epochs",
     "shrink-10": "Shrink",
-    "shrink-10-100-epochs": "Shrink, 100 epochs",
+    "shrink-10-poly-100-epochs": "Shrink, 100 epochs",
     "sauron-10": "Sauron",
     "compressed-10": "compressed, then 20 epochs with labels",
     "compressed-10-50-epochs": "compressed, then 50 epochs with labels",

@@ -148,14 +148,6 @@ def check_writable(output: Path, remedy: str = "choose another folder with -o") 
         raise OSError(f"{output} cannot be written ({error}); {remedy}.") from error
 
 
-def check_name(path: Path) -> None:
-    """Raise ValueError if a name is no text: SimpleITK ends the process at it."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{path} has a name that is no UTF-8; rename it, or its folder.") from error
-
-
 def read_json_object(path: Path, remedy: str) -> dict:
     """The object in a JSON file.
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK
+from nnunet_sauron_runtime.whole_files import check_name
 
-from ..files import check_name, new_folder
+from ..files import new_folder
 
 DATASET_ID = 943
 DATASET_NAME = f"Dataset{DATASET_ID}_Phantom"

@@ -7,7 +7,9 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..files import TEMPORARY, check_name, write_text_atomically
+from nnunet_sauron_runtime.whole_files import check_name
+
+from ..files import TEMPORARY, write_text_atomically
 
 STATE_FILE = "nnunet_sauron_demo.json"
 

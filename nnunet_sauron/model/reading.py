@@ -19,12 +19,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import tifffile
+from nnunet_sauron_runtime.whole_files import check_name
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
-
-from ..files import check_name
 
 GIPL_HEADER = 256
 GIPL_BYTES = {1: 1 / 8, 7: 1, 8: 1, 15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}  # of a voxel, by its type's number

@@ -13,7 +13,7 @@ from nnunet_sauron import trainers
 from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.trainers import CompressedTrainer, ShrinkTrainer, StockTrainer
 
-from .small import OnRandomPatches, set_folders, small_trainer
+from .small import OnRandomPatches, log_of, set_folders, small_trainer
 
 NAMES = [name for name in trainers.__all__ if name != "PruningTrainer"]
 TRAINING = "num_epochs=2,num_iterations_per_epoch=2,initial_lr=0.002,save_every=1"
@@ -77,7 +77,7 @@ def test_it_is_not_continued_as_another_one_before_its_first_checkpoint(tmp_path
 
     monkeypatch.delenv("nnunet_sauron")
     small_trainer(tmp_path, small).on_train_start()  # anew, without --c
-    log = "".join(path.read_text() for path in fold.glob("training_log*"))
+    log = log_of(again)
     assert "WARNING: an earlier training in this folder had other settings: num_epochs=2 (now 3)" in log
 
 
@@ -123,7 +123,7 @@ def test_it_keeps_its_settings_in_every_shell(begun, monkeypatch):
     again.load_checkpoint(str(fold / "checkpoint_final.pth"))
     assert settings_of(again) == {**settings, "save_every": 3}
     again.run_training()
-    log = "".join(path.read_text() for path in fold.glob("training_log*"))
+    log = log_of(again)
     assert "Changed from here on: save_every=3 (before: 1)" in log
     assert json.loads((fold / "settings.json").read_text())["save_every"] == 3
 

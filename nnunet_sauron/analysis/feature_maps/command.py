@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunet_sauron_runtime.whole_files import check_name
+
 from ...console.progress import Progress
-from ...files import check_name
 from ...model.cases import case_of, check_cases
 from ...model.trained import TrainedModel
 from .maps import feature_maps, layer_names

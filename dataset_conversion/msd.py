@@ -39,9 +39,13 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
         listed_test = {stem(Path(file)) for file in told.get("test") or ()}
         if not channels:
             raise ValueError("no modality")
+        if len(labels) < len(told["labels"]):
+            raise ValueError(f"two labels of one name in {told['labels']}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{task / 'dataset.json'} is none of the Decathlon: {error!r}; download the task anew."
+            f"{task / 'dataset.json'} is none of the Decathlon: {error!r}. Expected are modality and labels as in "
+            f'{{"0": "MRI"}} and {{"0": "background", "1": "Anterior"}}, and training, a list of '
+            f'{{"image": ..., "label": ...}}. If it was not edited, download the task anew.'
         ) from error
     _check_lists(told, labels, listed, partial(problems.add, task / "dataset.json"))
     named = re.fullmatch(r"Task(\d+)_(.+)", task.name)

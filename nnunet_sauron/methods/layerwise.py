@@ -38,7 +38,7 @@ class Layerwise(PruningMethod):
         self._network, self._layout = network, layout
 
     def target(self):
-        return self._target.name, self._target.asked / self._target.start, self._target.part_left
+        return self._target.name, self._target.part_asked, self._target.part_left
 
     def why_missed(self) -> str | None:
         return self._target.why

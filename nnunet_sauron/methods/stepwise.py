@@ -77,7 +77,7 @@ class Stepwise(PruningMethod):
             )
 
     def target(self):
-        return self._target.name, self._target.asked / self._target.start, self._target.part_left
+        return self._target.name, self._target.part_asked, self._target.part_left
 
     def why_missed(self) -> str | None:
         if self.settings.k is None:

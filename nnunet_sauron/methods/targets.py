@@ -12,6 +12,8 @@ from .limits import PruningSettings, require
 
 FRACTIONS = ("target_channels", "target_parameters", "target_macs")
 TARGETS = ("rate", *FRACTIONS, "widths_from")
+EXCLUSIVE = frozenset({*TARGETS, "target_latency"})
+"""Settings of all methods of which one at most may be given."""
 DEFAULT_MACS = 0.1  # of every method, Sauron and Shrink included, which are compared at equal cost by default
 
 MEASURED = {
@@ -85,6 +87,11 @@ class Target:
     end: float
     asked: float
     why: str | None = None
+
+    @property
+    def part_asked(self) -> float:
+        """The fraction of the cost that the setting asks for, as it was given."""
+        return round(self.asked / self.start, 12)
 
     def part_left(self, widths: Mapping[str, int]) -> float:
         """The fraction of the cost that is left at these widths."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,7 @@ class DerivedPlans:
         dataset: The dataset's name.
         path: The new plans' file.
         configurations: Those that were changed, by name.
+        to_train: The first of those asked for, after the stage of a cascade that it needs.
     """
 
     name: str
@@ -53,6 +55,7 @@ class DerivedPlans:
     dataset: str
     path: Path
     configurations: dict[str, ConfigurationChange]
+    to_train: tuple[str, ...]
 
 
 def derive_plans(
@@ -93,7 +96,7 @@ def derive_plans(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"The batch size is {batch_size}, which must be at least 1; nnU-Net's own least is 2.")
     folder = _dataset_folder(dataset)
-    plans, dataset_json = _read_plans(folder, source), _read_json(folder / "dataset.json")
+    plans, dataset_json = _read_plans(folder, source), _read_dataset_json(folder / "dataset.json")
     path = _target(folder, source, name or _derived_name(source, widths.label), overwrite)
     chosen = _chosen(plans, source, configurations, widths)
     kept = _with_what_they_need(plans, chosen)
@@ -104,28 +107,32 @@ def derive_plans(
     new[NOTE] = {"derived_from": source, "widths": str(widths)}
     new["configurations"] = {key: new["configurations"][key] for key in kept}
     limits: dict[str, str] = {}
-    for key in changed:
-        old = PlansManager(plans).get_configuration(key).configuration
-        entry = new["configurations"][key]
-        entry["architecture"] = widths.architecture(key, old["architecture"])
-        entry["patch_size"] = list(patch_size or old["patch_size"])
-        entry["batch_size"] = batch_size or old["batch_size"]
-        if patch_size is not None:
-            check_patch(patch_size, _steps(old), key)
-        if same_memory:
-            limits[key] = _enlarge(plans, new, key, dataset_json, patch_size is not None, batch_size is not None)
-    _inherit_what_is_equal(plans, new)
-    _forget_stages_left_out(new)
-
-    before, after = PlansManager(plans), PlansManager(new)
-    changes = {
-        key: ConfigurationChange(
-            configuration_size(before, key, dataset_json), configuration_size(after, key, dataset_json), limits.get(key)
-        )
-        for key in changed
-    }
+    with _named(folder / f"{source}.json"):
+        for key in changed:
+            old = PlansManager(plans).get_configuration(key).configuration
+            entry = new["configurations"][key]
+            entry["architecture"] = widths.architecture(key, old["architecture"])
+            entry["patch_size"] = list(patch_size or old["patch_size"])
+            entry["batch_size"] = batch_size or old["batch_size"]
+            if patch_size is not None:
+                check_patch(patch_size, _steps(old), key)
+            if same_memory:
+                limits[key] = _enlarge(plans, new, key, dataset_json, patch_size is not None, batch_size is not None)
+        _inherit_what_is_equal(plans, new)
+        _forget_stages_left_out(new)
+        before, after = PlansManager(plans), PlansManager(new)
+        changes = {
+            key: ConfigurationChange(
+                configuration_size(before, key, dataset_json),
+                configuration_size(after, key, dataset_json),
+                limits.get(key),
+            )
+            for key in changed
+        }
+        stage_before = after.get_configuration(chosen[0]).configuration.get("previous_stage")
     write_text_atomically(path, json.dumps(new, indent=4))
-    return DerivedPlans(path.stem, source, folder.name, path, changes)
+    to_train = (stage_before, chosen[0]) if stage_before else (chosen[0],)
+    return DerivedPlans(path.stem, source, folder.name, path, changes, to_train)
 
 
 def plans_of_model(plans: dict, configuration: str, widths: Widths) -> dict:
@@ -166,14 +173,42 @@ def _dataset_folder(dataset: int | str) -> Path:
 
 def _read_plans(folder: Path, source: str) -> dict:
     path = folder / f"{source}.json"
-    if source in NOT_PLANS or not path.is_file():
+    if source in NOT_PLANS or Path(source).name != source or not path.is_file():
         others = (p.stem for p in folder.glob("*.json") if p.stem not in NOT_PLANS and not p.name.startswith("."))
         there = ", ".join(sorted(others)) or "none"
         raise ValueError(f"There are no plans {source} in {folder} (there: {there}); give one of them by -p.")
     plans = _read_json(path)
-    if "configurations" not in plans:
+    configurations = plans.get("configurations")
+    if not isinstance(configurations, dict) or not configurations:
         raise ValueError(f"{path} holds no plans: it has no 'configurations'; give others by -p.")
     return plans
+
+
+def _read_dataset_json(path: Path) -> dict:
+    """What a network is built by, and its number of cases as a number, which scripts of users write as a text."""
+    found = _read_json(path)
+    channels = "channel_names" if "channel_names" in found or "modality" not in found else "modality"
+    for name in ("labels", channels):
+        if not isinstance(found.get(name), dict) or not found[name]:
+            raise ValueError(f"{path} has no {name}, expected an object as in nnU-Net's format; add it.")
+    try:
+        return {**found, "numTraining": int(found["numTraining"])}
+    except (KeyError, TypeError, ValueError):
+        told = found.get("numTraining", "missing")
+        raise ValueError(f"{path}: numTraining is {told}, expected the number of training cases; mend it.") from None
+
+
+@contextlib.contextmanager
+def _named(plans: Path) -> Iterator[None]:
+    """Name the plans where one of nnU-Net's values in them is missing, or of another kind than nnU-Net writes."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(
+            f"{plans} was changed or is damaged: {why}. Make it anew with nnU-Net's planning, choose other "
+            f"configurations with -c, or give other plans by -p."
+        ) from error
 
 
 def _read_json(path: Path) -> dict:

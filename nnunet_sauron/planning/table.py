@@ -42,9 +42,9 @@ def print_derived(derived: DerivedPlans, *, json_output: bool = False) -> None:
         if change.limits is not None:
             console.print(f"{name}: {change.limits}", soft_wrap=True)
     console.print(f"Wrote {derived.path}", soft_wrap=True)
-    first = next(iter(derived.configurations))
-    train = command("nnUNetv2_train", derived.dataset, first, "FOLD", "-p", derived.name)
-    console.print(f"Train: {train}", soft_wrap=True)
+    for name in derived.to_train:
+        train = command("nnUNetv2_train", derived.dataset, name, "FOLD", "-p", derived.name)
+        console.print(f"Train: {train}", soft_wrap=True)
 
 
 def ratios(change: ConfigurationChange) -> dict[str, float]:

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from .. import __version__
 from ..console.json_output import print_json
-from .commands import EXTERNAL
+from .commands import EXTERNAL, SETTINGS
 from .installation import PLANNERS, SHIMS, TRAINERS, Shim, find_nnunet, shim_state
 
+PROCESSES = ("nnUNet_def_n_proc", "nnUNet_n_proc_DA")
 DISTRIBUTION = "nnunet-sauron"
 INSTALL = "Run: nnUNetv2_sauron install"
 INSTALL_PLANNERS = "To use them with -pl, which looks into nnU-Net's own folder only, run: nnUNetv2_sauron install"
@@ -72,6 +73,8 @@ def examine() -> list[Check]:
             _data_folder("nnUNet_results", "training and prediction", needed=True, written=True),
             *(Check(f"installed shim of the {shim.kind}", None, STATES[_state(shim)], _update(shim)) for shim in SHIMS),
             Check(EXTERNAL, None, os.environ.get(EXTERNAL) or "not set"),
+            _settings(),
+            *(_number_of_processes(name) for name in PROCESSES),
             *_classes(TRAINERS, _find_trainer, _why_no_trainer, missing=False),
             # Trainers and `nnUNetv2_sauron plan` work without the planners.
             *_classes(PLANNERS, _find_planner, _why_no_planner, missing=None),
@@ -145,6 +148,9 @@ def _data_folder(variable: str, purpose: str, *, needed: bool, written: bool) ->
     value, stops = os.environ.get(variable), False if needed else None
     if not value:
         return Check(variable, stops, "not set", f"Set it for {purpose}: export {variable}=FOLDER")
+    if value.startswith("~"):  # as quotes leave it
+        whole = shlex.quote(os.path.expanduser(value))
+        return Check(variable, stops, f"{value}, whose ~ nnU-Net takes for a name", f"export {variable}={whole}")
     folder = Path(value)
     if not folder.exists():
         remedy = f"If this is the right one: mkdir -p {shlex.quote(value)}"
@@ -160,6 +166,26 @@ def _data_folder(variable: str, purpose: str, *, needed: bool, written: bool) ->
         if written:
             return Check(variable, False, detail, f"Make it writable, or name another: export {variable}=FOLDER")
         return Check(variable, None, detail, "Needs writing only for a new dataset.")
+
+
+def _settings() -> Check:
+    name = f"settings ({SETTINGS})"
+    try:
+        importlib.import_module("nnunet_sauron.trainers.settings").check_variable()
+    except (OSError, ValueError) as error:
+        return Check(name, False, str(error), f"Mend the variable, or: unset {SETTINGS}")
+    except ImportError as error:  # which the search for trainers explains
+        return Check(name, None, f"not looked at: {_describe(error)}")
+    return Check(name, None, os.environ.get(SETTINGS) or "not set")
+
+
+def _number_of_processes(variable: str) -> Check:
+    value = os.environ.get(variable)
+    try:
+        number = None if value is None else int(value)
+    except ValueError:
+        return Check(variable, False, f"'{value}' is no whole number", f"Give one, or: unset {variable}")
+    return Check(variable, None, "not set" if number is None else str(number))
 
 
 def _state(shim: Shim) -> str:
@@ -270,4 +296,8 @@ def _remedy(error: BaseException) -> str:
         return f"{INSTALL}   and if that does not help, reinstall nnunet-sauron."
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"Install the package that has the module {error.name}."
+    folder = find_nnunet()
+    searched = [folder / name for name in ("training", "experiment_planning")] if folder else []
+    if files and folder in Path(files[-1]).parents and not any(one in Path(files[-1]).parents for one in searched):
+        return "Mend what the error tells of, such as a variable; if nnU-Net is damaged, reinstall nnunetv2."
     return "Repair or remove the file named here; nnU-Net imports every file in the folders it searches."

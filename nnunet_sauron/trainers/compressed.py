@@ -14,10 +14,12 @@ from ..model.networks import BUILT_BY, builder_of, find_trainer, network_of_trai
 from ..model.snapshots import Snapshots, SnapshotSettings
 from ..plugin.commands import train_command
 from ..pruning import accept_pruned_weights, widths_of
+from .continuing import check_plans
 from .kept_settings import KeepsSettings, has_begun
 from .plots import Throttled
 from .resizing import MIRRORING, ResizingTrainer, mirroring_of
 from .settings import Given, TrainingSettings
+from .start import check_unchanged, fingerprint, seen_cases
 from .teacher import DistillingLoss, Teacher
 
 NUM_EPOCHS = 50
@@ -82,11 +84,16 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         self._start_name = settings.start_from
         self._no_training: str | None = None
         self._unread: FileNotFoundError | None = None
-        self._start = self._start_builder = self._teacher = None
+        self._start = self._start_builder = self._teacher = self._loaded = None
+        self._start_note = ""
         try:  # here, so that nothing is written of a training that cannot begin
             if self._start_name:
                 self._start = read_checkpoint(_checkpoint(Path(self._start_name), fold))
                 self._start_builder = builder_of(self._start, self._start_name)
+                if self._start_builder and self._start_builder.assumed:
+                    self._start_note += f" ({self._start_builder.assumed})"
+                if seen := seen_cases(self._start, self._start_name, fold, plans["dataset_name"]):
+                    self._start_note += f". {seen}"
             self._choose_teacher((self._start or {}).get(COMPRESSION, {}), {})
             self._teacher = self._read_teacher(plans, configuration, dataset_json, fold)
         except FileNotFoundError as error:
@@ -126,6 +133,7 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         if self._start:
             self.take_widths(self._widths(self._start, self._start_name))
             self.bare_network.load_state_dict(self._start["network_weights"])
+            self._loaded = fingerprint(self.bare_network)
             self._start = None  # its memory
 
     def on_train_start(self) -> None:
@@ -140,6 +148,8 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
             names = self.plans_manager.dataset_name, self.configuration_name, self.fold, type(self).__name__
             again = train_command(*names, self.plans_manager.plans_name, settings="start_from=MODEL_FOLDER")
             raise ValueError(f"{names[-1]} has nothing to start from. Name the folder that compress wrote: {again}")
+        if self.current_epoch == 0:
+            check_unchanged(self.bare_network, self._loaded, self._start_name)
         finished = self.current_epoch >= self.num_epochs
         if self._teacher is None:  # of a training that is continued
             arguments = self.plans_manager.plans, self.configuration_name, self.dataset_json
@@ -160,10 +170,7 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
             self.loss = DistillingLoss(self.loss, self._teacher, labels=self._labels, ddp=self.is_ddp)
         super().on_train_start()
         if self._start_name and self.current_epoch == 0:
-            assumed = self._start_builder and self._start_builder.assumed
-            self.print_to_log_file(
-                f"{type(self).__name__}: started from {self._start_name}" + (f" ({assumed})" if assumed else "")
-            )
+            self.print_to_log_file(f"{type(self).__name__}: started from {self._start_name}{self._start_note}")
         labels = "with labels" if self._labels else "without labels"
         self.print_to_log_file(f"Teacher: {self._teacher.name}, {labels}" if self._teacher else "No teacher")
         self._snapshots.start()
@@ -192,6 +199,7 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         checkpoint = read_checkpoint(filename_or_checkpoint)
+        check_plans(self, checkpoint, filename_or_checkpoint)
         self._continue_with(checkpoint)
         if not self.was_initialized:
             take_builder(self, checkpoint)

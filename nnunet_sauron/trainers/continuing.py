@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
-from ..model.checkpoints import logged, read_checkpoint
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from ..model.checkpoints import logged, read_checkpoint, trained_with
 from ..model.history import SERIES
 from ..model.snapshots import Snapshots
 from ..pruning import channel_layout, widths_of
@@ -21,6 +24,7 @@ def take_over(trainer: PruningTrainer, path: str) -> None:
         FileNotFoundError, ValueError: There is none, it cannot be read, or it is of another architecture.
     """
     checkpoint = read_checkpoint(path)
+    check_plans(trainer, checkpoint, path)
     history = logged(checkpoint).get(SERIES)
     if history:
         _take_settings(trainer, history[-1])
@@ -34,6 +38,32 @@ def take_over(trainer: PruningTrainer, path: str) -> None:
             f"weights of another training, use -pretrained_weights."
         )
     trainer.take_widths(widths)
+
+
+def check_plans(trainer: nnUNetTrainer, checkpoint: dict, path: str) -> None:
+    """Raise ValueError if the plans describe another network now than when a checkpoint was trained.
+
+    nnU-Net stops at weights that do not fit, but a network that takes the checkpoint's widths would accept them.
+    """
+    if not {"plans", "configuration"} <= checkpoint.get("init_args", {}).keys():
+        return
+    before, configuration, _ = trained_with(checkpoint, path)
+    now = trainer.configuration_manager.configuration["architecture"]
+    then = before.get_configuration(configuration).configuration["architecture"]
+    differ = [
+        f"{name}={then['arch_kwargs'].get(name)} (now {now['arch_kwargs'].get(name)})"
+        for name in {**then["arch_kwargs"], **now["arch_kwargs"]}
+        if _plain(then["arch_kwargs"].get(name)) != _plain(now["arch_kwargs"].get(name))
+    ]
+    if differ:
+        raise ValueError(
+            f"{path} was trained with plans {before.plans_name} whose network had {', '.join(differ)}. Restore these "
+            f"plans (a copy is plans.json in the model's folder), or begin anew without --c."
+        )
+
+
+def _plain(value):
+    return json.loads(json.dumps(value, default=str))  # tuples and lists compare equal
 
 
 def _take_settings(trainer: PruningTrainer, record: dict) -> None:

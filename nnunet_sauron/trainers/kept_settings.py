@@ -13,7 +13,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from ..files import read_json_object
 from ..model.checkpoints import logged
 from ..model.snapshots import Snapshots
-from .settings import SETTINGS_FILE, VARIABLE, Given, TrainingSettings, write_settings
+from ..plugin.commands import train_command
+from .settings import SETTINGS_FILE, Given, TrainingSettings, write_settings
 
 SERIES = "settings"
 CHANGEABLE = ("save_every", "snapshot_every", "num_val_iterations_per_epoch")
@@ -43,10 +44,12 @@ def tell_settings(trainer: nnUNetTrainer, settings: Mapping, given: Given) -> No
     """
     if trainer.current_epoch == 0 and (earlier := _other_settings(Path(trainer.output_folder), settings)):
         if trainer.logger.resume:  # nnU-Net's --c
+            names = trainer.plans_manager.dataset_name, trainer.configuration_name, trainer.fold, type(trainer).__name__
+            file = Path(trainer.output_folder) / SETTINGS_FILE
+            again = train_command(*names, trainer.plans_manager.plans_name, "--c", settings=f"@{file}")
             raise ValueError(
                 f"There is no checkpoint to continue from in {trainer.output_folder}, and the training that was begun "
-                f"there had other settings: {earlier}. Give them again "
-                f"({VARIABLE}='@{Path(trainer.output_folder) / SETTINGS_FILE}'), or begin anew without --c."
+                f"there had other settings: {earlier}. Give them again, or begin anew without --c: {again}"
             )
         trainer.print_to_log_file(f"WARNING: an earlier training in this folder had other settings: {earlier}.")
     line = ", ".join(f"{name}={value}" for name, value in settings.items())

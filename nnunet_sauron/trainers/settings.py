@@ -24,6 +24,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 from ..files import CONTINUE, write_text_atomically
+from ..methods.targets import EXCLUSIVE
 
 VARIABLE = "nnunet_sauron"
 SETTINGS_FILE = "settings.json"
@@ -110,7 +111,10 @@ class Given:
             path, items = _split(os.environ.get(VARIABLE, ""))
             if path is not None:
                 self._take_file(path)
+            of_file = dict(self.values)
             self._take(items)
+            if path is not None:
+                self._override(path, of_file, {item.partition("=")[0].strip() for item in items})
         except ValueError as error:
             raise self._listed(error) from None
 
@@ -145,6 +149,17 @@ class Given:
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
             self.by_variable.add(name)
+
+    def _override(self, path: Path, of_file: Mapping, beside: Collection[str]) -> None:
+        """Let what stands beside a file replace what the file says in the same matter."""
+        if "published" in beside and of_file.get("published", self.values["published"]) != self.values["published"]:
+            raise ValueError(
+                f"published={self.values['published']} decides other settings' defaults, for which {path} has values "
+                f"of its own; give the settings that you want without that file"
+            )
+        if beside & EXCLUSIVE:  # one target at most
+            for name in EXCLUSIVE - beside:
+                self.values.pop(name, None)
 
     def settings(self) -> tuple:
         """One instance of each settings class.
@@ -210,6 +225,26 @@ class Given:
 def _of(settings_class: type, values: Mapping) -> dict:
     """Those of the values that are fields of a settings class."""
     return {field.name: values[field.name] for field in fields(settings_class) if field.name in values}
+
+
+def check_variable() -> None:
+    """Raise what every trainer raises at the variable, whatever its own settings.
+
+    Raises:
+        OSError, ValueError: As `Given`.
+    """
+    _refuse_other_spellings()
+    path, items = _split(os.environ.get(VARIABLE, ""))
+    given = [] if path is None else list(_read(path).items())
+    for item in items:
+        name, equals, text = (part.strip() for part in item.partition("="))
+        if not equals:
+            raise ValueError(f"'{item}' in {VARIABLE} is no setting, expected NAME=VALUE")
+        given.append((name, text))
+    hints = _hints(TrainingSettings)
+    for name, value in given:
+        if name in hints:  # those of all trainers
+            (_parsed if isinstance(value, str) else _checked)(name, value, _kinds(name, hints[name]))
 
 
 def _refuse_other_spellings() -> None:
@@ -316,6 +351,12 @@ def _absolute(name: str, value):
     """A path that holds wherever the training is continued; any other value as it is."""
     if name not in PATHS or value is None or value in PATHS[name]:
         return value
+    if not value.strip():
+        raise ValueError(f"{name} is empty, expected the path of a model; leave it out, or give {name}=None")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name}={value!a} has a name that is no UTF-8; rename it, or its folder") from None
     return os.path.abspath(os.path.expanduser(value))
 
 

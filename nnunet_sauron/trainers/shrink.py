@@ -15,6 +15,7 @@ from ..pruning import widths_of
 from .kept_settings import has_begun
 from .pruning import PruningTrainer
 from .resizing import MIRRORING, mirroring_of
+from .start import check_unchanged, fingerprint, seen_cases
 from .teacher import DistillingLoss, Teacher
 
 START = "start"
@@ -55,7 +56,7 @@ class ShrinkTrainer(PruningTrainer):
         (settings,) = self._more_settings
         start = settings.start_from and Path(settings.start_from).resolve()  # for `--c` from another folder
         self._start_name = start / f"fold_{fold}" / CHECKPOINT if start and start.is_dir() else start
-        self._start = self._teacher = None
+        self._start = self._teacher = self._loaded = None
         self._start_note = ""
         try:
             self._start = read_checkpoint(self._start_name) if start else None
@@ -76,6 +77,8 @@ class ShrinkTrainer(PruningTrainer):
                     f"start_from={self._start_name} is of another architecture than these plans: only the numbers of "
                     f"channels may differ. Train with the configuration and the plans (-p) of that model."
                 )
+            if seen := seen_cases(self._start, self._start_name, fold, plans["dataset_name"]):
+                self._start_note += f". {seen}"
         if self._teacher_from is None or self._refused:
             return
         try:
@@ -93,18 +96,21 @@ class ShrinkTrainer(PruningTrainer):
                 f"plans' network. Make that model smaller with `nnUNetv2_sauron compress`, or start from scratch."
             )
         if builder and builder.assumed:
-            self._start_note = f" ({builder.assumed})"
+            self._start_note += f" ({builder.assumed})"
 
     def initialize(self) -> None:
         super().initialize()
         if self._start:
             self.take_widths(self._start_widths)
             self.bare_network.load_state_dict(self._start["network_weights"])
+            self._loaded = fingerprint(self.bare_network)
             self._start = None  # its memory
 
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
+        if self.current_epoch == 0:
+            check_unchanged(self.bare_network, self._loaded, self._start_name)
         if self._teacher is None and self._teacher_from is not None:  # a training that is continued
             plans = self.plans_manager.plans
             try:

@@ -32,6 +32,7 @@ from ..model.checkpoints import CHECKPOINT, logged, read_checkpoint, trained_wit
 from ..model.labels import class_values
 from ..model.networks import NetworkBuilder
 from ..model.trained import ALL, folds_in
+from .start import seen_cases
 
 LAST_WEIGHT_OF_DDP = 1e-6  # nnU-Net's
 SEEN = ("spacing", "normalization_schemes", "use_mask_for_norm")  # these decide the images that a network is given
@@ -74,7 +75,7 @@ class Teacher:
         """
         student = PlansManager(copy.deepcopy(plans)), configuration, dataset_json
         files, left_out = _files(Path(source), fold, folds, checkpoint_name)
-        networks, supervised = [], True
+        networks, supervised, seen = [], True, []
         for path in files:
             checkpoint = read_checkpoint(path)
             teacher = trained_with(checkpoint, path)
@@ -91,9 +92,11 @@ class Teacher:
                 )
             networks.append(network)
             supervised = supervised and is_supervised(checkpoint)
+            seen.append(seen_cases(checkpoint, path, fold, plans["dataset_name"]))
         name = str(source) if len(files) == 1 else f"{source}, the mean of {len(files)} folds"
         name += f", without {' and '.join(left_out)}" if left_out else ""
         name += f" ({builder.assumed})" if builder.assumed else ""
+        name += "".join(f". {warning}" for warning in seen if warning)
         return cls(
             networks, regions=student[0].get_label_manager(dataset_json).has_regions, name=name, supervised=supervised
         )

@@ -232,3 +232,21 @@ def edit(task: Path, **values: object) -> None:
     """Change entries of a task's dataset.json."""
     told = json.loads((task / "dataset.json").read_text())
     (task / "dataset.json").write_text(json.dumps({**told, **values}))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": {"0": "background", "1": "a", "2": "a"}}, "two labels of one name"),
+        ({"labels": {"background": 0, "a": 1}}, "Expected are modality and labels as in"),
+        ({"modality": ["MRI"]}, "Expected are modality and labels as in"),
+        ({"modality": None}, "Expected are modality and labels as in"),
+    ],
+)
+def test_what_is_wrong_with_a_decathlon_dataset_json_is_said(tmp_path, raw, capsys, change, said):
+    task = write_msd(tmp_path)
+    told = json.loads((task / "dataset.json").read_text())
+    (task / "dataset.json").write_text(json.dumps({**told, **change}))
+    assert convert(msd, task) != 0
+    assert said in capsys.readouterr().err
+    assert not list(raw.iterdir())

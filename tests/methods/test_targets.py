@@ -188,3 +188,9 @@ class TestWidthsAtTheEnd:
         widths = widths_at_the_end(method_class, network, round_to=8, target_channels=0.7)
         assert all(width % 8 == 0 for width in widths.values())
         assert sum(widths.values()) <= 0.7 * sum(channel_layout(network).widths.values())
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.7])
+def test_a_fraction_is_told_as_it_was_given(network, fraction):
+    target, *_ = target_of(network, target_macs=fraction)
+    assert target.part_asked == fraction

@@ -233,3 +233,59 @@ def test_plans_that_are_no_json_are_named(source: Path) -> None:
     source.write_text("[]")
     with pytest.raises(ValueError, match="nnUNetPlans.json holds a list, expected a JSON object"):
         derive_plans(7, Flat(6))
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "complaint"),
+    [
+        ("2d", lambda c: c.pop("batch_size"), "'batch_size' is missing"),
+        ("2d", lambda c: c.pop("architecture"), "is missing"),
+        ("2d", lambda c: c["architecture"]["arch_kwargs"].pop("features_per_stage"), "'features_per_stage' is missing"),
+        ("2d", lambda c: c["architecture"]["arch_kwargs"].pop("strides"), "strides"),
+    ],
+)
+def test_edited_plans_are_named_with_what_is_missing(source: Path, key: str, change, complaint: str) -> None:
+    edited = read(source)
+    change(edited["configurations"][key])
+    source.write_text(json.dumps(edited))
+    before = files(source.parent)
+    with pytest.raises(ValueError, match=rf"{source.name} was changed or is damaged: .*{complaint}"):
+        derive_plans(7, Flat(6))
+    assert files(source.parent) == before
+
+
+@pytest.mark.parametrize("configurations", [[], {}, "2d"])
+def test_plans_without_configurations_are_refused_before_anything_is_written(source: Path, configurations) -> None:
+    source.write_text(json.dumps({**plans(), "configurations": configurations}))
+    before = files(source.parent)
+    with pytest.raises(ValueError, match="has no 'configurations'"):
+        derive_plans(7, Flat(6))
+    assert files(source.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"labels": None}, "has no labels"),
+        ({"channel_names": None}, "has no channel_names"),
+        ({"numTraining": "many"}, "numTraining is many, expected the number"),
+        ({"numTraining": None}, "numTraining is None, expected the number"),
+    ],
+)
+def test_a_dataset_json_that_lacks_something_is_named(source: Path, change: dict, complaint: str) -> None:
+    path = source.with_name("dataset.json")
+    path.write_text(json.dumps({**read(path), **change}))
+    with pytest.raises(ValueError, match=complaint):
+        derive_plans(7, Flat(6), same_memory=True)
+
+
+def test_a_number_of_cases_that_is_a_text_counts(source: Path) -> None:
+    as_number = derive_plans(7, Flat(6), same_memory=True).configurations
+    path = source.with_name("dataset.json")
+    path.write_text(json.dumps({**read(path), "numTraining": "100"}))
+    assert derive_plans(7, Flat(6), same_memory=True, overwrite=True).configurations == as_number
+
+
+def test_plans_of_another_data_set_are_no_source(source: Path) -> None:
+    with pytest.raises(ValueError, match="There are no plans"):
+        derive_plans(7, Flat(6), source=f"../{DATASET}/nnUNetPlans")

@@ -109,3 +109,11 @@ def test_exactly_one_kind_of_widths_is_needed(words: list[str], capsys: pytest.C
         main(["plan", "-d", "7", *words])
     assert stopped.value.code == 2
     assert "--flat" in capsys.readouterr().err
+
+
+def test_a_cascade_is_trained_after_the_stage_before_it(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "-d", "7", "--flat", "6", "-c", "3d_cascade_fullres"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"Train: nnUNetv2_train {DATASET} {stage} FOLD -p nnUNetLUnet6Plans"
+        for stage in ("3d_lowres", "3d_cascade_fullres")
+    ]

@@ -142,3 +142,38 @@ def test_json_says_whether_all_is_well(capsys: pytest.CaptureFixture[str]) -> No
     }
     print_checks([good], json_output=True)
     assert json.loads(capsys.readouterr().out)["ok"] is True
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "check", "said"),
+    [
+        ("nnUNet_sauron", "num_epochs=3", "settings (nnunet_sauron)", "nnUNet_sauron is not read: it is spelled"),
+        ("nnunet_sauron", "num_epochs=x", "settings (nnunet_sauron)", "num_epochs must be a whole number"),
+        ("nnunet_sauron", "num_epochs", "settings (nnunet_sauron)", "'num_epochs' in nnunet_sauron is no setting"),
+        ("nnunet_sauron", "@/not/there.json", "settings (nnunet_sauron)", "'/not/there.json', which is not there"),
+        ("nnUNet_def_n_proc", "abc", "nnUNet_def_n_proc", "'abc' is no whole number"),
+        ("nnUNet_n_proc_DA", "1.5", "nnUNet_n_proc_DA", "'1.5' is no whole number"),
+        ("nnUNet_results", "~/results", "nnUNet_results", "~/results, whose ~ nnU-Net takes for a name"),
+    ],
+)
+def test_a_variable_that_stops_every_training_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, check: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr("nnunet_sauron.plugin.doctor._classes", lambda *_, **__: ())
+    found = found_here()[check]
+    assert found.ok is False and said in found.detail and found.remedy
+    monkeypatch.setenv(variable, "")
+    monkeypatch.delenv(variable)
+    assert found_here()["settings (nnunet_sauron)"].ok is None
+
+
+def test_nnunets_own_file_is_not_to_be_removed_for_a_variables_value() -> None:
+    import subprocess
+
+    environment = {**os.environ, "nnUNet_def_n_proc": "abc"}
+    command = [sys.executable, "-m", "nnunet_sauron.cli", "doctor", "--json"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    checks = json.loads(said.stdout)["checks"]
+    assert any("configuration.py" in check["detail"] for check in checks)  # the search stops there
+    assert not any("remove the file" in check["remedy"] for check in checks)

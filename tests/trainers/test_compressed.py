@@ -334,3 +334,21 @@ def test_a_checkpoint_that_says_nothing_of_mirroring_gets_nnunets(folder, model,
     trainer = start(folder, monkeypatch, model)
     trainer.initialize()
     assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[-1] == (0, 1)
+
+
+def test_pretrained_weights_over_those_of_the_start_are_refused(folder, model, monkeypatch):
+    trainer = start(folder, monkeypatch, model)
+    trainer.initialize()
+    with torch.no_grad():
+        next(trainer.network.parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match="start_from=.* and -pretrained_weights are both given"):
+        trainer.run_training()
+
+
+def test_a_start_of_another_fold_is_told(folder, model, source, monkeypatch):
+    path = model / "fold_0" / "checkpoint_final.pth"
+    init_args = {"plans": plans(), "configuration": "2d", "fold": 3, "dataset_json": dataset_json()}
+    torch.save({**torch.load(path, weights_only=False), "init_args": init_args}, path)
+    trainer = start(folder, monkeypatch, path)
+    trainer.on_train_start()
+    assert log_of(trainer).count("is a model of fold 3, which was trained on validation cases of fold 0") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def begun(request, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["StockTrainer", "ShrinkTrainer"])
 def test_it_is_not_continued_as_another_one_before_its_first_checkpoint(tmp_path, monkeypatch, name):
     """nnU-Net begins a new training then, which in a shell without the variable has the default settings."""
+    tmp_path = tmp_path / "it's"  # which a shell must get quoted
     set_folders(monkeypatch, tmp_path)
     monkeypatch.setenv("nnUNet_compile", "f")
     target = {"target_macs": 0.4} if name == "ShrinkTrainer" else {}
@@ -67,8 +69,11 @@ def test_it_is_not_continued_as_another_one_before_its_first_checkpoint(tmp_path
     monkeypatch.delenv("nnunet_sauron")
     again = small_trainer(tmp_path, small)
     again.logger.resume = True  # as --c sets it
-    with pytest.raises(ValueError, match=r"no checkpoint to continue .*initial_lr=0.002 \(now 0.01\).*without --c"):
+    refused = r"no checkpoint to continue .*initial_lr=0.002 \(now 0.01\).*without --c"
+    with pytest.raises(ValueError, match=refused) as error:
         again.run_training()
+    words = shlex.split(str(error.value).partition("without --c: ")[2])
+    assert f"nnunet_sauron=@{fold / 'settings.json'}" in words and words[-1] == "--c"
     assert (fold / "settings.json").read_text() == written
     monkeypatch.setenv("nnunet_sauron", f"@{fold / 'settings.json'}")
     again = small_trainer(tmp_path, small)
@@ -183,3 +188,25 @@ def test_a_start_that_is_gone_is_missed_where_a_training_begins(folder, monkeypa
     trainer = small_trainer(folder, small)
     with pytest.raises(FileNotFoundError, match="no checkpoint .*gone.pth"):
         trainer.run_training()
+
+
+@pytest.mark.parametrize("name", ["ShrinkTrainer", "STAMPTrainer", "CompressedTrainer", "StockTrainer"])
+def test_other_plans_of_the_same_name_are_refused(tmp_path, monkeypatch, name):
+    """A network that takes a checkpoint's widths would go on as if nothing had changed."""
+    set_folders(monkeypatch, tmp_path)
+    monkeypatch.setenv("nnUNet_compile", "f")
+    target = {"target_macs": 0.4} if name == "ShrinkTrainer" else {}
+    small = type(name, (OnRandomPatches, getattr(trainers, name)), {"num_epochs": 2, **target})
+    first = small_trainer(tmp_path, type("StockTrainer", (OnRandomPatches, StockTrainer), {"num_epochs": 1}))
+    first.initialize()
+    torch.save({"network_weights": first.network.state_dict()}, tmp_path / "start.pth")
+    settings = f"start_from={tmp_path / 'start.pth'},teacher=None" if name == "CompressedTrainer" else "save_every=1"
+    monkeypatch.setenv("nnunet_sauron", settings)
+    trainer = small_trainer(tmp_path, small)
+    trainer.run_training()
+    monkeypatch.delenv("nnunet_sauron")
+    again = small_trainer(tmp_path, small, widths=(8, 10, 12))
+    refused = (ValueError, RuntimeError)  # nnU-Net's own of a network that does not fit
+    with pytest.raises(refused, match=r"features_per_stage=\[6, 8, 10\] \(now \[8, 10, 12\]\)|size mismatch"):
+        again.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    small_trainer(tmp_path, small).load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))

@@ -14,6 +14,7 @@ from nnunet_sauron.methods.shrink import ShrinkSettings
 from nnunet_sauron.methods.targets import TargetSettings
 from nnunet_sauron.trainers import settings
 from nnunet_sauron.trainers.settings import Given, TrainingSettings, write_settings
+from nnunet_sauron.trainers.shrink import StartSettings
 
 
 class Trainer:
@@ -270,3 +271,29 @@ class TestContinued:
         _, begun = found.settings()
         training, now = found.continued({**BEFORE, **asdict(begun)}, ["save_every"])
         assert now == begun and found.changed == {} and (training.num_epochs, training.save_every) == (5, 1)
+
+
+def test_a_target_beside_a_file_replaces_the_files(monkeypatch, tmp_path):
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({"target_macs": 0.1, "target_parameters": None, "cuts": 3}))
+    monkeypatch.setenv("nnunet_sauron", f"@{path},target_parameters=0.3")
+    (shrink,) = Given(Trainer, ShrinkSettings).settings()
+    assert (shrink.target_macs, shrink.target_parameters, shrink.cuts) == (None, 0.3, 3)
+
+
+@pytest.mark.parametrize("now", [True, False])
+def test_published_beside_a_file_of_the_other_mode_is_refused(monkeypatch, file, now):
+    file.write_text(json.dumps({**asdict(SauronSettings.from_given(published=not now))}))
+    with pytest.raises(ValueError, match=f"published={now} decides other settings' defaults"):
+        given(monkeypatch, f"@{file},published={now}")
+    assert given(monkeypatch, f"@{file},published={not now}").values["published"] is not now
+
+
+@pytest.mark.parametrize("name", ["start_from", "teacher"])
+def test_a_path_that_is_empty_or_no_text_is_named(monkeypatch, name):
+    monkeypatch.setenv("nnunet_sauron", f"{name}=")
+    with pytest.raises(ValueError, match=f"{name} is empty, expected the path of a model"):
+        Given(Trainer, StartSettings)
+    monkeypatch.setenv("nnunet_sauron", f"{name}=/data/mod\udce9l")
+    with pytest.raises(ValueError, match=f"{name}='/data/mod\\\\udce9l' has a name that is no UTF-8"):
+        Given(Trainer, StartSettings)

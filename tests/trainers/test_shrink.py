@@ -217,3 +217,31 @@ def test_it_mirrors_as_the_model_that_it_starts_from(folder, trained, monkeypatc
     assert getattr(again, mirror)()[-1] == (0, 1)  # from scratch, nnU-Net's own
     again.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
     assert getattr(again, mirror)()[-1] == axes
+
+
+def test_pretrained_weights_over_those_of_the_start_are_refused(folder, trained, monkeypatch):
+    """nnU-Net's -pretrained_weights loads all but the segmentation layers, after `initialize`."""
+    monkeypatch.setenv("nnunet_sauron", f"start_from={trained},teacher=None")
+    trainer = small_trainer(folder, Small, widths=WIDTHS)
+    trainer.initialize()
+    with torch.no_grad():
+        next(trainer.network.parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match="start_from=.* and -pretrained_weights are both given"):
+        trainer.run_training()
+    assert not (Path(trainer.output_folder) / "settings.json").exists()
+
+
+@pytest.mark.parametrize(("fold", "data_set", "warned"), [(1, None, True), ("all", None, True), (0, None, False),
+                                                          (1, "Dataset002_Other", False)])  # fmt: skip
+def test_a_start_that_has_seen_the_validation_cases_is_told(folder, trained, monkeypatch, fold, data_set, warned):
+    path = trained / "fold_0" / "checkpoint_final.pth"
+    model = torch.load(path, weights_only=False)
+    model["init_args"]["fold"] = fold
+    if data_set:
+        model["init_args"]["plans"]["dataset_name"] = data_set
+    torch.save(model, path)
+    monkeypatch.setenv("nnunet_sauron", f"start_from={path}" + (",teacher=None" if data_set else ""))
+    trainer = small_trainer(folder, Small, widths=WIDTHS)
+    trainer.on_train_start()
+    seen = f"WARNING: {path} is a model of fold {fold}, which was trained on validation cases of fold 0"
+    assert log_of(trainer).count(seen) == (2 if warned else 0)  # as start and as teacher

@@ -1,0 +1,53 @@
+"""The model that a training starts or learns from: whether its weights are still those, and what its fold has seen."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from torch import nn
+
+from ..model.checkpoints import trained_with
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A digest of all weights, wherever they lie."""
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_unchanged(network: nn.Module, loaded: str | None, start: str | Path) -> None:
+    """Raise ValueError if a network's weights are not those any more that were loaded from the start.
+
+    Args:
+        network: As its first step will find it.
+        loaded: Its `fingerprint` after that load; None where none was loaded.
+        start: The checkpoint, for the error.
+    """
+    if loaded is not None and fingerprint(network) != loaded:
+        raise ValueError(
+            f"start_from={start} and -pretrained_weights are both given, and nnU-Net has put the weights of the second "
+            f"over most of the first's. Leave one of them out."
+        )
+
+
+def seen_cases(checkpoint: dict, path: str | Path, fold: int | str, dataset: str) -> str | None:
+    """A warning if a model was trained on cases that validate the fold; None where it was not, or where it is unknown.
+
+    Args:
+        checkpoint: The model's.
+        path: Its file, for the warning.
+        fold: That is trained now.
+        dataset: Name of the data set that is trained on now.
+    """
+    of_model = checkpoint.get("init_args", {}).get("fold")
+    if of_model is None or fold == "all" or str(of_model) == str(fold):
+        return None
+    if trained_with(checkpoint, path)[0].dataset_name != dataset:
+        return None
+    return (
+        f"WARNING: {path} is a model of fold {of_model}, which was trained on validation cases of fold {fold}: the "
+        f"validation Dice of this training is no cross-validation"
+    )

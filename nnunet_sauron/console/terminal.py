@@ -20,7 +20,7 @@ class PlainTable(Table):
     """A table without markup and emoji codes on any console, which folds long names rather than cutting them."""
 
     def add_column(self, header: str = "", *args, **options) -> None:
-        super().add_column(Text(header), *args, **{"overflow": "fold", **options})
+        super().add_column(Text(header), *args, **{"overflow": "fold", "min_width": 3, **options})
 
     def add_row(self, *cells: str, **options) -> None:
         super().add_row(*(Text(cell) for cell in cells), **options)

@@ -24,6 +24,7 @@ from .verbs import CARD
 WARNING = "Not a medical device. For research only; nobody has shown that it is safe or right on your images."
 NUMBERS = ("mean", "std", "percentile_00_5", "percentile_99_5")
 RESAMPLING_SETTINGS = ("is_seg", "order", "order_z", "force_separate_z", "separate_z_anisotropy_threshold")
+PNG = ".png"
 NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet", "PrunedPlainConvUNet", "PrunedResidualEncoderUNet")
 
 
@@ -200,6 +201,13 @@ def _check_pipeline(model: TrainedModel) -> None:
             refuse("label manager", model.plans["label_manager"], ("LabelManager",))
         if _reader(model) not in READERS:
             refuse("reader", _reader(model), READERS)
+        ending = model.dataset_json["file_ending"]
+        if _reader(model) == "NaturalImage2DIO" and ending != PNG:
+            raise ValueError(
+                f"{model.folder} takes pictures in {ending} files; a bundle reads PNG alone, since readers differ in "
+                f"the colours of others. Predict with nnU-Net, or convert the pictures and set file_ending in a copy "
+                f"of the model's dataset.json to {PNG}."
+            )
         channels = len(model.channel_names)
         for scheme in configuration.normalization_schemes[:channels]:
             if scheme not in SCHEMES or not hasattr(schemes, scheme):

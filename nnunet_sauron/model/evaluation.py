@@ -217,16 +217,25 @@ def check_same_voxels(one: Grid, other: Grid) -> None:
 
 
 def mean_score(scores: Sequence[CaseScore], metric: str, name: str | None = None) -> Mean:
-    """Mean over all cases and classes, with the count of the values that are not defined.
+    """Mean over the classes of their means over cases, as nnU-Net's `foreground_mean`.
 
     Args:
         scores: What `evaluate_folder` returned.
         metric: An attribute of `ClassScore`.
         name: Only this class.
+
+    Returns:
+        The mean, and how many pairs of a case and a class have a value, and how many none.
     """
-    values = [v for score in scores for key, v in score.values(metric).items() if name is None or key == name]
-    defined = [value for value in values if not math.isnan(value)]
-    return Mean(_mean(defined), defined=len(defined), undefined=len(values) - len(defined))
+    of_class: dict[str, list[float]] = {}
+    for score in scores:
+        for key, value in score.values(metric).items():
+            if name in (None, key):
+                of_class.setdefault(key, []).append(value)
+    defined = [[value for value in values if not math.isnan(value)] for values in of_class.values()]
+    count = sum(map(len, defined))
+    mean = _mean([_mean(values) for values in defined if values])
+    return Mean(mean, defined=count, undefined=sum(map(len, of_class.values())) - count)
 
 
 def score_class(

@@ -153,6 +153,8 @@ class TrainedModel:
         """Names of a case's images, in the order of their files."""
         # As nnU-Net reads it; older data sets call it modality.
         names = self.dataset_json.get("channel_names") or self.dataset_json["modality"]
+        if all(str(key).isdigit() for key in names):  # the number in a file's name, whatever their order here
+            names = {key: names[key] for key in sorted(names, key=int)}
         return tuple(str(name) for name in names.values())
 
     @property

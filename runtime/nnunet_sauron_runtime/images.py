@@ -11,8 +11,9 @@ import numpy as np
 import SimpleITK
 
 from .manifest import Manifest, is_length
-from .whole_files import check_file
+from .whole_files import check_file, is_nifti_2
 
+UNITS = {1: "metres", 3: "micrometres"}  # of NIfTI's xyzt_units, other than mm
 ORIENTED = "RAS"  # to which nnU-Net's readers with "Reorient" in their names bring images
 SLICES_APART = 999  # by which nnU-Net multiplies the spacing of a 2D image for that of its missing axis
 
@@ -29,11 +30,12 @@ def read_case(files: Sequence[Path]) -> list[SimpleITK.Image]:
         try:
             image = SimpleITK.ReadImage(str(file))
         except RuntimeError as error:
+            if is_nifti_2(file):
+                raise ValueError(f"{file} is NIfTI-2, which is not read here; convert it to NIfTI-1.") from error
             raise ValueError(
                 f"{file} cannot be read as an image: {_reason(error)}. Mend it or leave it out."
             ) from error
-        # White in a PNG of one bit is 255 to SimpleITK and 1 to nnU-Net.
-        images.append(image // 255 if _is_png_of_one_bit(file) else image)
+        images.append(_as_pillow(image, *_png_bits_and_kind(file)))
     return images
 
 
@@ -79,10 +81,8 @@ def to_array(images: Sequence[SimpleITK.Image], manifest: Manifest) -> tuple[np.
     axes = images[0].GetDimension()
     for image in images:
         _check_image(image, colours)
-        if manifest.image_reader == "NibabelIOWithReorient" and _has_no_orientation(image):
-            raise ValueError(
-                "it has neither qform nor sform, and readers differ in which side they take for the front; set one"
-            )
+        if manifest.image_reader.startswith("NibabelIO"):
+            _check_as_nibabel(image, manifest)
         if image.GetSize() != images[0].GetSize():
             raise ValueError(
                 f"its images have different sizes, {images[0].GetSize()} and {image.GetSize()} voxels along x, y, z"
@@ -171,20 +171,64 @@ def _array(image: SimpleITK.Image) -> np.ndarray:
     return array.astype(np.float32, order="C")
 
 
-def _is_png_of_one_bit(file: Path) -> bool:
+def _png_bits_and_kind(file: Path) -> tuple[int, int]:
+    """Bits of a value and the kind of colour (0 is grey, 2 and 6 are colours) of a PNG; -1 for another file."""
     with file.open("rb") as opened:
         header = opened.read(26)
-    return header.startswith(b"\x89PNG") and header[24:] == bytes([1, 0])  # bits, and grey as the kind of colour
+    return (header[24], header[25]) if header.startswith(b"\x89PNG") and len(header) == 26 else (-1, -1)
+
+
+def _as_pillow(image: SimpleITK.Image, bits: int, kind: int) -> SimpleITK.Image:
+    """A PNG's values as nnU-Net's reader has them, which reads by Pillow."""
+    if (bits, kind) == (1, 0):
+        return image // 255  # white is 1
+    if bits == 16 and kind in (2, 6):  # colours of 8 bits
+        narrow = SimpleITK.GetImageFromArray((SimpleITK.GetArrayViewFromImage(image) >> 8).astype(np.uint8), True)
+        narrow.CopyInformation(image)
+        return narrow
+    return image
 
 
 def _reorients(manifest: Manifest) -> bool:
     return manifest.image_reader.endswith("Reorient")
 
 
-def _has_no_orientation(image: SimpleITK.Image) -> bool:
-    """Whether it is of a NIfTI file that states none."""
-    codes = [image.GetMetaData(key) for key in ("qform_code", "sform_code") if image.HasMetaDataKey(key)]
-    return codes == ["0", "0"]
+def _check_as_nibabel(image: SimpleITK.Image, manifest: Manifest) -> None:
+    """Raise ValueError where a NIfTI header tells SimpleITK something else than nibabel, nnU-Net's reader then."""
+    told = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    if "sform_code" not in told:
+        return  # no NIfTI
+
+    def number(key: str, default: float = 0.0) -> float:
+        try:
+            return float(told[key])
+        except (KeyError, ValueError):
+            return default
+
+    if manifest.image_reader == "NibabelIOWithReorient" and number("qform_code") == number("sform_code") == 0:
+        raise ValueError(
+            "it has neither qform nor sform, and readers differ in which side they take for the front; set one"
+        )
+    unit = UNITS.get(int(number("xyzt_units")) & 7)
+    if unit:
+        raise ValueError(
+            f"its header tells lengths in {unit}, which the model's reader in nnU-Net takes for mm; set the unit to mm "
+            f"(xyzt_units 2), and spacing and affine with it"
+        )
+    slope, intercept = number("scl_slope", 1.0), number("scl_inter")
+    if not np.isfinite(intercept) or ((slope == 0 or not np.isfinite(slope)) and intercept != 0):
+        raise ValueError(
+            f"its header has the slope {told.get('scl_slope')} and the intercept {told.get('scl_inter')}, which "
+            f"readers take differently; set them to 1 and 0, or to what its values mean"
+        )
+    if number("sform_code") > 0 and image.GetDimension() == 3:
+        rows = [[float(one) for one in told.get(f"srow_{axis}", "").split()[:3]] for axis in "xyz"]
+        pixdim = [number(f"pixdim[{axis}]") for axis in (1, 2, 3)]
+        if all(len(row) == 3 for row in rows) and not np.allclose(np.linalg.norm(rows, axis=0), pixdim, rtol=1e-2):
+            raise ValueError(
+                f"its header has voxels of {pixdim} mm (pixdim) and an sform of others, so that readers differ in "
+                f"where it lies; set both alike"
+            )
 
 
 def _reason(error: Exception) -> str:

@@ -167,10 +167,15 @@ def check(bundle: Bundle, say: Callable[[str], None]) -> None:
 
     networks = bundle.networks
     say(f"{sum(map(len, networks))} networks have their checksums and load in {bundle.engine}")
-    patch = bundle.manifest.stages[0].patch_size
-    shape = (*(1,) * (3 - len(patch)), *patch)
+    stage = bundle.manifest.stages[0]
+    missing = (1,) * (3 - len(stage.patch_size))
+    shape, spacing = (
+        [[*missing, *told][axis] for axis in stage.transpose_backward] for told in (stage.patch_size, stage.spacing)
+    )
     values = np.random.default_rng(0).integers(0, 255, shape).astype(np.float32)
     colours = bundle.manifest.image_reader == "NaturalImage2DIO"
     image = SimpleITK.GetImageFromArray(values[0] if colours else values)
+    if not colours:
+        image.SetSpacing([float(length) for length in spacing[::-1]])
     bundle.predict([image] * len(bundle.manifest.channel_names), mirroring=False)
     say(f"a built-in image of {' x '.join(map(str, shape))} voxels was segmented")

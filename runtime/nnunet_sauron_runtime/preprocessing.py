@@ -69,8 +69,10 @@ def preprocess(
             f"the image of {data.shape[1:]} voxels of {spacing} mm has {shape} voxels at the model's spacing of "
             f"{network_spacing} mm; check its spacing"
         )
+    # What the first stage labelled counts as inside, as nnU-Net has it.
+    judged = inside if previous is None else inside | (previous.transpose(forward)[box] > 0)
     for channel, normalization in zip(data, stage.normalization, strict=True):
-        channel[...] = normalize(channel, inside, normalization)
+        channel[...] = normalize(channel, judged, normalization)
     data = resample_image(data, shape, stage.resampling_data, spacing, network_spacing)
     if previous is not None:
         labels = previous.transpose(forward)[box].astype(np.float32)
@@ -111,7 +113,8 @@ def normalize(channel: np.ndarray, inside: np.ndarray, normalization: Normalizat
 
     Args:
         channel: (z, y, x), float32.
-        inside: Where the image is not zero; used by `ZScoreNormalization` with `use_mask_for_norm`.
+        inside: Where the image is not zero, or labelled by the stage before; used by `ZScoreNormalization` with
+            `use_mask_for_norm`.
         normalization: The scheme and its numbers.
 
     Raises:

@@ -72,6 +72,17 @@ def _check_nifti(file: Path) -> None:
         raise EOFError(f"it has {length} bytes{' when unpacked' if packed else ''}, its header tells of {expected}")
 
 
+def is_nifti_2(file: Path) -> bool:
+    """Whether a file has the header of NIfTI-2."""
+    if not file.name.lower().endswith((".nii", ".nii.gz")):
+        return False
+    with file.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+    with gzip.open(file) if packed else file.open("rb") as opened:
+        begins = opened.read(4)
+    return 540 in (int.from_bytes(begins, order) for order in ("little", "big"))
+
+
 def _told(header: bytes) -> tuple[int | None, int | None, np.dtype | None]:
     """The bytes that a NIfTI file should have, where its voxels start, and their type if it is one of floats."""
     for size, shape, kind, start in (

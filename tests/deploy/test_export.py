@@ -276,3 +276,19 @@ def test_an_image_that_cannot_be_read_is_named_before_any_work(model, tmp_path, 
     (tmp_path / "images/c1_0000.nii.gz").write_bytes(b"cut")
     assert export(model, tmp_path / "b.zip", "-i", tmp_path / "images") == 2
     assert "c1_0000.nii.gz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", [".bmp", ".tif"])
+def test_pictures_other_than_png_are_refused(tmp_path, capsys, ending):
+    reader = {"image_reader_writer": "NaturalImage2DIO"}
+    write_model(tmp_path / "model", dim=2, plan=reader, dataset={"file_ending": ending})
+    assert export(tmp_path / "model", tmp_path / "b.zip") == 2
+    assert f"takes pictures in {ending} files; a bundle reads PNG alone" in capsys.readouterr().err
+    write_model(tmp_path / "png", dim=2, plan=reader, dataset={"file_ending": ".png"})
+    assert export(tmp_path / "png", tmp_path / "b.zip") == 0
+
+
+def test_channels_are_named_by_their_numbers(tmp_path):
+    write_model(tmp_path / "model", dim=2, dataset={"channel_names": {"1": "T2", "0": "T1"}})
+    assert export(tmp_path / "model", tmp_path / "b.zip") == 0
+    assert described(tmp_path / "b.zip")["channel_names"] == {"0": "T1", "1": "T2"}

@@ -234,3 +234,13 @@ def test_what_is_wrong_with_a_case_is_told_and_the_others_are_scored(tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder of predictions.*nowhere"):
         evaluate_folder(tmp_path / "nowhere", tmp_path, LABELS)
+
+
+def test_a_class_that_few_cases_have_counts_as_much_as_another():
+    """As in nnU-Net's foreground_mean: the mean over classes of their means over cases."""
+    absent = score_class(mask(), mask(), SPACING)
+    full, part = score_class(mask((2, 2, 2)), mask((2, 2, 2)), SPACING), score_class(mask(), mask((2, 2, 2)), SPACING)
+    scores = [CaseScore(str(number), {"often": full, "rare": absent}) for number in range(4)]
+    scores.append(CaseScore("4", {"often": full, "rare": part}))
+    mean = mean_score(scores, "dice")
+    assert (mean.value, mean.defined, mean.undefined) == (0.5, 6, 4)

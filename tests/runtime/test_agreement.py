@@ -83,10 +83,12 @@ def test_slices_in_two_channels_with_the_scheme_of_ct(tmp_path):
     compare(tmp_path, model, tmp_path / "images")
 
 
-@pytest.mark.parametrize("colours", [1, 3])
-def test_pictures(tmp_path, colours):
+@pytest.mark.parametrize(("colours", "bits"), [(1, 8), (3, 8), (1, 16), (3, 16)])
+def test_pictures(tmp_path, colours, bits):
     picture = np.clip(np.stack([phantom((40, 60), seed) for seed in range(colours)], -1), 0, 255).astype(np.uint8)
     array = picture if colours > 1 else picture[..., 0]
+    if bits == 16:  # which Pillow keeps where it is grey
+        array = array.astype(np.uint16) * (257 if colours > 1 else 1)
     (tmp_path / "images").mkdir()
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array, isVector=colours > 1), str(tmp_path / "images/a_0000.png"))
     names = {str(channel): "rgb_to_0_1" for channel in range(colours)}
@@ -114,13 +116,17 @@ def test_two_folds_of_different_widths(tmp_path, monkeypatch):
     compare(tmp_path, model, tmp_path / "images")
 
 
-def test_a_cascade(tmp_path):
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_cascade(tmp_path, masked):
     images = tmp_path / "images"
     volume = phantom((24, 40, 36))
     volume[:, :6] = 0
+    if masked:  # with corners that the first stage labels, too
+        volume[:8, :20] = volume[:, :, 26:] = 0
     write_image(images / "a_0000.nii.gz", volume, (0.8, 0.9, 1.4))
-    low = write_model(tmp_path / "low", name="3d_lowres", configuration={"spacing": [2.0, 1.7, 1.7]})
-    high = write_model(tmp_path / "high", configuration={"previous_stage": "3d_lowres"}, seed=3)
+    mask = {"use_mask_for_norm": [masked]}
+    low = write_model(tmp_path / "low", name="3d_lowres", configuration={"spacing": [2.0, 1.7, 1.7], **mask})
+    high = write_model(tmp_path / "high", configuration={"previous_stage": "3d_lowres", **mask}, seed=3)
     predict_with_nnunet(low, images, tmp_path / "between")
     predict_with_nnunet(high, images, tmp_path / "theirs", previous=tmp_path / "between")
     bundle = Bundle(write_bundle(tmp_path / "bundle", low, high), threads=1)

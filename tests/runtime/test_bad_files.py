@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import os
@@ -199,3 +200,39 @@ def test_a_damaged_zip_is_named_however_it_is_packed(folder, tmp_path, how):
     (tmp_path / "b.zip").write_bytes(content)
     with pytest.raises(ValueError, match=r"b\.zip: bundle\.json"):
         Archive(tmp_path / "b.zip").manifest()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({123: b"\x03"}, "its header tells lengths in micrometres"),
+        ({123: b"\x01"}, "its header tells lengths in metres"),
+        ({112: struct.pack("<ff", 0, 25)}, "the slope 0 and the intercept 25"),
+        ({112: struct.pack("<ff", np.nan, 25)}, "and the intercept 25"),
+        ({80: struct.pack("<f", 3)}, r"voxels of \[3.0, 1.0, 1.0\] mm \(pixdim\) and an sform of others"),
+    ],
+)
+def test_a_header_that_readers_take_differently_is_refused(folder, tmp_path, changes, said):
+    """Of bundles whose model reads by nibabel; SimpleITK's scale intensities and lengths otherwise."""
+    file = write_image(tmp_path / "a.nii", VOLUME)
+    content = bytearray(file.read_bytes())
+    content[123] = 2  # mm
+    file.write_bytes(content)
+    manifest = Bundle(folder).manifest
+    by_nibabel = dataclasses.replace(manifest, image_reader="NibabelIO")
+    to_array(read_case([file]), by_nibabel)
+    for place, values in changes.items():
+        content[place : place + len(values)] = values
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        to_array(read_case([file]), by_nibabel)
+    if 80 in changes or 112 in changes:
+        to_array(read_case([file]), manifest)  # as nnU-Net's SimpleITKIO does
+
+
+def test_nifti_2_is_named_and_not_called_damaged(tmp_path):
+    import nibabel
+
+    nibabel.save(nibabel.Nifti2Image(VOLUME, np.eye(4)), tmp_path / "a.nii.gz")
+    with pytest.raises(ValueError, match="is NIfTI-2, which is not read here; convert it to NIfTI-1"):
+        read_case([tmp_path / "a.nii.gz"])

@@ -52,6 +52,16 @@ def test_a_whole_bundle_passes_its_check(folder, tmp_path, capsys):
     assert "1 networks have their checksums" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("length", [1e-3, 200.0])
+def test_the_check_takes_an_image_of_the_models_own_spacing(changed, length):
+    def how(said):
+        said["stages"][0]["spacing"] = [length] * len(said["stages"][0]["spacing"])
+
+    lines = []
+    check(Bundle(changed(how), threads=1), lines.append)
+    assert lines[-1].startswith("a built-in image of")
+
+
 def test_what_a_mac_adds_to_a_zip_is_passed_over(folder, tmp_path):
     names = {"__MACOSX/._bundle.json": b"x", ".DS_Store": b"x", "._fold_0.onnx": b"x"}
     check(Bundle(zipped(folder, tmp_path / "b.zip", **names), threads=1), print)

@@ -30,8 +30,8 @@ def fold_numbers(model: ModelReport, fold: str) -> dict[str, float]:
     Returns:
         channels; parameters; macs and flops of one patch; weights_bytes; peak_memory_bytes; seconds_cpu, seconds_cuda
         and their interquartile ranges (`_iqr`); epoch_time_ratio; target_asked and target_left, the parts that a
-        pruning's target asked for and left; `METRICS` as means over cases and classes (hd95 in mm, volume errors as
-        fractions) and for each class (`dice: NAME`, ...); cases; how many pairs of a case and a class have an
+        pruning's target asked for and left; `METRICS` as means over cases, then classes (hd95 in mm, volume errors as
+        fractions), and for each class (`dice: NAME`, ...); cases; how many pairs of a case and a class have an
         empty_prediction, an empty_reference, or both_empty (again also for each class); and channels of each stage
         (`channels: encoder.stages.0`, ...).
     """
@@ -53,9 +53,13 @@ def fold_numbers(model: ModelReport, fold: str) -> dict[str, float]:
     if scores:
         of_class = {name: [score.classes[name] for score in scores] for name in model.classes}
         numbers["cases"] = len(scores)
-        numbers.update(_means([one for found in of_class.values() for one in found]))
-        for name, found in of_class.items():
-            numbers.update({f"{key}: {name}": value for key, value in _means(found).items()})
+        means = {name: _means(found) for name, found in of_class.items()}
+        for key in next(iter(means.values()), {}):
+            values = [of_one[key] for of_one in means.values() if not math.isnan(of_one[key])]
+            combine = sum if key in COUNTS else statistics.fmean
+            numbers[key] = combine(values) if values else math.nan
+        for name, found in means.items():
+            numbers.update({f"{key}: {name}": value for key, value in found.items()})
     return numbers
 
 

@@ -199,9 +199,9 @@ def notes(report: Report) -> list[str]:
         "and live tensors, without the workspace of convolutions.",
         *timing,
         f"Dice, HD95 (the larger direction's 95th percentile) and surface Dice (tolerance {report.tolerance_mm:g} mm) "
-        "are defined as MONAI's, over surface voxels; means over cases and classes, then over folds. Where prediction "
-        "or reference is empty there is no distance, and where both are there is no Dice: such pairs of a case and a "
-        "class are counted and not averaged.",
+        "are defined as MONAI's, over surface voxels; means over cases, then over classes, then over folds. Where "
+        "prediction or reference is empty there is no distance, and where both are there is no Dice: such pairs of a "
+        "case and a class are counted and not averaged.",
         "Volume error: (predicted - reference) / reference.",
         f"Differences: per case, against {report.baseline}, mean over the classes where both have a value; 95 % "
         "bootstrap interval (BCa, 9999 draws over cases) and Wilcoxon's signed rank test, two-sided, not corrected for "

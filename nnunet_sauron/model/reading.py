@@ -19,7 +19,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import tifffile
-from nnunet_sauron_runtime.whole_files import check_name
+from nnunet_sauron_runtime.whole_files import check_name, chunks
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
@@ -158,7 +158,7 @@ def _check_length(file: Path) -> None:
         header = opened.read(540)
         length = len(header)
         if packed:
-            while chunk := opened.read(CHUNK):  # to its end, where the checksum stands
+            for chunk in chunks(opened):  # to its end, where the checksum stands
                 length += len(chunk)
         else:
             length = file.stat().st_size

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .bundle import Bundle
-from .cases import Case, find_cases, passed_over
+from .cases import OF_SIMPLE_ITK, Case, find_cases, passed_over
 from .whole_files import check_name
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -130,6 +130,8 @@ def _make_writable(output: Path) -> None:
     check_name(output)
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"{output} is a file; give the name of a folder with -o.")
+    if not output.exists() and output.name.lower().endswith((*OF_SIMPLE_ITK, ".png")):
+        raise ValueError(f"{output} is a file's name; -o takes a folder, in which each case gets a file.")
     try:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output):

@@ -8,7 +8,9 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -58,7 +60,7 @@ def _check_nifti(file: Path) -> None:
             length = file.stat().st_size
         else:  # to its end, where the checksum stands
             length, odd, rest = len(header), 0, header[start:] if start is not None else b""
-            while chunk := opened.read(CHUNK):
+            for chunk in chunks(opened):
                 length += len(chunk)
                 if kind is not None:
                     skipped = max(0, start - (length - len(chunk)))  # what lies between header and voxels
@@ -70,6 +72,16 @@ def _check_nifti(file: Path) -> None:
                 raise ValueError(f"{file}: {odd} of its values are infinite or not numbers. Mend it or leave it out.")
     if expected is not None and length < expected:
         raise EOFError(f"it has {length} bytes{' when unpacked' if packed else ''}, its header tells of {expected}")
+
+
+def chunks(opened: BinaryIO) -> Iterator[bytes]:
+    """The rest of a file to its end, of a packed one to where what follows is packed no more."""
+    try:
+        while chunk := opened.read1(CHUNK):  # what is unpacked already, before the next piece fails
+            yield chunk
+    except gzip.BadGzipFile as error:
+        if not str(error).startswith("Not a gzipped file"):  # but a wrong checksum
+            raise
 
 
 def is_nifti_2(file: Path) -> bool:

@@ -236,3 +236,26 @@ def test_nifti_2_is_named_and_not_called_damaged(tmp_path):
     nibabel.save(nibabel.Nifti2Image(VOLUME, np.eye(4)), tmp_path / "a.nii.gz")
     with pytest.raises(ValueError, match="is NIfTI-2, which is not read here; convert it to NIfTI-1"):
         read_case([tmp_path / "a.nii.gz"])
+
+
+def test_bytes_behind_a_packed_volume_are_no_damage(tmp_path):
+    """SimpleITK and nibabel read such a file; a whole one must not be called damaged."""
+    from nnunet_sauron.model.reading import check_file
+
+    file = write_image(tmp_path / "a.nii.gz", VOLUME)
+    whole = file.read_bytes()
+    file.write_bytes(whole + b"xx")
+    check_file(file)
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(*read_case([file])), VOLUME)
+    file.write_bytes(gzip.compress(gzip.decompress(whole)[:-100]) + b"xx")
+    for check in (check_file, lambda file: read_case([file])):
+        with pytest.raises(ValueError, match="was cut short"):
+            check(file)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "A.PNG"])
+def test_a_files_name_is_no_folder(folder, tmp_path, name):
+    write_image(tmp_path / "images" / "a_0000.nii.gz", VOLUME)
+    with pytest.raises(ValueError, match=f"{name} is a file's name; -o takes a folder"):
+        predict_folder(Bundle(folder), tmp_path / "images", Request(tmp_path / name))
+    assert not (tmp_path / name).exists()

@@ -31,7 +31,8 @@ SHOWN = {
     "stock": "stock",
     "stock-100": "stock, 100 epochs",
     "shrink-10": "Shrink",
-    "shrink-10-poly-100-epochs": "Shrink, 100 epochs",
+    "shrink-10-100-epochs": "Shrink, 100 epochs",
+    "shrink-5": "Shrink, to 5 %",
     "sauron-10": "Sauron",
     "compressed-10": "compressed, then 20 epochs with labels",
     "compressed-10-50-epochs": "compressed, then 50 epochs with labels",
@@ -42,6 +43,7 @@ SHOWN = {
     "l1-10": "L1",
     "tucker-10": "low rank (Tucker-2), then 20 epochs with labels",
     "scaled-31": "0.31 times the widths",
+    "shrink-10-scratch": "Shrink's widths from scratch",
     "lunet-16": "flat width of 16 (LUnet)",
 }
 # Of fold 0 alone, from "Ten times smaller" of results/README.md: name, the tag of its widths in ten_times_smaller.json,

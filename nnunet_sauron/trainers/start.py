@@ -7,8 +7,6 @@ from pathlib import Path
 
 from torch import nn
 
-from ..model.checkpoints import trained_with
-
 
 def fingerprint(network: nn.Module) -> str:
     """A digest of all weights, wherever they lie."""
@@ -42,10 +40,9 @@ def seen_cases(checkpoint: dict, path: str | Path, fold: int | str, dataset: str
         fold: That is trained now.
         dataset: Name of the data set that is trained on now.
     """
-    of_model = checkpoint.get("init_args", {}).get("fold")
-    if of_model is None or fold == "all" or str(of_model) == str(fold):
-        return None
-    if trained_with(checkpoint, path)[0].dataset_name != dataset:
+    arguments = checkpoint.get("init_args", {})
+    of_model, plans = arguments.get("fold"), arguments.get("plans", {})
+    if of_model is None or fold == "all" or str(of_model) == str(fold) or plans.get("dataset_name") != dataset:
         return None
     return (
         f"WARNING: {path} is a model of fold {of_model}, which was trained on validation cases of fold {fold}: the "

@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def described(folder: Path) -> dict:
-    """A run in numbers: the minutes of its steps added up, stock's Dice, and each small model's difference and ratios to stock."""
+    """A run in numbers: minutes of its steps added up, stock's Dice, each small model's difference and ratios to it."""
     report = json.loads((folder / "demo.json").read_text())
     state = json.loads((folder / "nnunet_sauron_demo.json").read_text())
     models = {model["trainer"]: model["mean"] for model in report["models"]}
@@ -57,7 +57,7 @@ def described(folder: Path) -> dict:
 
 
 def print_run(number: int, run: dict) -> None:
-    print(f"run {number}: steps of {run['minutes']:.1f} minutes, up to two at a time, stock's Dice {run['stock_dice']:.3f}")
+    print(f"run {number}: steps of {run['minutes']:.1f} minutes, two at a time; stock's Dice {run['stock_dice']:.3f}")
     for name in SMALL:
         small = run[name]
         print(

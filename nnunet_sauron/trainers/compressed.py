@@ -199,12 +199,13 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         checkpoint = read_checkpoint(filename_or_checkpoint)
-        check_plans(self, checkpoint, filename_or_checkpoint)
         self._continue_with(checkpoint)
         if not self.was_initialized:
             take_builder(self, checkpoint)
             self.initialize()
-        self.take_widths(self._widths(checkpoint, filename_or_checkpoint))
+        widths = self._widths(checkpoint, filename_or_checkpoint)
+        check_plans(self, checkpoint, filename_or_checkpoint)
+        self.take_widths(widths)
         self.mirroring = mirroring_of(checkpoint)
         if "optimizer_state" in checkpoint:
             super().load_checkpoint(filename_or_checkpoint)

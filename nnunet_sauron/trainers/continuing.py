@@ -24,7 +24,6 @@ def take_over(trainer: PruningTrainer, path: str) -> None:
         FileNotFoundError, ValueError: There is none, it cannot be read, or it is of another architecture.
     """
     checkpoint = read_checkpoint(path)
-    check_plans(trainer, checkpoint, path)
     history = logged(checkpoint).get(SERIES)
     if history:
         _take_settings(trainer, history[-1])
@@ -37,6 +36,7 @@ def take_over(trainer: PruningTrainer, path: str) -> None:
             f"than {type(trainer).__name__} builds from these plans, or without a pruning history. To start from the "
             f"weights of another training, use -pretrained_weights."
         )
+    check_plans(trainer, checkpoint, path)
     trainer.take_widths(widths)
 
 

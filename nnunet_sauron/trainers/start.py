@@ -8,23 +8,25 @@ from pathlib import Path
 from torch import nn
 
 
-def fingerprint(network: nn.Module) -> str:
-    """A digest of all weights, wherever they lie."""
-    digest = hashlib.sha256()
-    for tensor in network.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def fingerprint(network: nn.Module) -> dict[str, str]:
+    """A digest of each tensor that -pretrained_weights loads: all but the segmentation heads'."""
+    return {
+        name: hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        for name, tensor in network.state_dict().items()
+        if ".seg_layers." not in name
+    }
 
 
-def check_unchanged(network: nn.Module, loaded: str | None, start: str | Path) -> None:
+def check_unchanged(network: nn.Module, loaded: dict[str, str] | None, start: str | Path) -> None:
     """Raise ValueError if a network's weights are not those any more that were loaded from the start.
 
     Args:
-        network: As its first step will find it.
+        network: As its first step will find it. Where a subclass has given it other layers since, nothing is compared.
         loaded: Its `fingerprint` after that load; None where none was loaded.
         start: The checkpoint, for the error.
     """
-    if loaded is not None and fingerprint(network) != loaded:
+    now = fingerprint(network) if loaded is not None else {}
+    if loaded is not None and now.keys() == loaded.keys() and now != loaded:
         raise ValueError(
             f"start_from={start} and -pretrained_weights are both given, and nnU-Net has put the weights of the second "
             f"over most of the first's. Leave one of them out."

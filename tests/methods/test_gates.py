@@ -36,7 +36,7 @@ def multiply(network, factor_of) -> None:
 def assert_equal(ones, others) -> None:
     assert len(ones) == len(others)
     for one, other in zip(ones, others, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("architecture", "dim", "norm"), NETWORKS)

@@ -16,6 +16,7 @@ from nnunet_sauron.files import write_text_atomically
 
 BASELINE = "stock"
 OURS = ("shrink", "sauron", "compressed")
+SCRATCH = "scratch"  # of our widths, by stock nnU-Net
 HEAD = ("run", "MACs", "parameters", "Dice", "to stock", "HD95, mm", "to stock", "epochs", "minutes", "folds")
 
 
@@ -95,7 +96,7 @@ def draw(table: list[dict], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
     axes.axhline(0, color="0.85", linewidth=1, zorder=0)
     for row in table:
-        ours = row["run"].lower().startswith(OURS)
+        ours = row["run"].lower().startswith(OURS) and not row["run"].endswith(SCRATCH)
         colour = "C0" if ours else "black" if row["run"] == BASELINE else "0.55"
         differences = row["dice_differences"]
         axes.plot([row["macs"] * 100] * 2, [min(differences), max(differences)], color=colour, linewidth=1)

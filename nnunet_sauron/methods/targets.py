@@ -12,8 +12,6 @@ from .limits import PruningSettings, require
 
 FRACTIONS = ("target_channels", "target_parameters", "target_macs")
 TARGETS = ("rate", *FRACTIONS, "widths_from")
-EXCLUSIVE = frozenset({*TARGETS, "target_latency"})
-"""Settings of all methods of which one at most may be given."""
 DEFAULT_MACS = 0.1  # of every method, Sauron and Shrink included, which are compared at equal cost by default
 
 MEASURED = {
@@ -22,6 +20,8 @@ MEASURED = {
     "target_latency": "network time",
 }
 """What a target is a fraction of, by setting; the others are fractions of the channels."""
+EXCLUSIVE = frozenset({*TARGETS, *MEASURED})
+"""Settings of all methods of which one at most may be given."""
 
 
 @dataclass(frozen=True, kw_only=True)

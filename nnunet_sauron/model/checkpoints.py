@@ -148,6 +148,13 @@ def trained_with(checkpoint: dict, path: str | Path) -> tuple[PlansManager, str,
     return PlansManager(arguments["plans"]), arguments["configuration"], arguments["dataset_json"]
 
 
+def plain(value):
+    """Lists for tuples, through and through: plans read from JSON have no tuples, those in checkpoints may."""
+    if isinstance(value, Mapping):
+        return {name: plain(one) for name, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
 def logged(checkpoint: Mapping) -> Mapping[str, list]:
     """The series that a checkpoint's training logged; none where others wrote something else there, such as None."""
     series = checkpoint.get("logging")

@@ -19,7 +19,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import tifffile
-from nnunet_sauron_runtime.whole_files import check_name, chunks
+from nnunet_sauron_runtime.whole_files import check_name, chunks, is_packed
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
@@ -152,8 +152,7 @@ def _check_length(file: Path) -> None:
             raise EOFError("its last chunk is missing")
     if not name.endswith((".nii", ".nii.gz", ".gipl", ".gipl.gz")):
         return
-    with file.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
+    packed = is_packed(file)
     with gzip.open(file) if packed else file.open("rb") as opened:
         header = opened.read(540)
         length = len(header)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from ..model.checkpoints import logged, read_checkpoint, trained_with
+from ..model.checkpoints import logged, plain, read_checkpoint, trained_with
 from ..model.history import SERIES
 from ..model.snapshots import Snapshots
 from ..pruning import channel_layout, widths_of
@@ -48,22 +47,18 @@ def check_plans(trainer: nnUNetTrainer, checkpoint: dict, path: str) -> None:
     if not {"plans", "configuration"} <= checkpoint.get("init_args", {}).keys():
         return
     before, configuration, _ = trained_with(checkpoint, path)
-    now = trainer.configuration_manager.configuration["architecture"]
-    then = before.get_configuration(configuration).configuration["architecture"]
+    then, now = (
+        plain(manager.configuration["architecture"]["arch_kwargs"])
+        for manager in (before.get_configuration(configuration), trainer.configuration_manager)
+    )
     differ = [
-        f"{name}={then['arch_kwargs'].get(name)} (now {now['arch_kwargs'].get(name)})"
-        for name in {**then["arch_kwargs"], **now["arch_kwargs"]}
-        if _plain(then["arch_kwargs"].get(name)) != _plain(now["arch_kwargs"].get(name))
+        f"{name}={then.get(name)} (now {now.get(name)})" for name in {**then, **now} if then.get(name) != now.get(name)
     ]
     if differ:
         raise ValueError(
             f"{path} was trained with plans {before.plans_name} whose network had {', '.join(differ)}. Restore these "
             f"plans (a copy is plans.json in the model's folder), or begin anew without --c."
         )
-
-
-def _plain(value):
-    return json.loads(json.dumps(value, default=str))  # tuples and lists compare equal
 
 
 def _take_settings(trainer: PruningTrainer, record: dict) -> None:

@@ -25,8 +25,10 @@ def check_unchanged(network: nn.Module, loaded: dict[str, str] | None, start: st
         loaded: Its `fingerprint` after that load; None where none was loaded.
         start: The checkpoint, for the error.
     """
-    now = fingerprint(network) if loaded is not None else {}
-    if loaded is not None and now.keys() == loaded.keys() and now != loaded:
+    if loaded is None:
+        return
+    now = fingerprint(network)
+    if now.keys() == loaded.keys() and now != loaded:
         raise ValueError(
             f"start_from={start} and -pretrained_weights are both given, and nnU-Net has put the weights of the second "
             f"over most of the first's. Leave one of them out."

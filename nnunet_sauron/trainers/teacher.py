@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..methods.distillation import distillation_loss
-from ..model.checkpoints import CHECKPOINT, logged, read_checkpoint, trained_with
+from ..model.checkpoints import CHECKPOINT, logged, plain, read_checkpoint, trained_with
 from ..model.labels import class_values
 from ..model.networks import NetworkBuilder
 from ..model.trained import ALL, folds_in
@@ -227,10 +227,10 @@ def _check(student: tuple, teacher: tuple, path: Path) -> None:
         "resolutions of outputs (strides)": (one.pool_op_kernel_sizes, other.pool_op_kernel_sizes),
     }
     for what, (of_student, of_teacher) in facts.items():
-        if _plain(of_student) != _plain(of_teacher):
+        if plain(of_student) != plain(of_teacher):
             raise ValueError(
-                f"{path} cannot be the teacher: its {what} are {_plain(of_teacher)}, the student's "
-                f"{_plain(of_student)}. Name a model of the same data set and configuration (teacher=FOLDER), or none "
+                f"{path} cannot be the teacher: its {what} are {plain(of_teacher)}, the student's "
+                f"{plain(of_student)}. Name a model of the same data set and configuration (teacher=FOLDER), or none "
                 f"(teacher=None)."
             )
 
@@ -265,8 +265,3 @@ def is_supervised(checkpoint: dict) -> bool:
 
 def _as_list(outputs) -> list[torch.Tensor]:
     return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-
-
-def _plain(value):
-    """Lists for tuples, through and through: plans read from JSON have no tuples, those in checkpoints may."""
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value

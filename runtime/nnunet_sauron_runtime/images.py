@@ -35,7 +35,7 @@ def read_case(files: Sequence[Path]) -> list[SimpleITK.Image]:
             raise ValueError(
                 f"{file} cannot be read as an image: {_reason(error)}. Mend it or leave it out."
             ) from error
-        images.append(_as_pillow(image, *_png_bits_and_kind(file)))
+        images.append(_as_pillow(image, file))
     return images
 
 
@@ -171,18 +171,16 @@ def _array(image: SimpleITK.Image) -> np.ndarray:
     return array.astype(np.float32, order="C")
 
 
-def _png_bits_and_kind(file: Path) -> tuple[int, int]:
-    """Bits of a value and the kind of colour (0 is grey, 2 and 6 are colours) of a PNG; -1 for another file."""
+def _as_pillow(image: SimpleITK.Image, file: Path) -> SimpleITK.Image:
+    """The values of a PNG as nnU-Net's reader has them, which reads by Pillow; of another file as they are."""
     with file.open("rb") as opened:
         header = opened.read(26)
-    return (header[24], header[25]) if header.startswith(b"\x89PNG") and len(header) == 26 else (-1, -1)
-
-
-def _as_pillow(image: SimpleITK.Image, bits: int, kind: int) -> SimpleITK.Image:
-    """A PNG's values as nnU-Net's reader has them, which reads by Pillow."""
+    if not header.startswith(b"\x89PNG"):
+        return image
+    bits, kind = header[24:]  # of a value; 0 is grey, 2 and 6 are colours
     if (bits, kind) == (1, 0):
         return image // 255  # white is 1
-    if bits == 16 and kind in (2, 6):  # colours of 8 bits
+    if bits == 16 and kind in (2, 6):  # Pillow has colours of 8 bits
         narrow = SimpleITK.GetImageFromArray((SimpleITK.GetArrayViewFromImage(image) >> 8).astype(np.uint8), True)
         narrow.CopyInformation(image)
         return narrow

@@ -69,13 +69,13 @@ def preprocess(
             f"the image of {data.shape[1:]} voxels of {spacing} mm has {shape} voxels at the model's spacing of "
             f"{network_spacing} mm; check its spacing"
         )
+    labels = None if previous is None else previous.transpose(forward)[box].astype(np.float32)
     # What the first stage labelled counts as inside, as nnU-Net has it.
-    judged = inside if previous is None else inside | (previous.transpose(forward)[box] > 0)
+    judged = inside if labels is None else inside | (labels > 0)
     for channel, normalization in zip(data, stage.normalization, strict=True):
         channel[...] = normalize(channel, judged, normalization)
     data = resample_image(data, shape, stage.resampling_data, spacing, network_spacing)
-    if previous is not None:
-        labels = previous.transpose(forward)[box].astype(np.float32)
+    if labels is not None:
         labels[(labels == 0) & ~inside] = OUTSIDE
         labels = resample_segmentation(labels, shape, stage.resampling_seg, spacing, network_spacing)
         one_hot = np.stack([labels == label for label in stage.previous_stage_labels])

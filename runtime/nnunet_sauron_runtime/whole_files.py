@@ -51,8 +51,7 @@ def check_file(file: Path) -> None:
 
 
 def _check_nifti(file: Path) -> None:
-    with file.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
+    packed = is_packed(file)
     with gzip.open(file) if packed else file.open("rb") as opened:
         header = opened.read(540)
         expected, start, kind = _told(header)
@@ -74,6 +73,12 @@ def _check_nifti(file: Path) -> None:
         raise EOFError(f"it has {length} bytes{' when unpacked' if packed else ''}, its header tells of {expected}")
 
 
+def is_packed(file: Path) -> bool:
+    """Whether gzip wrote a file, whatever its name."""
+    with file.open("rb") as raw:
+        return raw.read(2) == b"\x1f\x8b"
+
+
 def chunks(opened: BinaryIO) -> Iterator[bytes]:
     """The rest of a file to its end, of a packed one to where what follows is packed no more."""
     try:
@@ -88,9 +93,7 @@ def is_nifti_2(file: Path) -> bool:
     """Whether a file has the header of NIfTI-2."""
     if not file.name.lower().endswith((".nii", ".nii.gz")):
         return False
-    with file.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-    with gzip.open(file) if packed else file.open("rb") as opened:
+    with gzip.open(file) if is_packed(file) else file.open("rb") as opened:
         begins = opened.read(4)
     return 540 in (int.from_bytes(begins, order) for order in ("little", "big"))
 

@@ -33,10 +33,10 @@ def multiply(network, factor_of) -> None:
         module.register_forward_hook(lambda m, i, h, unit=unit: h * factor_of(unit, h))
 
 
-def assert_equal(ones, others) -> None:
+def assert_equal(ones, others, atol: float = 1e-6) -> None:
     assert len(ones) == len(others)
     for one, other in zip(ones, others, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.parametrize(("architecture", "dim", "norm"), NETWORKS)
@@ -155,7 +155,8 @@ def test_autopruners_codes_have_the_gradients_of_a_product(architecture, dim, no
 
     multiply(other, code)
     mine = gradients(network, patch(dim), method._layers.parameters())
-    assert_equal(mine, gradients(other, patch(dim), reference._layers.parameters()))
+    # In 3D, float32's rounding of the two orders of sums differs by 3e-6 on some processors.
+    assert_equal(mine, gradients(other, patch(dim), reference._layers.parameters()), atol=1e-5 if dim == 3 else 1e-6)
 
 
 @pytest.mark.parametrize("method_class", [AutoPruner, STAMP])

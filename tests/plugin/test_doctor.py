@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shlex
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -163,14 +164,11 @@ def test_a_variable_that_stops_every_training_is_named(
     monkeypatch.setattr("nnunet_sauron.plugin.doctor._classes", lambda *_, **__: ())
     found = found_here()[check]
     assert found.ok is False and said in found.detail and found.remedy
-    monkeypatch.setenv(variable, "")
     monkeypatch.delenv(variable)
     assert found_here()["settings (nnunet_sauron)"].ok is None
 
 
 def test_nnunets_own_file_is_not_to_be_removed_for_a_variables_value() -> None:
-    import subprocess
-
     environment = {**os.environ, "nnUNet_def_n_proc": "abc"}
     command = [sys.executable, "-m", "nnunet_sauron.cli", "doctor", "--json"]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

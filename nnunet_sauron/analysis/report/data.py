@@ -54,10 +54,7 @@ def fold_numbers(model: ModelReport, fold: str) -> dict[str, float]:
         of_class = {name: [score.classes[name] for score in scores] for name in model.classes}
         numbers["cases"] = len(scores)
         means = {name: _means(found) for name, found in of_class.items()}
-        for key in next(iter(means.values()), {}):
-            values = [of_one[key] for of_one in means.values() if not math.isnan(of_one[key])]
-            combine = sum if key in COUNTS else statistics.fmean
-            numbers[key] = combine(values) if values else math.nan
+        numbers.update(_combined(list(means.values())))
         for name, found in means.items():
             numbers.update({f"{key}: {name}": value for key, value in found.items()})
     return numbers
@@ -65,13 +62,7 @@ def fold_numbers(model: ModelReport, fold: str) -> dict[str, float]:
 
 def mean_numbers(model: ModelReport) -> dict[str, float]:
     """The mean over `compared_parts` of each number that is known of any; counts of cases are added up."""
-    folds = [fold_numbers(model, part) for part in model.compared_parts]
-    means = {}
-    for key in dict.fromkeys(key for numbers in folds for key in numbers):
-        values = [numbers[key] for numbers in folds if not math.isnan(numbers.get(key, math.nan))]
-        combine = sum if key.split(":")[0] in COUNTS else statistics.fmean
-        means[key] = combine(values) if values else math.nan
-    return means
+    return _combined([fold_numbers(model, part) for part in model.compared_parts])
 
 
 def stage_channels(widths: Mapping[str, int]) -> dict[str, int]:
@@ -160,6 +151,16 @@ def _cost(cost) -> dict[str, float]:
         "peak_memory_bytes": cost.peak_memory_bytes,
     }  # fmt: skip
     return {key: value for key, value in known.items() if not math.isnan(value)}  # of a bundle only its size
+
+
+def _combined(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each number over the parts that know it; counts are added up."""
+    combined = {}
+    for key in dict.fromkeys(key for part in parts for key in part):
+        values = [part[key] for part in parts if not math.isnan(part.get(key, math.nan))]
+        combine = sum if key.split(":")[0] in COUNTS else statistics.fmean
+        combined[key] = combine(values) if values else math.nan
+    return combined
 
 
 def _means(scores: Sequence[ClassScore]) -> dict[str, float]:

@@ -52,7 +52,7 @@ class TuckerTrainer(CompressedTrainer):
         return accept_low_ranks(network)
 
     def initialize(self) -> None:
-        begins = self._start is not None
+        begins = self._start is not None and self._start.checkpoint is not None
         super().initialize()
         if begins:
             (settings,) = self._more_settings

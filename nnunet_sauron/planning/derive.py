@@ -185,17 +185,13 @@ def _read_plans(folder: Path, source: str) -> dict:
 
 
 def _read_dataset_json(path: Path) -> dict:
-    """What a network is built by, and its number of cases as a number, which scripts of users write as a text."""
+    """What a network is built by."""
     found = _read_json(path)
     channels = "channel_names" if "channel_names" in found or "modality" not in found else "modality"
     for name in ("labels", channels):
         if not isinstance(found.get(name), dict) or not found[name]:
             raise ValueError(f"{path} has no {name}, expected an object as in nnU-Net's format; add it.")
-    try:
-        return {**found, "numTraining": int(found["numTraining"])}
-    except (KeyError, TypeError, ValueError):
-        told = found.get("numTraining", "missing")
-        raise ValueError(f"{path}: numTraining is {told}, expected the number of training cases; mend it.") from None
+    return found
 
 
 @contextlib.contextmanager
@@ -297,7 +293,14 @@ def _dataset_voxels(plans: dict, configuration: dict, dataset_json: dict) -> flo
     if len(median) == 2:  # a slice
         volume = plans["configurations"].get("3d_fullres", {}).get("median_image_size_in_voxels")
         median.insert(0, (volume or plans["original_median_shape_after_transp"])[0])
-    voxels = dataset_json["numTraining"]
+    told = dataset_json.get("numTraining", "missing")
+    try:
+        voxels = int(told)  # users' scripts write it as a text
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"dataset.json: numTraining is {told}, expected the number of training cases; mend it, or leave "
+            f"--same-memory."
+        ) from None
     for size in median:
         voxels *= size
     return voxels

@@ -15,6 +15,7 @@ from ..model.checkpoints import DamagedFileError, read_checkpoint, trained_with
 from ..pruning import widths_of
 from .networks import PrunedPlainConvUNet, PrunedResidualEncoderUNet
 
+MAX_WIDTH = 8192  # nnU-Net's own widest is 512
 PRUNED = {"PlainConvUNet": PrunedPlainConvUNet, "ResidualEncoderUNet": PrunedResidualEncoderUNet}
 
 
@@ -85,7 +86,7 @@ class Flat(StageWidths):
     """LUnet: the same width on all stages (Hassler et al., Lean Unet, arXiv 2512.03834).
 
     Raises:
-        ValueError: The width is below 1.
+        ValueError: The width is below 1, or above `MAX_WIDTH`.
     """
 
     width: int
@@ -123,7 +124,10 @@ class Scaled(StageWidths):
         return f"Scaled{100 * self.factor:g}"
 
     def of_stages(self, configuration: str, old: Sequence[int]) -> list[int]:
-        return [max(1, round(self.factor * width)) for width in old]
+        widths = [max(1, round(self.factor * width)) for width in old]
+        for width in widths:
+            _check_width(width)
+        return widths
 
     def __str__(self) -> str:
         return f"scale {self.factor:g}"
@@ -134,7 +138,7 @@ class PerStage(StageWidths):
     """The widths of all stages, highest resolution first.
 
     Raises:
-        ValueError: There is none, or one is below 1.
+        ValueError: There is none, or one is below 1 or above `MAX_WIDTH`.
     """
 
     widths: tuple[int, ...]
@@ -247,8 +251,8 @@ class PrunedWidths(Widths):
 
 
 def _check_width(width: int) -> None:
-    if width < 1:
-        raise ValueError(f"The width {width} is below 1, the least that a layer can have; give for example 16.")
+    if not 1 <= width <= MAX_WIDTH:
+        raise ValueError(f"The width {width} is not from 1 to {MAX_WIDTH}; give for example 16. nnU-Net's go to 512.")
 
 
 def _dense_class(architecture: dict) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..model.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
-from ..model.networks import BUILT_BY, builder_of, find_trainer, network_of_trainer, take_builder
+from ..model.networks import BUILT_BY, find_trainer, network_of_trainer, take_builder
 from ..model.snapshots import Snapshots, SnapshotSettings
 from ..plugin.commands import train_command
 from ..pruning import accept_pruned_weights, widths_of
@@ -19,7 +19,7 @@ from .kept_settings import KeepsSettings, has_begun
 from .plots import Throttled
 from .resizing import MIRRORING, ResizingTrainer, mirroring_of
 from .settings import Given, TrainingSettings
-from .start import check_unchanged, fingerprint, seen_cases
+from .start import Start, start_path
 from .teacher import DistillingLoss, Teacher
 
 NUM_EPOCHS = 50
@@ -81,26 +81,21 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         self._given = Given(type(self), TrainingSettings, self.Settings, SnapshotSettings)
         training, settings, snapshot_settings = self._given.settings()
         self._more_settings = [settings]
-        self._start_name = settings.start_from
         self._no_training: str | None = None
         self._unread: FileNotFoundError | None = None
-        self._start = self._start_builder = self._teacher = self._loaded = None
-        self._start_note = ""
+        self._start: Start | None = None
+        self._teacher: Teacher | None = None
         try:  # here, so that nothing is written of a training that cannot begin
-            if self._start_name:
-                self._start = read_checkpoint(_checkpoint(Path(self._start_name), fold))
-                self._start_builder = builder_of(self._start, self._start_name)
-                if self._start_builder and self._start_builder.assumed:
-                    self._start_note += f" ({self._start_builder.assumed})"
-                if seen := seen_cases(self._start, self._start_name, fold, plans["dataset_name"]):
-                    self._start_note += f". {seen}"
-            self._choose_teacher((self._start or {}).get(COMPRESSION, {}), {})
+            if settings.start_from:
+                self._start = Start(start_path(settings.start_from, fold), fold, plans["dataset_name"])
+            beginning = self._start.checkpoint if self._start else {}
+            self._choose_teacher(beginning.get(COMPRESSION, {}), {})
             self._teacher = self._read_teacher(plans, configuration, dataset_json, fold)
         except FileNotFoundError as error:
             if not has_begun(type(self), plans, configuration, fold):
                 raise
             self._unread = error  # a training that is continued does not need it
-        self.mirroring = mirroring_of(self._start or {})
+        self.mirroring = mirroring_of(self._start.checkpoint if self._start else {})
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.initial_lr = NUM_EPOCHS, INITIAL_LR
         training.apply_to(self)
@@ -127,14 +122,13 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         return accept_pruned_weights(network)
 
     def initialize(self) -> None:
-        if self._start:
-            take_builder(self, self._start, self._start_builder)
+        begins = self._start is not None and self._start.checkpoint is not None
+        if begins:
+            take_builder(self, self._start.checkpoint, self._start.builder)
         super().initialize()
-        if self._start:
-            self.take_widths(self._widths(self._start, self._start_name))
-            self.bare_network.load_state_dict(self._start["network_weights"])
-            self._loaded = fingerprint(self.bare_network)
-            self._start = None  # its memory
+        if begins:
+            self.take_widths(self._widths(self._start.checkpoint, self._start.path))
+            self._start.load_into(self.bare_network)
 
     def on_train_start(self) -> None:
         if self._no_training:
@@ -144,12 +138,12 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
             )
         if self._unread and self.current_epoch == 0:
             raise self._unread
-        if not self._start_name and self.current_epoch == 0:
+        if self._start is None and self.current_epoch == 0:
             names = self.plans_manager.dataset_name, self.configuration_name, self.fold, type(self).__name__
             again = train_command(*names, self.plans_manager.plans_name, settings="start_from=MODEL_FOLDER")
             raise ValueError(f"{names[-1]} has nothing to start from. Name the folder that compress wrote: {again}")
         if self.current_epoch == 0:
-            check_unchanged(self.bare_network, self._loaded, self._start_name)
+            self._start.check_unchanged(self.bare_network)
         finished = self.current_epoch >= self.num_epochs
         if self._teacher is None:  # of a training that is continued
             arguments = self.plans_manager.plans, self.configuration_name, self.dataset_json
@@ -169,8 +163,8 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
             self._teacher.start(self.device, deep_supervision=self.enable_deep_supervision)
             self.loss = DistillingLoss(self.loss, self._teacher, labels=self._labels, ddp=self.is_ddp)
         super().on_train_start()
-        if self._start_name and self.current_epoch == 0:
-            self.print_to_log_file(f"{type(self).__name__}: started from {self._start_name}{self._start_note}")
+        if self.current_epoch == 0:
+            self.print_to_log_file(f"{type(self).__name__}: started from {self._start}")
         labels = "with labels" if self._labels else "without labels"
         self.print_to_log_file(f"Teacher: {self._teacher.name}, {labels}" if self._teacher else "No teacher")
         self._snapshots.start()
@@ -243,7 +237,7 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         """A record per finished epoch."""
         return self.logger.local_logger.my_fantastic_logging.setdefault(SERIES, [])
 
-    def _widths(self, checkpoint: dict, name: str) -> dict[str, int]:
+    def _widths(self, checkpoint: dict, name: str | Path) -> dict[str, int]:
         widths = widths_of(self.bare_network, checkpoint["network_weights"])
         if widths is None:
             raise ValueError(
@@ -251,7 +245,3 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
                 f"Train with the configuration and the plans (-p) of the model that was compressed."
             )
         return widths
-
-
-def _checkpoint(start: Path, fold: int | str) -> Path:
-    return start / f"fold_{fold}" / CHECKPOINT if start.is_dir() else start

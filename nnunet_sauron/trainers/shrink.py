@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from ..methods.shrink import Shrink
 from ..model.architecture import network_of_plans
-from ..model.checkpoints import CHECKPOINT, read_checkpoint
-from ..model.networks import builder_of, builds_what_plans_say
+from ..model.networks import builds_what_plans_say
 from ..pruning import widths_of
 from .kept_settings import has_begun
 from .pruning import PruningTrainer
 from .resizing import MIRRORING, mirroring_of
-from .start import check_unchanged, fingerprint, seen_cases
+from .start import Start, start_path
 from .teacher import DistillingLoss, Teacher
 
 START = "start"
@@ -54,31 +52,29 @@ class ShrinkTrainer(PruningTrainer):
 
     def _read_before_writing(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
         (settings,) = self._more_settings
-        start = settings.start_from and Path(settings.start_from).resolve()  # for `--c` from another folder
-        self._start_name = start / f"fold_{fold}" / CHECKPOINT if start and start.is_dir() else start
-        self._start = self._teacher = self._loaded = None
-        self._start_note = ""
+        path = start_path(settings.start_from, fold) if settings.start_from else None
+        self._start: Start | None = None
+        self._teacher: Teacher | None = None
         try:
-            self._start = read_checkpoint(self._start_name) if start else None
+            self._start = Start(path, fold, plans["dataset_name"]) if path else None
         except FileNotFoundError as error:
             if not has_begun(type(self), plans, configuration, fold):
                 raise
             self._refused = error  # a training that is continued does not need it
-        self.mirroring = mirroring_of(self._start or {})
-        self._teacher_from = str(self._start_name) if start and settings.teacher == START else settings.teacher
-        if self._teacher_from == START:
-            self._teacher_from = None
+        self._teacher_from = settings.teacher
+        if settings.teacher == START:
+            self._teacher_from = str(path) if path else None
+        self.mirroring = {}
         if self._start:
+            self.mirroring = mirroring_of(self._start.checkpoint)
             self._check_builder()
             network, _ = network_of_plans(PlansManager(plans), configuration, dataset_json)
-            self._start_widths = widths_of(network, self._start["network_weights"])
+            self._start_widths = widths_of(network, self._start.checkpoint["network_weights"])
             if self._start_widths is None:
                 raise ValueError(
-                    f"start_from={self._start_name} is of another architecture than these plans: only the numbers of "
-                    f"channels may differ. Train with the configuration and the plans (-p) of that model."
+                    f"start_from={path} is of another architecture than these plans: only the numbers of channels may "
+                    f"differ. Train with the configuration and the plans (-p) of that model."
                 )
-            if seen := seen_cases(self._start, self._start_name, fold, plans["dataset_name"]):
-                self._start_note += f". {seen}"
         if self._teacher_from is None or self._refused:
             return
         try:
@@ -88,29 +84,25 @@ class ShrinkTrainer(PruningTrainer):
                 raise  # else it is read when the training is continued
 
     def _check_builder(self) -> None:
-        builder = builder_of(self._start, self._start_name)
+        builder = self._start.builder
         if builder and builder.differs and builds_what_plans_say(type(self)):  # a subclass may build that network
             raise ValueError(
-                f"start_from={self._start_name} has the network of its trainer {builder.trainer_name}, which differs "
+                f"start_from={self._start.path} has the network of its trainer {builder.trainer_name}, which differs "
                 f"from its plans' network (in an activation, a norm's eps, ...), but {type(self).__name__} builds the "
                 f"plans' network. Make that model smaller with `nnUNetv2_sauron compress`, or start from scratch."
             )
-        if builder and builder.assumed:
-            self._start_note += f" ({builder.assumed})"
 
     def initialize(self) -> None:
         super().initialize()
-        if self._start:
+        if self._start and self._start.checkpoint is not None:
             self.take_widths(self._start_widths)
-            self.bare_network.load_state_dict(self._start["network_weights"])
-            self._loaded = fingerprint(self.bare_network)
-            self._start = None  # its memory
+            self._start.load_into(self.bare_network)
 
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
-        if self.current_epoch == 0:
-            check_unchanged(self.bare_network, self._loaded, self._start_name)
+        if self._start and self.current_epoch == 0:
+            self._start.check_unchanged(self.bare_network)
         if self._teacher is None and self._teacher_from is not None:  # a training that is continued
             plans = self.plans_manager.plans
             try:
@@ -124,8 +116,8 @@ class ShrinkTrainer(PruningTrainer):
             self._teacher.start(self.device, deep_supervision=self.enable_deep_supervision)
             self.loss = DistillingLoss(self.loss, self._teacher, ddp=self.is_ddp)
         super().on_train_start()
-        if self._start_name and self.current_epoch == 0:
-            self.print_to_log_file(f"Started from {self._start_name}{self._start_note}")
+        if self._start and self.current_epoch == 0:
+            self.print_to_log_file(f"Started from {self._start}")
         self.print_to_log_file(f"Teacher: {self._teacher.name}" if self._teacher else "No teacher")
 
     def train_step(self, batch: dict) -> dict:

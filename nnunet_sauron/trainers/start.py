@@ -1,4 +1,4 @@
-"""The model that a training starts or learns from: whether its weights are still those, and what its fold has seen."""
+"""The model that a training starts or learns from: its weights, and what its fold has seen."""
 
 from __future__ import annotations
 
@@ -7,32 +7,66 @@ from pathlib import Path
 
 from torch import nn
 
-
-def fingerprint(network: nn.Module) -> dict[str, str]:
-    """A digest of each tensor that -pretrained_weights loads: all but the segmentation heads'."""
-    return {
-        name: hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
-        for name, tensor in network.state_dict().items()
-        if ".seg_layers." not in name
-    }
+from ..model.checkpoints import CHECKPOINT, read_checkpoint
+from ..model.networks import builder_of
 
 
-def check_unchanged(network: nn.Module, loaded: dict[str, str] | None, start: str | Path) -> None:
-    """Raise ValueError if a network's weights are not those any more that were loaded from the start.
+class Start:
+    """A trained model whose weights a training begins with.
 
     Args:
-        network: As its first step will find it. Where a subclass has given it other layers since, nothing is compared.
-        loaded: Its `fingerprint` after that load; None where none was loaded.
-        start: The checkpoint, for the error.
+        path: Its checkpoint, as `start_path` finds it.
+        fold: That is trained now.
+        dataset: Name of the data set that is trained on now.
+
+    Attributes:
+        path: The checkpoint's.
+        checkpoint: Its contents, until `load_into` has used them; None from then on.
+        builder: Who builds its network; None where the checkpoint does not say.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read, or its trainer builds no network.
     """
-    if loaded is None:
-        return
-    now = fingerprint(network)
-    if now.keys() == loaded.keys() and now != loaded:
-        raise ValueError(
-            f"start_from={start} and -pretrained_weights are both given, and nnU-Net has put the weights of the second "
-            f"over most of the first's. Leave one of them out."
-        )
+
+    def __init__(self, path: Path, fold: int | str, dataset: str):
+        self.path = path
+        self.checkpoint: dict | None = read_checkpoint(path)
+        self.builder = builder_of(self.checkpoint, path)
+        self._seen = seen_cases(self.checkpoint, path, fold, dataset)
+        self._loaded: dict[str, str] | None = None
+
+    def __str__(self) -> str:
+        """The file, and what a reader of the log should know of it."""
+        assumed = f" ({self.builder.assumed})" if self.builder and self.builder.assumed else ""
+        return f"{self.path}{assumed}" + (f". {self._seen}" if self._seen else "")
+
+    def load_into(self, network: nn.Module) -> None:
+        """Give a network of the same widths these weights; the checkpoint's memory is free then."""
+        network.load_state_dict(self.checkpoint["network_weights"])
+        self._loaded = _digests(network)
+        self.checkpoint = None
+
+    def check_unchanged(self, network: nn.Module) -> None:
+        """Raise ValueError if a network's weights are not those any more that `load_into` gave it.
+
+        Args:
+            network: As its first step will find it. Where a subclass has given it other layers, nothing is compared.
+        """
+        if self._loaded is None:
+            return
+        now = _digests(network)
+        if now.keys() == self._loaded.keys() and now != self._loaded:
+            raise ValueError(
+                f"start_from={self.path} and -pretrained_weights are both given, and nnU-Net has put the weights of "
+                f"the second over most of the first's. Leave one of them out."
+            )
+
+
+def start_path(given: str, fold: int | str) -> Path:
+    """The absolute path of a start's checkpoint: of this fold, where a model's folder is given, or the file itself."""
+    path = Path(given).resolve()  # for --c from another folder
+    return path / f"fold_{fold}" / CHECKPOINT if path.is_dir() else path
 
 
 def seen_cases(checkpoint: dict, path: str | Path, fold: int | str, dataset: str) -> str | None:
@@ -52,3 +86,12 @@ def seen_cases(checkpoint: dict, path: str | Path, fold: int | str, dataset: str
         f"WARNING: {path} is a model of fold {of_model}, which was trained on validation cases of fold {fold}: the "
         f"validation Dice of this training is no cross-validation"
     )
+
+
+def _digests(network: nn.Module) -> dict[str, str]:
+    """Of each tensor that -pretrained_weights loads: all but the segmentation heads'."""
+    return {
+        name: hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        for name, tensor in network.state_dict().items()
+        if ".seg_layers." not in name
+    }

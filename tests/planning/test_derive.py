@@ -277,6 +277,8 @@ def test_a_dataset_json_that_lacks_something_is_named(source: Path, change: dict
     path.write_text(json.dumps({**read(path), **change}))
     with pytest.raises(ValueError, match=complaint):
         derive_plans(7, Flat(6), same_memory=True)
+    if "numTraining" in change:  # which nothing else reads
+        derive_plans(7, Flat(6))
 
 
 def test_a_number_of_cases_that_is_a_text_counts(source: Path) -> None:

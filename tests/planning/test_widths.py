@@ -12,13 +12,15 @@ from .plans import UNETS, configuration
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
-        (lambda: Flat(0), "width 0 is below 1"),
-        (lambda: PerStage((8, -1, 8)), "width -1 is below 1"),
+        (lambda: Flat(0), "width 0 is not from 1 to 8192"),
+        (lambda: Flat(10**8), "width 100000000 is not from 1 to 8192"),
+        (lambda: PerStage((8, -1, 8)), "width -1 is not from 1"),
         (lambda: PerStage(()), "no widths"),
         (lambda: Scaled(0), "scale is 0, which must be above 0"),
         (lambda: Scaled(-0.5), "scale is -0.5"),
         (lambda: Scaled(float("nan")), "scale is nan"),
         (lambda: Scaled(float("inf")), "scale is inf"),
+        (lambda: Scaled(1e6).of_stages("2d", [8, 16]), "width 8000000 is not from 1"),
     ],
 )
 def test_widths_that_no_layer_can_have_are_refused(make, complaint: str) -> None:

@@ -19,8 +19,7 @@ matplotlib.use("Agg")
 from grid import CHECKPOINTS
 from matplotlib import pyplot as plt
 
-from nnunet_sauron.model.checkpoints import read_checkpoint
-from nnunet_sauron.model.history import SERIES
+from nnunet_sauron.model.checkpoints import PRUNING, read_checkpoint
 
 BEYOND = 2.5  # times the first epoch's: a pause of the machine, not the training
 LAYER = re.compile(r"(encoder|decoder)\.(stem|\w+\.(\d+))")
@@ -41,7 +40,7 @@ def main() -> None:
         parser.error(str(error))
     arguments.o.mkdir(parents=True, exist_ok=True)
     draw_epoch_times(logs, arguments.o / "epoch_time.png")
-    pruned = {name: log for name, log in logs.items() if log.get(SERIES)}
+    pruned = {name: log for name, log in logs.items() if log.get(PRUNING)}
     if pruned:
         draw_levels(pruned, arguments.o / "levels.png")
 
@@ -87,7 +86,7 @@ def draw_levels(logs: Mapping[str, Mapping[str, list]], path: Path) -> None:
         1, len(logs), figsize=(4.2 * len(logs) + 1.6, 4), layout="constrained", sharey=True, squeeze=False
     )
     for axes, (name, log) in zip(panels[0], logs.items(), strict=True):
-        levels = [channels_of_levels(epoch["widths"]) for epoch in log[SERIES]]
+        levels = [channels_of_levels(epoch["widths"]) for epoch in log[PRUNING]]
         colours = plt.get_cmap("viridis")
         deepest = max(level for _, level in levels[0])
         for side, level in sorted(levels[0], reverse=True):

@@ -138,15 +138,17 @@ class PruningMethod:
         Returns:
             The channels that are kept, ascending, of each unit that loses any.
         """
-        settings = self.settings
-        if training.is_last_cut and self.target():
-            settings = replace(settings, max_fraction_per_epoch=None)
-        widths = training.widths_now
+        settings, widths = self.settings_of_cut(training), training.widths_now
         kept = {
             name: channels_to_keep(channels, widths[name], settings, training.learning_rate_left)
             for name, channels in self.redundant(training).items()
         }
         return {name: channels for name, channels in kept.items() if len(channels) < widths[name]}
+
+    def settings_of_cut(self, training: TrainingState) -> PruningSettings:
+        """The settings that limit the cut after this epoch: the last cut of all meets a target without the limit."""
+        unlimited = training.is_last_cut and self.target() is not None
+        return replace(self.settings, max_fraction_per_epoch=None) if unlimited else self.settings
 
     def redundant(self, training: TrainingState) -> dict[str, list[int]]:
         """The channels that should be removed, by unit, the most redundant first; `measure` applies the settings."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 POLY_EXPONENT = 0.9  # of nnU-Net's schedule
+ROUNDING = 1e-9  # 0.29 * 100 is a little below 29
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +17,9 @@ class PruningSettings:
     Attributes:
         cut_from: No cut before this fraction of the epochs.
         cut_until: No cut after this fraction: the network needs time, and learning rate, to recover.
-        max_fraction_per_epoch: At most this fraction of a layer's channels (rounded) is removed in one epoch, and less
-            as the learning rate falls: the network hardly recovers from late cuts. None: no limit.
+        max_fraction_per_epoch: At most this fraction of a layer's channels (rounded) is removed in one epoch; but in
+            Sauron and Shrink less as the learning rate falls, since the network hardly recovers from late cuts. None:
+            no limit.
         max_loss_increase: No cut while the training loss (without a method's own term) is this much above its lowest
             so far: nothing in the methods themselves stops a collapse. None: cuts are never held back.
         min_channels: No layer gets narrower.
@@ -62,11 +64,16 @@ class PruningSettings:
     def may_cut_after(self, epoch: int, num_epochs: int) -> bool:
         """Whether the epoch (counted from 0) lies in the cutting phase. The last one never does."""
         done = epoch + 1
-        return done < num_epochs and self.cut_from * num_epochs <= done <= self.cut_until * num_epochs
+        begun = self.cut_from * num_epochs - ROUNDING <= done
+        return begun and done < num_epochs and done <= self.first_epoch_after_cuts(num_epochs)
+
+    def first_epoch_after_cuts(self, num_epochs: int) -> int:
+        """The epoch (counted from 0) before which the cutting phase ends."""
+        return math.floor(self.cut_until * num_epochs + ROUNDING)
 
     def learning_rate(self, epoch: int, num_epochs: int) -> float | None:
         """The learning rate of an epoch over the one at the start; None: nnU-Net's."""
-        first = math.floor(self.cut_until * num_epochs)
+        first = self.first_epoch_after_cuts(num_epochs)
         if self.rate_after_cuts is None or epoch < first:
             return None
         return self.rate_after_cuts * (1 - (epoch - first) / (num_epochs - first)) ** POLY_EXPONENT

@@ -68,7 +68,7 @@ class Sauron(PruningMethod):
 
     def start_epoch(self, epoch: int, widths: dict[str, int]) -> None:
         self._step = 0
-        over = epoch >= self.settings.cut_until * self.num_epochs
+        over = epoch >= self.settings.first_epoch_after_cuts(self.num_epochs)
         if self._hooks and over and not self.settings.delta_opt_after_cuts:
             for hook in self._hooks:
                 hook.remove()

@@ -8,7 +8,7 @@ during a training, each by the same factor, lead to the target.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ from ..pruning.ranking import Ranking
 from ..pruning.timing import time_networks
 from ..pruning.tolerance import LATENCY_STEPS, STEPS, tolerance_for, weighted, widths_at
 from .base import PruningMethod, TrainingState
-from .limits import PruningSettings, require, spread_steps
+from .limits import PruningSettings, channels_to_keep, require, spread_steps
 from .measuring import NOTHING_MEASURED
 from .ranks import decided_on_one_rank
 from .targets import DEFAULT_MACS, least_widths, rounded_up
@@ -73,7 +73,8 @@ class ShrinkSettings(PruningSettings):
 
 
 class Schedule:
-    """A target reached in cuts by one factor: after cut i of n, `target ** (i / n)` of the dense network is left.
+    """A target reached in n cuts by one factor: after cut i, `target ** (i / n)` of the dense network is left; where
+    a part b of it was there to begin with, `b (target / b) ** (i / n)`.
 
     Args:
         settings: `cut_from`, `cut_until`, `cuts`, `min_channels` and `round_to` apply.
@@ -107,15 +108,15 @@ class Schedule:
         """The fraction of the dense network's cost that is left at these widths, none below its layer's least."""
         return self.cost(self.at_least(widths)) / self._whole
 
-    def is_met(self, widths: Mapping[str, int], epoch: int, left: Callable[[Mapping[str, int]], float]) -> bool:
-        """Whether widths leave no more, by `left`, than is wanted after this epoch."""
-        wanted = self.wanted(epoch)
-        return wanted >= 1 or left(widths) <= wanted
+    def wanted(self, epoch: int, begin: float = 1.0) -> float:
+        """The fraction that should be left after this epoch's cut, which makes up for cuts that were held back.
 
-    def wanted(self, epoch: int) -> float:
-        """The fraction that should be left after this epoch's cut, which makes up for cuts that were held back."""
+        Args:
+            epoch: Counted from 0.
+            begin: The fraction of the dense network that the training began with.
+        """
         done = sum(step <= epoch for step in self.epochs)
-        return self.target ** (done / len(self.epochs))
+        return begin * (self.target / begin) ** (done / len(self.epochs))
 
 
 class Shrink(PruningMethod):
@@ -146,9 +147,10 @@ class Shrink(PruningMethod):
     def _measure(self, training: TrainingState) -> dict[str, list[int]]:
         schedule, widths = self.schedule, training.widths_now
         self.unmeasured = self._why = None
-        if schedule.is_met(widths, training.epoch, self._left):
+        at_first = {name: of_epochs[0] for name, of_epochs in training.widths.items()}
+        wanted = schedule.wanted(training.epoch, 1.0 if at_first == self._dense else self._left(at_first))
+        if wanted >= 1 or self._left(widths) <= wanted:
             return {}
-        wanted = schedule.wanted(training.epoch)
         inputs = batches_to_rank_on(self._network, training, self.settings.patches)
         if not inputs:
             self.unmeasured = NOTHING_MEASURED
@@ -157,6 +159,7 @@ class Shrink(PruningMethod):
         steps = LATENCY_STEPS if schedule.name == "target_latency" else STEPS
         try:
             tolerance = tolerance_for(wanted, self._left, rankings, self.settings.round_to, steps)
+            chosen = schedule.at_least(widths_at(tolerance, rankings, self.settings.round_to))
         except ValueError:
             if schedule.name != "target_latency":
                 raise
@@ -164,10 +167,14 @@ class Shrink(PruningMethod):
             self._why = "no widths of this network are as fast on this machine"
             fastest = min(self._latencies, key=self._latencies.__getitem__)
             chosen = dict(zip(self._dense, fastest, strict=True))
-            return {name: rankings[name].keep(width) for name, width in chosen.items() if width < widths[name]}
-        chosen = schedule.at_least(widths_at(tolerance, rankings, self.settings.round_to))
-        kept = {name: min(widths[name], width) for name, width in chosen.items()}
-        return {name: rankings[name].keep(width) for name, width in kept.items() if width < widths[name]}
+        settings = self.settings_of_cut(training)
+        keep = {}
+        for name, width in widths.items():
+            # As many as the settings allow, of which the ranking chooses.
+            left = max(chosen[name], len(channels_to_keep(range(width), width, settings)))
+            if left < width:
+                keep[name] = rankings[name].keep(left)
+        return keep
 
     def state(self) -> dict:
         # A resumed training must not time the same widths again, and find them a little slower.

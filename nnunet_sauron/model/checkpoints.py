@@ -22,6 +22,9 @@ NOT_OPENED = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, 
 NO_MEMORY = ("not enough memory", "can't allocate memory", "bad_alloc", "Cannot allocate memory")
 MOST_NAMED = 6  # checkpoints in an error
 COMPRESSION = "compression"  # key of a checkpoint that `compress` wrote: where its weights come from
+# Series of nnU-Net's logger, and so of every checkpoint, with a record an epoch: what was cut, or where nothing is.
+PRUNING = "pruning"
+SETTINGS = "settings"
 
 
 class DamagedFileError(ValueError):
@@ -159,6 +162,14 @@ def logged(checkpoint: Mapping) -> Mapping[str, list]:
     """The series that a checkpoint's training logged; none where others wrote something else there, such as None."""
     series = checkpoint.get("logging")
     return series if isinstance(series, Mapping) else {}
+
+
+def logged_settings(checkpoint: Mapping) -> Mapping:
+    """The settings that one of our trainings had in its last epoch, by name; none of another training."""
+    series = logged(checkpoint)
+    if series.get(PRUNING):
+        return series[PRUNING][-1].get("settings", {})
+    return series[SETTINGS][-1] if series.get(SETTINGS) else {}
 
 
 def densify_checkpoint(source: Path, target: Path) -> dict:

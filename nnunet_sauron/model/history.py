@@ -12,8 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from ..files import write_atomically
-
-SERIES = "pruning"  # of nnU-Net's logger, and so of every checkpoint: a record an epoch
+from .checkpoints import PRUNING
 
 
 def plot_pruning(
@@ -27,7 +26,7 @@ def plot_pruning(
         dense_cost: Parameters and multiply-accumulates then.
         path: The PNG to write.
     """
-    history = series[SERIES]
+    history = series[PRUNING]
     names = list(dense_widths)
     # nnU-Net's progress plot leaves seaborn's style with 2.5 times larger fonts behind.
     with plt.style.context(["default", {"font.size": 9, "axes.titlesize": 11}], after_reset=True):

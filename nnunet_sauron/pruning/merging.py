@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from .channels import ChannelLayout, ChannelUnit, channel_layout
 from .cost import feature_map_voxels
 from .eval_mode import copy_network
-from .moments import Moments, averaged, check_weights, collect_moments, forward_until
+from .moments import Moments, averaged, check_inputs, collect_moments, forward_until
 from .removal import check_kept, remove_channels
 
 RIDGE = 1e-8  # of the kept channels' mean variance
@@ -66,9 +66,7 @@ def merge_channels(
     """
     layout = channel_layout(network)
     check_kept(layout, keep)
-    if not inputs:
-        raise ValueError("Merging needs inputs to fit on; got none.")
-    check_weights(inputs, weights)
+    check_inputs(inputs, weights)
     cut = [unit for unit in layout.units if len(keep.get(unit.name, range(unit.width))) < unit.width]
     for unit in layout.units:
         if unit not in cut:

@@ -88,9 +88,9 @@ def collect_moments(
         before: Another network with modules of these names: its maps are channels C to 2C - 1 of (2C, 2C) moments.
 
     Raises:
-        ValueError: The weights are not of the inputs' shapes.
+        ValueError: There are no inputs, or the weights are not of their shapes.
     """
-    check_weights(inputs, weights)
+    check_inputs(inputs, weights)
     device = next(network.parameters()).device
     moments: dict[str, Moments] = {}
     for index, tensor in enumerate(inputs):
@@ -109,8 +109,10 @@ def collect_moments(
     return moments
 
 
-def check_weights(inputs: Sequence[torch.Tensor], weights: Sequence[torch.Tensor] | None) -> None:
-    """Raise ValueError unless there are weights (B, *patch) for each input (B, channels, *patch), or none at all."""
+def check_inputs(inputs: Sequence[torch.Tensor], weights: Sequence[torch.Tensor] | None = None) -> None:
+    """Raise ValueError unless there are inputs (B, channels, *patch), and weights (B, *patch) for each or for none."""
+    if not inputs:
+        raise ValueError("There are no inputs to measure feature maps on; give at least one batch.")
     if weights is not None:
         shapes, expected = ([tuple(w.shape) for w in weights], [(len(x), *x.shape[2:]) for x in inputs])
         if shapes != expected:
@@ -180,7 +182,11 @@ def position_weights(
 
     Returns:
         (B, *patch) each, float32, on the network's device; their mean over all inputs is 1.
+
+    Raises:
+        ValueError: There are no inputs.
     """
+    check_inputs(inputs)
     found = []
     for tensor in inputs:
         output = Output.of(network, tensor)

@@ -40,7 +40,7 @@ class Ranking:
 
     @classmethod
     def whole(cls, channels: int) -> Ranking:
-        """One of which every channel stays, whatever the tolerance: the errors are infinite."""
+        """A ranking that keeps every channel at any tolerance: the errors are infinite."""
         return cls(tuple(range(channels)), (*[math.inf] * channels, 0.0))
 
     def least(self, tolerance: float) -> int:
@@ -73,6 +73,9 @@ def rank_units(
         probed: How many of the inputs the sensitivities are measured on, at most.
         left_alone: Units that are to keep all of their channels, such as those that have too few positions for a fit.
         after_probe: Called with each unit's name, once for each of those.
+
+    Raises:
+        ValueError: There are no inputs, or the weights are not of their shapes.
     """
     layout = channel_layout(network)
     ranked = [unit for unit in layout.units if unit.name not in left_alone]

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from ..model.checkpoints import logged, plain, read_checkpoint, trained_with
-from ..model.history import SERIES
+from ..model.checkpoints import PRUNING, logged, plain, read_checkpoint, trained_with
 from ..model.snapshots import Snapshots
 from ..pruning import channel_layout, widths_of
 from .kept_settings import changeable
@@ -23,7 +22,7 @@ def take_over(trainer: PruningTrainer, path: str) -> None:
         FileNotFoundError, ValueError: There is none, it cannot be read, or it is of another architecture.
     """
     checkpoint = read_checkpoint(path)
-    history = logged(checkpoint).get(SERIES)
+    history = logged(checkpoint).get(PRUNING)
     if history:
         _take_settings(trainer, history[-1])
     if not trainer.was_initialized:

@@ -11,12 +11,11 @@ from pathlib import Path
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from ..files import read_json_object
-from ..model.checkpoints import logged
+from ..model.checkpoints import SETTINGS, logged
 from ..model.snapshots import Snapshots
 from ..plugin.commands import train_command
 from .settings import SETTINGS_FILE, Given, TrainingSettings, write_settings
 
-SERIES = "settings"
 CHANGEABLE = ("save_every", "snapshot_every", "num_val_iterations_per_epoch")
 
 
@@ -94,7 +93,7 @@ class KeepsSettings(nnUNetTrainer):
 
     def kept_settings(self) -> list[dict]:
         """An entry per finished epoch."""
-        return self.logger.local_logger.my_fantastic_logging.setdefault(SERIES, [])
+        return self.logger.local_logger.my_fantastic_logging.setdefault(SETTINGS, [])
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -117,7 +116,7 @@ class KeepsSettings(nnUNetTrainer):
         Raises:
             ValueError: The environment gives another value for a setting that cannot change in a running training.
         """
-        entries = logged(checkpoint).get(SERIES)
+        entries = logged(checkpoint).get(SETTINGS)
         if not entries or not entries[-1]:  # checkpoints did not hold them at first
             return
         had = self.settings_now()

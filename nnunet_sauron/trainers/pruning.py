@@ -17,7 +17,8 @@ from torch import distributed, nn
 
 from ..files import TEMPORARY
 from ..methods.base import PruningMethod
-from ..model.history import SERIES, plot_pruning
+from ..model.checkpoints import PRUNING
+from ..model.history import plot_pruning
 from ..model.snapshots import Snapshots, SnapshotSettings
 from ..pruning import channel_layout
 from .continuing import take_over
@@ -70,7 +71,7 @@ class PruningTrainer(ResizingTrainer):
         self._read_before_writing(plans, configuration, fold, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         training.apply_to(self)
-        self.series().setdefault(SERIES, [])
+        self.series().setdefault(PRUNING, [])
         self.logger.plot_progress_png = Throttled(self, self.logger.plot_progress_png)
         self._plot = Throttled(self, self._plot_pruning)
         self._snapshots = Snapshots(self, snapshot_settings)
@@ -99,7 +100,7 @@ class PruningTrainer(ResizingTrainer):
             fraction `asked` for, the fraction `left` after that cut, whether the target is `reached` (None while cuts
             go on), and `why` it is not, or None.
         """
-        return self.series()[SERIES]
+        return self.series()[PRUNING]
 
     def series(self) -> dict[str, list]:
         """All series of nnU-Net's logger, by name."""
@@ -148,7 +149,7 @@ class PruningTrainer(ResizingTrainer):
         self._snapshots.start()
 
     def on_epoch_start(self) -> None:
-        # First, so that an epoch's time is its training's; the log tells how long a merge took.
+        # First, so that nnU-Net's time of an epoch leaves merging out; the log tells how long that took.
         if self.current_epoch > 0 and self.history()[self.current_epoch - 1]["keep"]:
             self._remove(self.history()[self.current_epoch - 1]["keep"])
         super().on_epoch_start()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ..pruning import channel_layout
-
 
 class RateAfterCuts:
     """nnU-Net's scheduler; but where channels were removed, epochs after the cutting phase have the rate that the
@@ -22,7 +20,7 @@ class RateAfterCuts:
         self._scheduler.step(epoch)
         trainer = self._trainer
         rate = trainer.pruning_settings.learning_rate(epoch, trainer.num_epochs)
-        if rate is not None and channel_layout(trainer.bare_network).widths != trainer.dense_widths:
+        if rate is not None and any(record.get("keep") for record in trainer.history()):
             for group in self._optimizer.param_groups:
                 group["lr"] = rate * trainer.initial_lr
 

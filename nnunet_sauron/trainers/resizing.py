@@ -64,6 +64,12 @@ class ResizingTrainer(CompilesOnCudaOnly):
             self.wrap()
             torch._dynamo.reset()
 
+    def initialize(self) -> None:
+        super().initialize()
+        if not self.enable_deep_supervision:
+            self.unwrap()
+            self.wrap()
+
     def save_checkpoint(self, filename: str) -> None:
         if self.local_rank == 0 and not self.disable_checkpointing:
             write_atomically(Path(filename), super().save_checkpoint)
@@ -78,5 +84,8 @@ class ResizingTrainer(CompilesOnCudaOnly):
     def wrap(self) -> None:
         """Wrap the network for DDP, whose old reducer holds the old parameters: ranks would drift apart in silence."""
         if self.is_ddp:
+            if not self.enable_deep_supervision:  # DDP would wait for gradients of the heads that no loss sees
+                for head in self.bare_network.decoder.seg_layers[:-1]:
+                    head.requires_grad_(False)
             devices = [self.local_rank] if self.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.network, device_ids=devices)

@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..methods.distillation import distillation_loss
-from ..model.checkpoints import CHECKPOINT, logged, plain, read_checkpoint, trained_with
+from ..model.checkpoints import CHECKPOINT, logged_settings, plain, read_checkpoint, trained_with
 from ..model.labels import class_values
 from ..model.networks import NetworkBuilder
 from ..model.trained import ALL, folds_in
@@ -153,7 +153,7 @@ class DistillingLoss(nn.Module):
         super().__init__()
         self.loss, self.labels = loss, labels
         self._teacher = teacher
-        self._last_weight = LAST_WEIGHT_OF_DDP if ddp else 0.0
+        self._ddp = ddp
         self._of_teacher: list[torch.Tensor] | None = None
         self._term: torch.Tensor | None = None
 
@@ -181,11 +181,14 @@ class DistillingLoss(nn.Module):
     def forward(self, output, target) -> torch.Tensor:
         if self._of_teacher is None:  # a validation step
             return self.loss(output, target)
-        student = _as_list(output)[: len(self._of_teacher)]
+        outputs, count = _as_list(output), len(self._of_teacher)
         term = distillation_loss(
-            student, self._of_teacher, regions=self._teacher.regions, last_weight=self._last_weight
-        )
+            outputs[:count], self._of_teacher, regions=self._teacher.regions,
+            last_weight=LAST_WEIGHT_OF_DDP if self._ddp else 0.0,
+        )  # fmt: skip
         self._term = term.detach()
+        if self._ddp:  # waits for a gradient of every head
+            term = term + sum(0 * unlike.float().mean() for unlike in outputs[count:])
         return self.loss(output, target) + term if self.labels else term
 
 
@@ -249,8 +252,7 @@ def _channels(plans: PlansManager, configuration, dataset_json: dict) -> tuple:
 
 def is_supervised(checkpoint: dict) -> bool:
     """Whether the heads of low resolution, which nnU-Net always builds, were trained."""
-    history = logged(checkpoint).get("pruning") or [{}]
-    without = history[-1].get("settings", {}).get("enable_deep_supervision") is False
+    without = logged_settings(checkpoint).get("enable_deep_supervision") is False
     if without or "NoDeepSupervision" in str(checkpoint.get("trainer_name")):
         return False
     # nnU-Net begins with biases of 0, and a head that no loss sees keeps them. It never sees that of the lowest

@@ -369,3 +369,6 @@ def test_heads_that_no_loss_saw_are_known_by_their_biases():
     assert not is_supervised({"trainer_name": "Mine", "network_weights": heads, "logging": None})
     heads["decoder.seg_layers.2.bias"] = torch.ones(3)
     assert is_supervised({"trainer_name": "Mine", "network_weights": heads})
+    without = {"enable_deep_supervision": False}
+    for logged in ({"settings": [without]}, {"pruning": [{"settings": without}]}):  # as it came from a trained one
+        assert not is_supervised({"trainer_name": "Ours", "network_weights": heads, "logging": logged})

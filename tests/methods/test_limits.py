@@ -47,6 +47,13 @@ def test_cutting_phase_and_its_ends():
     assert not PruningSettings(cut_until=1.0).may_cut_after(9, 10)
 
 
+def test_a_number_of_epochs_that_floats_fall_short_of_is_whole():
+    settings = PruningSettings(cut_until=0.29, rate_after_cuts=2)  # 0.29 * 100 is 28.999999999999996
+    assert settings.may_cut_after(28, 100) and not settings.may_cut_after(29, 100)
+    assert settings.learning_rate(28, 100) is None and settings.learning_rate(29, 100) == 2
+    assert PruningSettings(cut_from=0.07).may_cut_after(6, 100)  # 7.000000000000001
+
+
 @pytest.mark.parametrize(
     "bad",
     [{"cut_from": -0.1}, {"cut_until": 1.1}, {"cut_from": 0.9}, {"min_channels": 0}, {"round_to": 0},

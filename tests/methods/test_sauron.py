@@ -190,17 +190,20 @@ def test_published_is_the_papers_schedule():
         SauronSettings.from_given(published=True, target_macs=0.1)
 
 
-def test_delta_opt_ends_with_the_cutting_phase_and_costs_nothing_then():
+@pytest.mark.parametrize("num_epochs", [10, 9])
+def test_delta_opt_ends_with_the_cutting_phase_and_costs_nothing_then(num_epochs):
     network = build().train()
-    method = prepared(network, num_epochs=10, cuts=2, target_macs=0.5)  # cuts end at 0.5
+    method = prepared(network, num_epochs=num_epochs, cuts=2, target_macs=0.5)  # cuts end at 0.5
     hooked = [module for module in network.modules() if module._forward_hooks]
     terms = []
-    for epoch in range(10):
+    for epoch in range(num_epochs):
         method.start_epoch(epoch, channel_layout(network).widths)
         method.before_step()
         network(batches(1)[0])
         terms.append(method.regulariser())
-    assert [term is not None for term in terms] == [True] * 5 + [False] * 5
+    cutting = method.settings.may_cut_after
+    assert [term is not None for term in terms] == [epoch < num_epochs // 2 for epoch in range(num_epochs)]
+    assert not any(cutting(epoch, num_epochs) for epoch in range(num_epochs // 2, num_epochs))
     assert hooked and not any(module._forward_hooks for module in hooked)
     stays = prepared(network, num_epochs=10, cuts=2, target_macs=0.5, delta_opt_after_cuts=True)
     stays.start_epoch(9, channel_layout(network).widths)

@@ -18,6 +18,7 @@ from ..contracts.networks import build
 from ..contracts.pruned_network import make_multiples
 
 SIDE = 16
+DENSE = (16, 24, 32)
 
 
 def batches(count: int) -> list[torch.Tensor]:
@@ -26,8 +27,10 @@ def batches(count: int) -> list[torch.Tensor]:
 
 
 def state(network, epoch: int, **changes) -> TrainingState:
-    """A training of this network at the end of an epoch."""
-    widths = {name: [width] * (epoch + 1) for name, width in channel_layout(network).widths.items()}
+    """A training of this network at the end of an epoch, which began at the widths of `build(DENSE)`."""
+    dense = channel_layout(build(widths=DENSE)).widths if epoch else {}
+    now = channel_layout(network).widths
+    widths = {name: [dense.get(name, width), *[width] * epoch] for name, width in now.items()}
     return TrainingState(
         [0.0] * (epoch + 1), [0.0] * (epoch + 1), widths, **{"batches": batches, "batch_size": 4, **changes}
     )
@@ -50,7 +53,7 @@ def test_the_least_that_an_error_names_can_be_met(widths):
 
 @pytest.mark.parametrize("target", [{"target_macs": 0.4}, {"target_parameters": 0.4}], ids=lambda t: next(iter(t)))
 def test_cuts_of_one_factor_lead_to_the_target(target):
-    network = build(widths=(16, 24, 32)).eval()
+    network = build(widths=DENSE).eval()
     method = prepared(network, cuts=4, **target)
     name, asked, left = method.target()
     assert (name, asked) == next(iter(target.items()))
@@ -77,7 +80,7 @@ def test_a_latency_is_measured_at_each_cut(monkeypatch):
         return {name: SimpleNamespace(median=float(sum(of.values()))) for name, of in widths.items()}
 
     monkeypatch.setattr(shrink, "time_networks", time_networks)
-    network = build(widths=(16, 24, 32)).eval()
+    network = build(widths=DENSE).eval()
     dense = sum(channel_layout(network).widths.values())
     method = prepared(network, cuts=2, target_latency=0.5)
     for epoch in range(20):
@@ -95,7 +98,7 @@ def test_a_latency_that_no_widths_have_ends_at_the_fastest(monkeypatch):
         return {name: SimpleNamespace(median=max(0.7 * channels["dense"], n)) for name, n in channels.items()}
 
     monkeypatch.setattr(shrink, "time_networks", time_networks)
-    network = build(widths=(16, 24, 32)).eval()
+    network = build(widths=DENSE).eval()
     method = prepared(network, cuts=2, target_latency=0.5)
     assert method.measure(state(network, 0)) == {}  # nothing is due
     for epoch in method.schedule.epochs:
@@ -107,7 +110,7 @@ def test_a_latency_that_no_widths_have_ends_at_the_fastest(monkeypatch):
 
 
 def test_what_was_held_is_made_up_for_at_the_next_chance():
-    network = build(widths=(16, 24, 32)).eval()
+    network = build(widths=DENSE).eval()
     method = prepared(network, cuts=4, target_macs=0.4)
     late = method.schedule.epochs[2] + 1  # three cuts were held
     keep = method.measure(state(network, late))
@@ -134,7 +137,7 @@ def test_multiples_of_other_channels_go_and_the_output_stays():
 
 
 def test_widths_are_multiples_and_the_target_is_met_all_the_same():
-    network = build(widths=(16, 24, 32)).eval()
+    network = build(widths=DENSE).eval()
     method = prepared(network, cuts=1, target_macs=0.5, round_to=4)
     merge_channels(network, method.measure(state(network, method.schedule.epochs[-1])), batches(4))
     widths = channel_layout(network).widths
@@ -143,7 +146,7 @@ def test_widths_are_multiples_and_the_target_is_met_all_the_same():
 
 
 def test_nothing_is_cut_where_no_patch_is_finite():
-    network = build(widths=(16, 24, 32)).eval()
+    network = build(widths=DENSE).eval()
     method = prepared(network, cuts=1, target_macs=0.5)
     assert method.measure(state(network, 14, batches=lambda count: [])) == {}
     assert method.unmeasured == NOTHING_MEASURED
@@ -177,7 +180,7 @@ def test_a_tenth_of_the_macs_is_the_default():
 
 
 def test_a_schedule_counts_from_the_dense_network():
-    network = build(widths=(16, 24, 32))
+    network = build(widths=DENSE)
     layout, cost = channel_layout(network), CostModel(network, (SIDE, SIDE), 2)
     schedule = Schedule(ShrinkSettings(target_macs=0.25, cuts=2), 10, layout, cost, "target_macs")
     assert schedule.left(layout.widths) == 1.0

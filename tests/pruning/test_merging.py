@@ -146,7 +146,7 @@ def test_nothing_changes_when_what_is_asked_for_is_wrong():
         ({name: []}, [patch()], "would lose all"),
         ({name: [2, 7]}, [patch()], "in 0..5"),
         ({name: [3, 1]}, [patch()], "ascending"),
-        ({name: [3]}, [], "needs inputs"),
+        ({name: [3]}, [], "There are no inputs"),
     ):
         with pytest.raises(ValueError, match=said):
             merge_channels(network, keep, inputs)

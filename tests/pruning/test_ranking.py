@@ -72,6 +72,12 @@ class TestRanking:
         beside = rank_channels([moments, moments], [weight, torch.zeros(6, 6).double()])
         assert beside.order == alone.order and beside.errors == pytest.approx(alone.errors)
 
+    def test_without_inputs_there_is_nothing_to_measure(self):
+        network = build()
+        for measure in (rank_units, position_weights):
+            with pytest.raises(ValueError, match="There are no inputs"):
+                measure(network, [])
+
     def test_constant_maps_and_unread_places_give_a_ranking(self):
         still = moments_of(torch.ones(1, 3, 4, 4))
         ranking = rank_channels([still], [torch.eye(3).double()])

@@ -11,6 +11,7 @@ import torch
 
 from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.trainers import L1Trainer, SauronTrainer, SFPTrainer, ShrinkTrainer
+from nnunet_sauron.trainers.decision import last_cut_epoch
 from nnunet_sauron.trainers.resizing import MIRRORING
 
 from .small import Gelu, OnRandomPatches, RandomPatches, dataset_json, log_of, plans, small_trainer
@@ -62,6 +63,12 @@ def test_guards_delay_cuts_and_the_target_is_met(folder, trainer_class, target, 
     if "max_loss_increase" in guard:
         held = [record["held"] is not None and "above its lowest" in record["held"] for record in history]
         assert sum(held) >= 3 and sum(cuts[1:]) == 1  # but for the first epoch's, one cut: the last there may be
+    else:
+        for record in history[: last_cut_epoch(trainer)]:
+            for unit, keep in record["keep"].items():
+                width = record["widths"][unit]
+                assert 0 < width - len(keep) <= round(0.05 * width)
+        assert sum(cuts) >= 3 or trainer_class is SFPTrainer  # of whose small layers 5 % is no channel
     assert history[-1]["target"]["name"] == name
     if name == "target_macs":
         assert history[-1]["target"]["left"] == history[-1]["macs"] / trainer.dense_cost[1] <= asked
@@ -172,6 +179,32 @@ def test_what_is_missing_is_named_before_a_log_is_written(folder, monkeypatch, s
     with pytest.raises(FileNotFoundError, match=said):
         small_trainer(folder, Small, widths=WIDTHS)
     assert not any((folder / "results").iterdir())
+
+
+def test_from_a_narrow_model_cuts_are_spread_from_its_own_size_on(folder, trained, monkeypatch):
+    path = trained / "fold_0" / "checkpoint_final.pth"
+    model = torch.load(path, weights_only=False)
+    trainer = small_trainer(folder, Small, widths=WIDTHS)
+    trainer.initialize()
+    trainer.take_widths({name: width // 2 for name, width in trainer.dense_widths.items()})
+    torch.save({**model, "network_weights": trainer.network.state_dict()}, path)
+    monkeypatch.setenv("nnunet_sauron", f"start_from={trained},teacher=None")
+    begun = trainer.planned.cost.macs(channel_layout(trainer.network).widths) / trainer.dense_cost[1]
+    settings = {"num_epochs": 9, "cuts": 4, "target_macs": begun / 2, "max_loss_increase": None}
+    cut = small_trainer(folder, type("T", (Small,), settings), widths=WIDTHS)
+    cut.run_training()
+    left = [record["target"]["left"] for record in cut.history() if record["keep"]]
+    assert len(left) == 4
+    for part, asked in zip(left, (2**-0.25, 2**-0.5, 2**-0.75, 0.5), strict=True):
+        assert asked - 0.12 < part / begun <= asked
+
+    # Below the target already: nothing is cut, so the learning rate does not start again.
+    settings = {"num_epochs": 4, "target_macs": 0.9}
+    whole = small_trainer(folder, type("T", (Small,), settings), widths=WIDTHS)
+    whole.run_training()
+    assert not any(record["keep"] for record in whole.history())
+    rates = whole.series()["lrs"]
+    assert rates == sorted(rates, reverse=True)
 
 
 def test_another_architecture_is_refused_before_a_log_is_written(folder, trained, monkeypatch):

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 
-from nnunet_sauron.trainers.teacher import Teacher
+from nnunet_sauron.trainers.teacher import DistillingLoss, Teacher
 
 from ..compression.small_model import write_model
 from .small import dataset_json, plans
@@ -136,3 +136,20 @@ def test_a_network_of_another_trainers_making_is_refused(tmp_path):
     torch.save(checkpoint, path)
     with pytest.raises(ValueError, match="cannot be the teacher.*of another architecture than its plans describe"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_under_ddp_every_head_gets_a_gradient(labels):
+    """DDP waits for it at the next step, also of heads whose teacher's counterpart was never trained."""
+    teacher = Teacher([torch.nn.Identity()], regions=False, supervised=False)
+    loss = DistillingLoss(lambda output, _: output[0].square().mean(), teacher, labels=labels, ddp=True)
+    outputs = [torch.randn(2, 3, side, side, requires_grad=True) for side in (8, 4)]
+
+    def step(batch: dict) -> dict:
+        term = loss(outputs, None)
+        term.backward()
+        return {"loss": float(term.detach())}
+
+    loss.train_step(step, {"data": torch.randn(2, 3, 8, 8)}, "cpu")
+    assert outputs[0].grad.abs().sum() > 0
+    assert not outputs[1].grad.any()

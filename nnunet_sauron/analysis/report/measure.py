@@ -9,8 +9,7 @@ from nnunet_sauron_runtime import Bundle
 from torch import nn
 
 from ...console.progress import Progress
-from ...model.checkpoints import logged
-from ...model.history import SERIES
+from ...model.checkpoints import PRUNING, logged
 from ...model.trained import CHECKPOINT, COMPRESSION, TrainedModel, folds_in
 from ...plugin.commands import checkpoint_flag, command, train_command
 from ...pruning import channel_layout
@@ -44,7 +43,7 @@ def measure_model(name: str, trained: TrainedModel, problems: list[str]) -> tupl
             network = trained.network(fold)
             log = _log(checkpoint)
             history = _history(log)
-            if log.get(SERIES) and not history:
+            if log.get(PRUNING) and not history:
                 problems.append(
                     f"{name}, fold {fold}: this version cannot read its pruning history, so channels over the epochs "
                     f"are not drawn. It was made by another version: pip install -U nnunet-sauron."
@@ -161,7 +160,7 @@ def _log(checkpoint: dict) -> Mapping[str, list]:
 
 def _history(log: Mapping[str, list]) -> list[dict]:
     """The pruning history; none where it is not in the form that this version writes."""
-    history = log.get(SERIES, [])
+    history = log.get(PRUNING, [])
     known = all(isinstance(epoch, Mapping) and {"widths", "state"} <= epoch.keys() for epoch in history)
     return history if known else []
 

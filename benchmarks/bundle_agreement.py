@@ -26,9 +26,9 @@ from nnunet_sauron_runtime.prediction import Request, predict_folder
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_sauron.deploy.command import export
+from nnunet_sauron.model.device import machine
 from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.plugin import trainer_folder
-from nnunet_sauron.pruning.timing import machine
 
 ENGINES = ("openvino", "onnxruntime")
 AT_MOST = 1e-5

@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--png", type=Path)
     arguments = parser.parse_args()
 
-    from nnunet_sauron.pruning.timing import machine
+    from nnunet_sauron.model.device import machine
 
     folder = arguments.o.resolve()
     set_environment(folder)

@@ -25,10 +25,10 @@ from nnunet_sauron.compression.goal import Goal
 from nnunet_sauron.compression.images import batches, patches
 from nnunet_sauron.compression.stages import UniformStages
 from nnunet_sauron.model.cases import find_cases
+from nnunet_sauron.model.device import machine
 from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning import rank_units
 from nnunet_sauron.pruning.moments import UNSURE
-from nnunet_sauron.pruning.timing import machine
 
 HELD_OUT = 7  # every seventh case
 

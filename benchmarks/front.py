@@ -21,8 +21,8 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from study import report
 from torch import nn
 
+from nnunet_sauron.model.device import machine
 from nnunet_sauron.pruning import channel_layout, count_macs, count_parameters, resize
-from nnunet_sauron.pruning.timing import machine
 
 RESULTS = Path(__file__).parent / "results"
 PATCH, WIDTHS = (56, 40), (32, 64, 128, 256)

@@ -43,7 +43,7 @@ def main() -> None:
             command = ["nnUNetv2_train", "4", "2d", "0", "-tr", trainer, "-p", PLANS, "-device", "cpu", "--c"]
             run(command, nnunet_sauron=settings, nnUNet_n_proc_DA="0", OMP_WAIT_POLICY="PASSIVE")
 
-    from nnunet_sauron.pruning.timing import machine
+    from nnunet_sauron.model.device import machine
 
     result = {
         "machine": machine(),

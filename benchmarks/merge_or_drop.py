@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
-    from nnunet_sauron.pruning.timing import machine
+    from nnunet_sauron.model.device import machine
 
     folder = arguments.o.resolve()
     set_environment(folder)

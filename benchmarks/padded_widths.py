@@ -20,9 +20,9 @@ from nnunet_sauron_runtime.engines import load_network
 
 from nnunet_sauron.deploy.checks import ENGINES
 from nnunet_sauron.deploy.networks import write_network
+from nnunet_sauron.model.device import machine
 from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning import channel_layout, densify
-from nnunet_sauron.pruning.timing import machine
 
 MULTIPLES = (1, 4, 8, 16)
 

@@ -167,7 +167,7 @@ class Study:
         from measure import measured
 
         from nnunet_sauron.files import write_text_atomically
-        from nnunet_sauron.pruning.timing import machine
+        from nnunet_sauron.model.device import machine
 
         written = {
             "run": name, "fold": fold, "trainer": run.trainer, "settings": run.settings, "plan": list(run.plan),

@@ -13,8 +13,8 @@ from pathlib import Path
 from ..console.progress import Progress
 from ..files import check_writable
 from ..model.cases import check_cases, find_cases
+from ..model.device import chosen_device
 from ..plugin.commands import predict_command
-from ..pruning.timing import chosen_device
 from .agreement import Measured, Segmenter, split
 from .compressor import Compressed
 from .goal import Goal

@@ -60,8 +60,9 @@ def _compress(options: argparse.Namespace) -> int:
     if options.recover is not None and options.dry_run:
         raise ValueError("--dry-run writes no model, so there is none to --recover; give one of the two.")
     what = Options(
-        options.model, options.images, options.output, options.folds, options.labels, options.max_images,
-        options.round_to, options.uniform_stages, options.device, options.checkpoint,
+        folder=options.model, images=options.images, output=options.output, folds=options.folds, labels=options.labels,
+        max_images=options.max_images, round_to=options.round_to, uniform_stages=options.uniform_stages,
+        device=options.device, checkpoint=options.checkpoint,
     )  # fmt: skip
     if options.dry_run:
         show_trade_off(what, goal, json_output=options.json)

@@ -18,10 +18,11 @@ from ..pruning.channels import ChannelLayout, channel_layout, feature_map_module
 from ..pruning.eval_mode import eval_mode
 from .base import TrainingState, mean_of
 from .gates import register_gates, scaled
-from .layerwise import Layerwise, LayerwiseSettings
+from .layerwise import Layerwise
 from .limits import require
 from .measuring import NOTHING_MEASURED, ChannelSums
 from .ranks import summed_over_ranks
+from .targets import TargetSettings
 
 # Maps are multiplied by no smaller code; float32's sums lose them anyway. Where those of two layers meet in a gradient,
 # their product would be a subnormal number, with which a CPU computes up to 25 times more slowly.
@@ -29,7 +30,7 @@ LEAST_CODE = 1e-10
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoPrunerSettings(LayerwiseSettings):
+class AutoPrunerSettings(TargetSettings):
     """AutoPruner's settings. (The paper's target is `rate=0.5`.)
 
     Attributes:

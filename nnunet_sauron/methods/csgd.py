@@ -15,12 +15,13 @@ from torch import nn
 
 from ..pruning.channels import ChannelLayout, channel_layout
 from .filters import filters, tensors_of
-from .layerwise import Layerwise, LayerwiseSettings
+from .layerwise import Layerwise
 from .ranks import decided_on_one_rank
+from .targets import TargetSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class CSGDSettings(LayerwiseSettings):
+class CSGDSettings(TargetSettings):
     """cSGD's settings.
 
     Attributes:

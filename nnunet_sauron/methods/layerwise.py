@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import nn
 
@@ -14,20 +13,16 @@ from .limits import steps
 from .targets import TargetSettings, even_widths, make_target
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerwiseSettings(TargetSettings):
-    """Settings of a pruning layer by layer: a target for the whole network is the same fraction of every layer."""
-
-
 class Layerwise(PruningMethod):
-    """The base: a subclass orders a layer's channels, and may prepare them for the cut until then.
+    """The base: a subclass orders a layer's channels, and may prepare them for the cut until then. A target for the
+    whole network is the same fraction of every layer.
 
     Attributes:
         final_widths: Channels of each unit after the cut.
         cut_epoch: The epoch after which units are cut.
     """
 
-    Settings = LayerwiseSettings
+    Settings = TargetSettings
 
     def prepare(self, layout: ChannelLayout, cost: CostModel, given_widths: dict[str, int] | None) -> None:
         self._target = make_target(self.settings, layout, cost, given_widths)

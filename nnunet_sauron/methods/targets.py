@@ -65,6 +65,7 @@ class TargetSettings(PruningSettings):
             object.__setattr__(self, "min_channels", 1)
 
     def given_targets(self) -> list[str]:
+        """The names of the targets that are set."""
         return [name for name in TARGETS if getattr(self, name) is not None]
 
 

@@ -9,10 +9,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 
-def network_of_plans(
-    plans: PlansManager, configuration: str, dataset_json: dict, device: str = "meta"
-) -> tuple[nn.Module, int]:
-    """A configuration's network, not initialised and without deep supervision, and its number of input channels.
+def network_of_plans(plans: PlansManager, configuration: str, dataset_json: dict, device: str = "meta") -> nn.Module:
+    """A configuration's network, not initialised and without deep supervision.
 
     Args:
         plans: Plans that have the configuration.
@@ -21,14 +19,12 @@ def network_of_plans(
         device: Where its weights lie; "meta" holds shapes and no weights.
     """
     manager = plans.get_configuration(configuration)
-    input_channels = determine_num_input_channels(plans, manager, dataset_json)
     with torch.device(device):
-        network = get_network_from_plans(
+        return get_network_from_plans(
             manager.network_arch_class_name,
             manager.network_arch_init_kwargs,
             manager.network_arch_init_kwargs_req_import,
-            input_channels,
+            determine_num_input_channels(plans, manager, dataset_json),
             plans.get_label_manager(dataset_json).num_segmentation_heads,
             allow_init=False,
         )
-    return network, input_channels

@@ -197,7 +197,7 @@ def densify_checkpoint(source: Path, target: Path) -> dict:
     checkpoint = read_checkpoint(source)
     described = trained_with(checkpoint, source)
     try:
-        network, _ = network_of_plans(*described, device="cpu")
+        network = network_of_plans(*described, device="cpu")
     except Exception as error:  # the class that the plans name may raise anything
         raise ValueError(f"{source}: its plans' network cannot be built: {type(error).__name__}: {error}") from error
     accept_pruned_weights(network)

@@ -75,7 +75,7 @@ class NetworkBuilder:
             self._trainer = trainer
             built = _description(self.build())
             try:
-                self.differs = built != _description(network_of_plans(*self._arguments)[0])
+                self.differs = built != _description(network_of_plans(*self._arguments))
             except Exception:  # plans may name a class that is not installed, which this trainer does not need
                 self.differs = True
 
@@ -87,7 +87,7 @@ class NetworkBuilder:
         """
         if self._trainer is None:
             try:
-                network, _ = network_of_plans(*self._arguments, device="cpu")
+                network = network_of_plans(*self._arguments, device="cpu")
             except Exception as error:  # the class that the plans name may raise anything
                 raise ValueError(
                     f"The network that the plans describe cannot be built: {type(error).__name__}: {error}"

@@ -264,8 +264,8 @@ def _enlarge(plans: dict, new: dict, name: str, dataset_json: dict, keep_patch: 
     old, entry = PlansManager(plans).get_configuration(name).configuration, new["configurations"][name]
     if "median_image_size_in_voxels" not in old:
         raise ValueError(f"{name} has no median_image_size_in_voxels, up to which patches grow; leave --same-memory.")
-    before, _ = network_of_plans(PlansManager(plans), name, dataset_json)
-    after, _ = network_of_plans(PlansManager(new), name, dataset_json)
+    before = network_of_plans(PlansManager(plans), name, dataset_json)
+    after = network_of_plans(PlansManager(new), name, dataset_json)
     budget = feature_map_values(before, old["patch_size"]) * old["batch_size"]
     median, steps = old["median_image_size_in_voxels"], _steps(entry)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
@@ -42,8 +43,9 @@ def configuration_size(plans: PlansManager, configuration: str, dataset_json: di
         configuration: Its name.
         dataset_json: The dataset's, for input channels and classes.
     """
-    network, input_channels = network_of_plans(plans, configuration, dataset_json)
+    network = network_of_plans(plans, configuration, dataset_json)
     manager = plans.get_configuration(configuration)
+    input_channels = determine_num_input_channels(plans, manager, dataset_json)
     return ConfigurationSize(
         len(network.encoder.output_channels),
         tuple(network.encoder.output_channels),

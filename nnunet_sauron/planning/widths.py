@@ -221,7 +221,7 @@ class PrunedWidths(Widths):
                 f"{path} is of a network of class {architecture['network_class_name']}, expected "
                 f"{' or '.join(PRUNED)}; give the checkpoint of a model of nnU-Net's default or ResEnc plans."
             )
-        network, _ = network_of_plans(plans, configuration, dataset_json)
+        network = network_of_plans(plans, configuration, dataset_json)
         units = widths_of(network, checkpoint["network_weights"])
         if units is None or checkpoint["network_weights"].keys() != network.state_dict().keys():
             raise ValueError(

@@ -51,13 +51,12 @@ def widths_of(network: nn.Module, state_dict: Mapping[str, torch.Tensor], prefix
     return _widths_of(channel_layout(network), network, state_dict, prefix)
 
 
-def resize(network: nn.Module, widths: Mapping[str, int], optimizer: torch.optim.Optimizer | None = None) -> None:
+def resize(network: nn.Module, widths: Mapping[str, int]) -> None:
     """Give units new widths in place: the first channels stay, new ones are zero everywhere and add nothing.
 
     Args:
         network: A network that `channel_layout` knows, unwrapped.
         widths: New number of channels by unit name.
-        optimizer: Follows, new channels with a state of zero.
 
     Raises:
         ValueError: An unknown unit, or a width below 1.
@@ -75,7 +74,7 @@ def resize(network: nn.Module, widths: Mapping[str, int], optimizer: torch.optim
         if width != layout.widths[name]
     }
     if selections:
-        rebuild(network, layout, selections, optimizer)
+        rebuild(network, layout, selections)
 
 
 def densify(network: nn.Module, widths: Mapping[str, int]) -> nn.Module:

@@ -8,7 +8,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from ..model.checkpoints import PRUNING, logged, plain, read_checkpoint, trained_with
 from ..model.snapshots import Snapshots
-from ..pruning import channel_layout, widths_of
+from ..pruning import widths_of
 from .kept_settings import changeable
 
 if TYPE_CHECKING:
@@ -74,8 +74,5 @@ def _take_settings(trainer: PruningTrainer, record: dict) -> None:
             trainer.given_widths = trainer.planned.widths_in(widths_from)
     trainer._refused = None
     if trainer.was_initialized and trainer.settings_now() != before:
-        widths = channel_layout(trainer.bare_network).widths
-        trainer.take_widths(trainer.dense_widths)
         trainer.make_method()
-        trainer.take_widths(widths)
         trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()

@@ -63,7 +63,7 @@ def tell_settings(trainer: nnUNetTrainer, settings: Mapping, given: Given) -> No
 
 
 def _other_settings(folder: Path, settings: Mapping) -> str:
-    """What `settings.json` in a fold's folder says else, in words; nothing where it is not there or says the same."""
+    """How `settings.json` in a fold's folder differs from these settings, in words; empty without a difference."""
     try:
         earlier = read_json_object(folder / SETTINGS_FILE, "remove it")
     except (OSError, ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed
 
@@ -36,7 +37,8 @@ class PlannedNetwork:
         manager = PlansManager(plans)
         chosen = manager.get_configuration(configuration)
         check_prunable(chosen.network_arch_class_name)
-        self._network, channels = network_of_plans(manager, configuration, dataset_json)
+        self._network = network_of_plans(manager, configuration, dataset_json)
+        channels = determine_num_input_channels(manager, chosen, dataset_json)
         self.layout = channel_layout(self._network)
         self.cost = CostModel(self._network, chosen.patch_size, channels)
         self._voxels = feature_map_voxels(self._network, chosen.patch_size, channels)

@@ -112,7 +112,8 @@ class PruningTrainer(ResizingTrainer):
 
     def initialize(self) -> None:
         super().initialize()
-        self.dense_widths = channel_layout(self.bare_network).widths
+        self._dense_layout = channel_layout(self.bare_network)
+        self.dense_widths = self._dense_layout.widths
         self.dense_cost = self.planned.cost.parameters(self.dense_widths), self.planned.cost.macs(self.dense_widths)
         self.make_method()
         # Here and not in _build_loss, which subclasses override to bring a loss of their own.
@@ -131,7 +132,7 @@ class PruningTrainer(ResizingTrainer):
         if self._refused:
             raise self._refused
         self.method = self.Method(self.pruning_settings, self.num_epochs)
-        self.method.prepare(channel_layout(self.bare_network), self.planned.cost, self.given_widths)
+        self.method.prepare(self._dense_layout, self.planned.cost, self.given_widths)
 
     def on_train_start(self) -> None:
         if self.local_rank == 0:

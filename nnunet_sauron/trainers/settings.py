@@ -151,7 +151,7 @@ class Given:
             self.by_variable.add(name)
 
     def _override(self, path: Path, of_file: Mapping, beside: Collection[str]) -> None:
-        """Let what stands beside a file replace what the file says in the same matter."""
+        """Let settings given beside a file override the file's conflicting ones."""
         if "published" in beside and of_file.get("published", self.values["published"]) != self.values["published"]:
             raise ValueError(
                 f"published={self.values['published']} decides other settings' defaults, for which {path} has values "
@@ -168,12 +168,7 @@ class Given:
             ValueError: A value is out of range, or two exclude each other.
         """
         try:
-            return tuple(
-                getattr(cls, "from_given", cls)(
-                    **{f.name: self.values[f.name] for f in fields(cls) if f.name in self.values}
-                )
-                for cls in self._classes
-            )
+            return tuple(getattr(cls, "from_given", cls)(**_of(cls, self.values)) for cls in self._classes)
         except ValueError as error:
             raise self._listed(error) from None
 

@@ -68,7 +68,7 @@ class ShrinkTrainer(PruningTrainer):
         if self._start:
             self.mirroring = mirroring_of(self._start.checkpoint)
             self._check_builder()
-            network, _ = network_of_plans(PlansManager(plans), configuration, dataset_json)
+            network = network_of_plans(PlansManager(plans), configuration, dataset_json)
             self._start_widths = widths_of(network, self._start.checkpoint["network_weights"])
             if self._start_widths is None:
                 raise ValueError(

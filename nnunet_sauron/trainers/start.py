@@ -16,8 +16,8 @@ class Start:
 
     Args:
         path: Its checkpoint, as `start_path` finds it.
-        fold: That is trained now.
-        dataset: Name of the data set that is trained on now.
+        fold: The fold being trained.
+        dataset: Name of the data set being trained on.
 
     Attributes:
         path: The checkpoint's.
@@ -75,8 +75,8 @@ def seen_cases(checkpoint: dict, path: str | Path, fold: int | str, dataset: str
     Args:
         checkpoint: The model's.
         path: Its file, for the warning.
-        fold: That is trained now.
-        dataset: Name of the data set that is trained on now.
+        fold: The fold being trained.
+        dataset: Name of the data set being trained on.
     """
     arguments = checkpoint.get("init_args", {})
     of_model, plans = arguments.get("fold"), arguments.get("plans", {})

@@ -112,7 +112,7 @@ def replace_weights(model: TrainedModel) -> TrainedModel:
     """The model with random weights that fit its changed plans."""
     from nnunet_sauron.model.architecture import network_of_plans
 
-    network, _ = network_of_plans(model.manager, model.configuration, model.dataset_json, device="cpu")
+    network = network_of_plans(model.manager, model.configuration, model.dataset_json, device="cpu")
     return replace(model, checkpoints={"0": {**model.checkpoints["0"], "network_weights": network.state_dict()}})
 
 

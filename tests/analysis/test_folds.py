@@ -10,8 +10,8 @@ import torch
 from nnunet_sauron import trainers
 from nnunet_sauron.cli import main
 from nnunet_sauron.model.compiling import CompilesOnCudaOnly
+from nnunet_sauron.model.device import chosen_device
 from nnunet_sauron.model.trained import TrainedModel
-from nnunet_sauron.pruning.timing import chosen_device
 
 from ..compression.small_model import write_images, write_model
 

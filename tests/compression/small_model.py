@@ -50,7 +50,7 @@ def write_model(
     for seed, fold in enumerate(folds):
         torch.manual_seed(seed)
         manager = PlansManager(copy.deepcopy(described))
-        network, _ = network_of_plans(manager, CONFIGURATIONS[dim], dataset, device="cpu")
+        network = network_of_plans(manager, CONFIGURATIONS[dim], dataset, device="cpu")
         checkpoint = {
             "network_weights": network.state_dict(),
             "optimizer_state": {"state": {}, "param_groups": []},

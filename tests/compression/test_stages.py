@@ -55,7 +55,7 @@ def change_checkpoint(root, change, fold=0) -> None:
 def stock_network(root, configuration="2d", fold=0) -> torch.nn.Module:
     """The network that nnU-Net builds from what was written, with the weights: every one, of the very shape."""
     plans, dataset = (json.loads((root / "small" / f"{name}.json").read_text()) for name in ("plans", "dataset"))
-    network, _ = network_of_plans(PlansManager(plans), configuration, dataset, device="cpu")
+    network = network_of_plans(PlansManager(plans), configuration, dataset, device="cpu")
     network.load_state_dict(checkpoint(root, fold)["network_weights"], strict=True)
     return network.eval()
 

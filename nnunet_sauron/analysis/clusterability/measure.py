@@ -21,7 +21,7 @@ from scipy.stats import kendalltau
 from sklearn.decomposition import PCA
 
 from ...console.json_data import json_data
-from ...pruning.timing import chosen_device
+from ...model.device import chosen_device
 from .folders import TrainedFold, find_folds
 
 MEASURES = ("dip", "hopkins", "neighbours")

@@ -21,12 +21,12 @@ from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from ...model.cases import Case, preprocess, read_case
+from ...model.device import chosen_device
 from ...model.evaluation import check_same_voxels, check_values
 from ...model.reading import read_segmentation
 from ...model.trained import TrainedModel
 from ...pruning.channels import channel_layout, feature_map_modules
 from ...pruning.cost import forward_on_meta
-from ...pruning.timing import chosen_device
 from .grid import Grid
 from .windows import Bar, Layer, Windows, silent
 

@@ -15,8 +15,8 @@ import pandas as pd
 from ... import __version__
 from ...console.json_data import json_data
 from ...files import write_text_atomically
+from ...model.device import machine
 from ...model.evaluation import ClassScore
-from ...pruning.timing import machine
 from .contents import ModelReport, Report
 
 METRICS = ("dice", "hd95", "surface_dice", "absolute_volume_error", "volume_error")

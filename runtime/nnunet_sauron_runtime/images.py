@@ -15,6 +15,8 @@ from .whole_files import check_file, is_nifti_2
 
 UNITS = {1: "metres", 3: "micrometres"}  # of NIfTI's xyzt_units, other than mm
 ORIENTED = "RAS"  # to which nnU-Net's readers with "Reorient" in their names bring images
+ALIKE = 1e-2  # relative difference of two affines of a header that is one of rounding
+PLACE = 0.1  # voxels that their origins may lie apart
 SLICES_APART = 999  # by which nnU-Net multiplies the spacing of a 2D image for that of its missing axis
 
 
@@ -27,6 +29,7 @@ def read_case(files: Sequence[Path]) -> list[SimpleITK.Image]:
     images = []
     for file in files:
         check_file(file)
+        _check_png(file)
         try:
             image = SimpleITK.ReadImage(str(file))
         except RuntimeError as error:
@@ -171,6 +174,32 @@ def _array(image: SimpleITK.Image) -> np.ndarray:
     return array.astype(np.float32, order="C")
 
 
+def _check_png(file: Path) -> None:
+    """Raise ValueError at a PNG whose values SimpleITK has otherwise than Pillow, by which nnU-Net's reader reads."""
+    with file.open("rb") as opened:
+        if opened.read(8) != b"\x89PNG\r\n\x1a\n":
+            return
+        bits = 8
+        while len(begins := opened.read(8)) == 8:
+            length, kind = int.from_bytes(begins[:4], "big"), begins[4:]
+            if kind == b"IDAT":
+                return
+            content = opened.read(length)
+            opened.read(4)  # its checksum
+            if kind == b"IHDR":
+                bits = 8 if content[9] == 3 else content[8]  # of a palette's colours, or of a value
+            elif kind == b"sBIT" and min(content) < bits:
+                raise ValueError(
+                    f"{file} says that {min(content)} of the {bits} bits of its values are significant (sBIT), which "
+                    f"readers take differently; save it without that."
+                )
+            elif kind == b"tRNS":
+                raise ValueError(
+                    f"{file} says which of its colours are transparent (tRNS), which readers take differently; save "
+                    f"it without transparency."
+                )
+
+
 def _as_pillow(image: SimpleITK.Image, file: Path) -> SimpleITK.Image:
     """The values of a PNG as nnU-Net's reader has them, which reads by Pillow; of another file as they are."""
     with file.open("rb") as opened:
@@ -219,13 +248,22 @@ def _check_as_nibabel(image: SimpleITK.Image, manifest: Manifest) -> None:
             f"its header has the slope {told.get('scl_slope')} and the intercept {told.get('scl_inter')}, which "
             f"readers take differently; set them to 1 and 0, or to what its values mean"
         )
-    if number("sform_code") > 0 and image.GetDimension() == 3:
-        rows = [[float(one) for one in told.get(f"srow_{axis}", "").split()[:3]] for axis in "xyz"]
+    rows = [[float(one) for one in told.get(f"srow_{axis}", "").split()] for axis in "xyz"]
+    if number("sform_code") > 0 and image.GetDimension() == 3 and all(len(row) == 4 for row in rows):
+        sform, spacing = np.array(rows), np.array(image.GetSpacing())
         pixdim = [number(f"pixdim[{axis}]") for axis in (1, 2, 3)]
-        if all(len(row) == 3 for row in rows) and not np.allclose(np.linalg.norm(rows, axis=0), pixdim, rtol=1e-2):
+        if not np.allclose(np.linalg.norm(sform[:, :3], axis=0), pixdim, rtol=ALIKE):
             raise ValueError(
                 f"its header has voxels of {pixdim} mm (pixdim) and an sform of others, so that readers differ in "
                 f"where it lies; set both alike"
+            )
+        to_ras = np.diag((-1, -1, 1))  # ITK's x runs to the left and its y to the back
+        axes = to_ras @ np.reshape(image.GetDirection(), (3, 3)) * spacing
+        apart = np.abs(sform[:, 3] - to_ras @ image.GetOrigin()).max()
+        if np.abs(sform[:, :3] - axes).max() > ALIKE * spacing.max() or apart > PLACE * spacing.min():
+            raise ValueError(
+                "its header's qform and sform put it in different places, and the model's reader in nnU-Net takes the "
+                "sform, this one the qform; set both alike"
             )
 
 

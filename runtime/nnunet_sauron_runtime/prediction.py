@@ -15,7 +15,7 @@ import numpy as np
 
 from .bundle import Bundle
 from .cases import OF_SIMPLE_ITK, Case, find_cases, passed_over
-from .whole_files import check_name
+from .whole_files import check_file, check_name
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -62,7 +62,7 @@ def predict_folder(bundle: Bundle, place: Path, request: Request) -> list[str]:
         wanted = [request.output / (case.name + case.ending)]
         if request.save_probabilities:
             wanted.append(request.output / (case.name + ".npz"))
-        if request.continue_prediction and all(file.is_file() for file in wanted):
+        if request.continue_prediction and _are_whole(wanted):
             say.line("skipped: it is segmented already")
             continue
         try:
@@ -72,6 +72,15 @@ def predict_folder(bundle: Bundle, place: Path, request: Request) -> list[str]:
             failed.append(case.name)
             say.line(f"FAILED: {_with_files(case, error)}")
     return failed
+
+
+def _are_whole(wanted: list[Path]) -> bool:
+    """Whether a case's files are there, and not cut short by a full disk or another program."""
+    try:
+        check_file(wanted[0])
+    except ValueError:
+        return False
+    return all(file.is_file() for file in wanted)
 
 
 def _predict_case(bundle: Bundle, case: Case, request: Request, wanted: list[Path], say: _Progress) -> None:

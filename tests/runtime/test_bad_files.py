@@ -11,6 +11,7 @@ import struct
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,79 @@ def test_a_damaged_zip_is_named_however_it_is_packed(folder, tmp_path, how):
     (tmp_path / "b.zip").write_bytes(content)
     with pytest.raises(ValueError, match=r"b\.zip: bundle\.json"):
         Archive(tmp_path / "b.zip").manifest()
+
+
+def flipped(content: bytearray) -> None:
+    content[280:284], content[292:296] = struct.pack("<f", 1), struct.pack("<f", 9)
+
+
+def moved(content: bytearray) -> None:
+    content[292:296] = struct.pack("<f", 30)
+
+
+def turned(content: bytearray) -> None:
+    angle = np.deg2rad(10)
+    content[280:288] = struct.pack("<ff", -np.cos(angle), -np.sin(angle))
+    content[296:304] = struct.pack("<ff", np.sin(angle), -np.cos(angle))
+
+
+@pytest.mark.parametrize("change", [flipped, moved, turned])
+@pytest.mark.parametrize("reader", ["NibabelIO", "NibabelIOWithReorient"])
+def test_a_volume_that_lies_in_two_places_is_refused(folder, tmp_path, change, reader):
+    """nibabel takes the sform, SimpleITK the qform: programs that align images change one of them."""
+    file = write_image(tmp_path / "a.nii", VOLUME)
+    manifest = dataclasses.replace(Bundle(folder).manifest, image_reader=reader)
+    to_array(read_case([file]), manifest)
+    content = bytearray(file.read_bytes())
+    change(content)
+    file.write_bytes(content)
+    to_array(read_case([file]), manifest)  # of two forms of code 1 SimpleITK takes the sform as well
+    content[254] = 2
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="qform and sform put it in different places"):
+        to_array(read_case([file]), manifest)
+    to_array(read_case([file]), dataclasses.replace(manifest, image_reader="SimpleITKIO"))
+
+
+def png(file: Path, mode: str, **more) -> Path:
+    from PIL import Image
+
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert(mode).save(file, **more)
+    return file
+
+
+def with_chunk(file: Path, kind: bytes, content: bytes) -> Path:
+    whole = file.read_bytes()
+    chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    file.write_bytes(whole[:33] + chunk + whole[33:])  # behind the header
+    return file
+
+
+def test_pngs_whose_values_readers_take_differently_are_refused(tmp_path):
+    for mode, kind, content, said in (
+        ("RGB", b"sBIT", bytes((5, 8, 8)), "5 of the 8 bits"),
+        ("L", b"sBIT", b"\x06", "6 of the 8 bits"),
+        ("RGB", b"tRNS", bytes(6), "which of its colours are transparent"),
+        ("L", b"tRNS", bytes(2), "which of its colours are transparent"),
+    ):
+        file = with_chunk(png(tmp_path / "a.png", mode), kind, content)
+        with pytest.raises(ValueError, match=said):
+            read_case([file])
+    read_case([with_chunk(png(tmp_path / "a.png", "RGB"), b"sBIT", bytes((8, 8, 8)))])
+    read_case([with_chunk(png(tmp_path / "a.png", "P"), b"sBIT", bytes((8, 8, 8)))])
+
+
+def test_what_is_continued_is_segmented_anew_where_it_was_cut_short(folder, tmp_path, capsys):
+    write_image(tmp_path / "images" / "a_0000.nii.gz", VOLUME)
+    request = Request(tmp_path / "out", continue_prediction=True, mirroring=False)
+    assert predict_folder(Bundle(folder), tmp_path / "images", request) == []
+    whole = (tmp_path / "out" / "a.nii.gz").read_bytes()
+    (tmp_path / "out" / "a.nii.gz").write_bytes(whole[:100])
+    assert predict_folder(Bundle(folder), tmp_path / "images", request) == []
+    read_case([tmp_path / "out" / "a.nii.gz"])
+    assert "skipped" not in capsys.readouterr().err
+    assert predict_folder(Bundle(folder), tmp_path / "images", request) == []
+    assert "skipped" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
 def _folder_beside(target: Path, replace: bool) -> Iterator[Path]:
     beside, old = (target.with_name(f".{target.name}{ending}") for ending in (TEMPORARY, ".old"))
     beside.mkdir(parents=True, exist_ok=True)
-    with _locked(beside, target):
+    with locked(beside, target):
         try:
             if old.is_dir() and not target.exists():  # a process was killed between the two renamings below
                 os.replace(old, target)
@@ -114,8 +114,16 @@ def _folder_beside(target: Path, replace: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(folder: Path, target: Path) -> Iterator[None]:
-    """Keep other processes from writing into a folder; the lock ends with the process, however this ends."""
+def locked(folder: Path, target: Path) -> Iterator[None]:
+    """Keep other processes from writing into a folder; the lock ends with the process, however this ends.
+
+    Args:
+        folder: What is written into.
+        target: What will be made of it, for the error.
+
+    Raises:
+        FileExistsError: Another process has it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows

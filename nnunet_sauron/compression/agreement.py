@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import tempfile
 from collections.abc import Sequence
@@ -11,11 +12,13 @@ from pathlib import Path
 import torch
 
 from ..console.progress import Progress
+from ..files import AGAIN
 from ..model.cases import Case
 from ..model.evaluation import CaseScore, evaluate_folder, mean_score
 from ..model.trained import TrainedModel
 
 HELD_OUT = 0.25  # of the images
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 Scores = list[CaseScore]
 
 
@@ -105,12 +108,20 @@ class Segmenter:
 
     def _predict(self, name: str, weights: list[dict] | None) -> Path:
         folder = self._root / name
-        folder.mkdir(exist_ok=True)
         predictor = self.model.predictor(self.device, weights)
-        with self.progress.bar(f"segmenting with the {name} model", len(self.cases)) as step:
-            for case in self.cases:
-                predictor.predict_from_files_sequential([list(case.files)], [str(folder / case.name)])
-                step(case.name)
+        try:
+            folder.mkdir(exist_ok=True)
+            with self.progress.bar(f"segmenting with the {name} model", len(self.cases)) as step:
+                for case in self.cases:
+                    predictor.predict_from_files_sequential([list(case.files)], [str(folder / case.name)])
+                    step(case.name)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise OSError(
+                f"The temporary folder {folder} has no room for segmentations: {error}. Make room, or name another "
+                f"place in the environment variable TMPDIR, then {AGAIN}."
+            ) from error
         return folder
 
 

@@ -15,6 +15,7 @@ from ..files import check_writable
 from ..model.cases import check_cases, find_cases
 from ..model.device import chosen_device
 from ..plugin.commands import predict_command
+from ..pruning.timing import SCATTER
 from .agreement import Measured, Segmenter, split
 from .compressor import Compressed
 from .goal import Goal
@@ -22,7 +23,7 @@ from .images import batches, patches
 from .model_compressor import ModelCompressor
 from .model_folder import CHECKPOINT, STOCK, TRAINER, notes_of, read_prunable, write_model
 from .plots import plot_trade_off
-from .recovery import Recovery
+from .recovery import Recovery, recovery_folder
 from .stages import check_plain, plain_plans
 from .student import RecoverySettings
 from .tables import print_compressed, print_trade_off
@@ -65,7 +66,9 @@ class Options:
             if number < 1:
                 raise ValueError(f"{flag} must be at least 1; got {number}.")
         if os.path.lexists(self.output):  # also a link that leads nowhere
-            raise FileExistsError(f"{self.output} exists; give the name of a folder that does not.")
+            left = recovery_folder(self.output)
+            too = f" ({left} is the rest of an interrupted --recover and can be removed)" if left.is_dir() else ""
+            raise FileExistsError(f"{self.output} exists; give the name of a folder that does not.{too}")
         parent = self.output.absolute().parent
         if not parent.is_dir():
             raise FileNotFoundError(f"{parent} is no folder; make it first, or give another -o.")
@@ -88,10 +91,15 @@ def compress(
             is written then.
     """
     work = _Work(options)
-    recover = recovery and Recovery(
+    recover: Recovery | None = recovery and Recovery(
         work.model, options.output, recovery, work.fitted_on, work.held_out, work.device, work.progress,
         made_with={"goal": asdict(goal), "round_to": options.round_to, "uniform_stages": options.uniform_stages},
     )  # fmt: skip
+    with recover or contextlib.nullcontext():
+        _compress(work, options, goal, recover, json_output=json_output)
+
+
+def _compress(work: _Work, options: Options, goal: Goal, recover: Recovery | None, *, json_output: bool) -> None:
     with _nnunet_is_silent():
         inputs = work.patches()
         merged = recover.merged if recover else {}  # of an interrupted run
@@ -110,7 +118,7 @@ def compress(
     if recover:
         recover.finish()
     work.remark_undefined([measured])
-    work.remark_slow(found, goal)
+    work.remark_times(found, goal)
     print_compressed(
         found, measured, options.output, json_output=json_output, network=notes["network"], remarks=work.remarks,
         predict=predict_command(options.output, found, [STOCK] if plans else [TRAINER, *work.own_builder]),
@@ -223,8 +231,13 @@ class _Work:
         if all(one.undefined for one in measured):
             self.warn("Neither model finds any class in the images held out, so how they agree is not known.")
 
-    def remark_slow(self, found: dict[str, Compressed], goal: Goal) -> None:
-        """Say which folds miss a goal of time when they are timed again."""
+    def remark_times(self, found: dict[str, Compressed], goal: Goal) -> None:
+        """Say that times scatter, and which folds miss a goal of time when they are timed again."""
+        if any(one.busy for one in found.values()):
+            self.warn(
+                f"Network times scatter by more than {SCATTER:.0%}: this machine was busy, and they tell little. Time "
+                f"both models with nnUNetv2_sauron benchmark when it is not."
+            )
         for fold, one in found.items():
             before, after = one.seconds
             if goal.latency is not None and after > goal.latency * before:

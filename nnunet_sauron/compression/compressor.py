@@ -22,7 +22,7 @@ from ..pruning import (
 )
 from ..pruning.moments import UNSURE
 from ..pruning.ranking import PROBED
-from ..pruning.timing import time_networks
+from ..pruning.timing import Timing, time_networks
 from ..pruning.tolerance import cost_left, weighted, widths_at
 from .goal import Goal, tolerance_meeting
 from .images import enough_patches, too_few
@@ -38,6 +38,7 @@ class Compressed:
         tolerance: The tolerance that gave its widths.
         before, after: Channels of every unit.
         parameters, macs, seconds: Before and after; median seconds of one patch, timed in alternation.
+        busy: Whether these seconds scatter so much that they tell little.
         weights: The new network's.
         left_alone: Units with too few positions for a fit, which keep all of their channels.
     """
@@ -50,6 +51,7 @@ class Compressed:
     seconds: tuple[float, float]
     weights: dict[str, torch.Tensor]
     left_alone: list[str] = field(default_factory=list)
+    busy: bool = False
 
     def numbers(self) -> dict:
         """All but the weights."""
@@ -78,8 +80,8 @@ class FoldCompressor:
         self.network = model.network(fold).to(self._fits_on)
         self.patch_size = model.patch_size
         self.before = channel_layout(self.network).widths
-        self._channels = next(self.network.parameters()).shape[1]
-        self._regions = model.manager.get_label_manager(model.dataset_json).has_regions
+        self._channels = model.input_channels
+        self._regions = model.has_regions
         self.cost = CostModel(self.network, self.patch_size, self._channels)
         self._positions = feature_map_voxels(self.network, self.patch_size, self._channels)
         self.wanted = enough_patches(self._positions, self.before)
@@ -139,7 +141,17 @@ class FoldCompressor:
         Raises:
             ValueError: The goal cannot be met.
         """
-        return tolerance_meeting(goal, self.fraction_left(goal), self.rankings, self.round_to, self.left_alone)
+        found = tolerance_meeting(goal, self.fraction_left(goal), self.rankings, self.round_to, self.left_alone)
+        if (
+            goal.latency is not None
+            and goal.latency < 1
+            and widths_at(found, self.rankings, self.round_to) == self.before
+        ):
+            raise ValueError(
+                f"--latency {goal.latency:g} cannot be judged: the network as it is was timed at less than that part "
+                f"of its own time, so this machine is too busy. End other programs, or give --macs."
+            )
+        return found
 
     def fraction_left(self, goal: Goal) -> Callable[[dict[str, int]], float]:
         """A function from widths to the fraction that is left of the MACs, the parameters or the time."""
@@ -172,22 +184,23 @@ class FoldCompressor:
             after,
             (self.cost.parameters(self.before), self.cost.parameters(after)),
             (self.cost.macs(self.before), self.cost.macs(after)),
-            (times["before"], times["after"]),
+            (times["before"].median, times["after"].median),
             # Moved as a whole: nnU-Net's modules have several names, and each tensor is to be stored once.
             network.cpu().state_dict(),
             self.left_alone,
+            any(timing.scatters for timing in times.values()),
         )
 
     def _time_left(self, widths: dict[str, int]) -> float:
         narrow = copy.deepcopy(self.network)
         resize(narrow, widths)  # the time does not depend on the weights
         times = self._times(narrow)
-        return times["after"] / times["before"]
+        return times["after"].median / times["before"].median
 
-    def _times(self, network: nn.Module) -> dict[str, float]:
+    def _times(self, network: nn.Module) -> dict[str, Timing]:
         both = {"before": self.network, "after": network}
         shape = (1, self._channels, *self.patch_size)
         timed = time_networks(both, shape, repeats=REPEATS, warmup=2, device=self.device)
         for one in both.values():
             one.to(self._fits_on)
-        return {name: timing.median for name, timing in timed.items()}
+        return timed

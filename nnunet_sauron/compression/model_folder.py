@@ -39,12 +39,8 @@ def read_prunable(folder: Path, folds: list[str] | None = None, checkpoint_name:
         ValueError: A checkpoint cannot be read, its network cannot be pruned, or it is the second stage of a cascade.
     """
     model = TrainedModel.read(folder, folds, checkpoint_name)
+    model.check_reads_images_alone()
     configuration = model.manager.get_configuration(model.configuration)
-    if configuration.previous_stage_name is not None:
-        raise ValueError(
-            f"{folder} is the second stage of a cascade, which reads segmentations beside images; give a model of "
-            f"2d, 3d_lowres or 3d_fullres."
-        )
     try:
         if not model.builder.differs:
             check_prunable(configuration.network_arch_class_name)

@@ -5,6 +5,7 @@ The state after every epoch is kept beside the output, so that an interrupted ru
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,12 @@ import torch
 
 from .. import __version__
 from ..console.progress import Progress
-from ..files import AGAIN, write_atomically
+from ..files import AGAIN, locked, write_atomically
 from ..model.cases import Case
 from ..model.checkpoints import DamagedFileError, load
 from ..model.evaluation import mean_score
 from ..model.trained import TrainedModel
-from ..trainers.compressed import MIRRORING
+from ..trainers.resizing import MIRRORING
 from ..trainers.teacher import Teacher, is_supervised
 from .agreement import Measured
 from .augmented import AugmentedPatches, store_images
@@ -47,6 +48,8 @@ class Recovery:
         progress: For bars and lines.
         made_with: More that the merged weights depend on, such as the goal; a state of other settings is not used.
 
+    A context, in which no other process writes that state.
+
     Attributes:
         merged: The merged networks of an interrupted run, which need not be made again; else empty.
 
@@ -61,7 +64,8 @@ class Recovery:
         check_images(len(fitted_on), len(held_out))
         self.model, self.settings, self.device, self.progress = model, settings, device, progress
         self.fitted_on, self.held_out = fitted_on, held_out
-        self.folder = output.absolute().with_name(f".{output.name}.recovery")
+        self.output, self.folder = output, recovery_folder(output)
+        self._lock = contextlib.ExitStack()
         self.batch_size = batch_size(model, device)
         files = [Path(file) for case in (*fitted_on, *held_out) for file in case.files]
         files += [model.folder / f"fold_{fold}" / model.checkpoint_name for fold in model.checkpoints]
@@ -73,8 +77,26 @@ class Recovery:
             "files": {str(file.resolve()): (file.stat().st_size, file.stat().st_mtime_ns) for file in files},
             **made_with,
         }
+        self._state: dict = {}
+        self.merged: dict[str, Compressed] = {}
+
+    def __enter__(self) -> Recovery:
+        """Read the state of an interrupted run.
+
+        Raises:
+            FileExistsError: Another process is writing it.
+            ValueError: It cannot be read here.
+        """
+        self.folder.mkdir(exist_ok=True)
+        self._lock.enter_context(locked(self.folder, self.output))
         self._state = self._read()
-        self.merged: dict[str, Compressed] = self._state["merged"]
+        self.merged = self._state["merged"]
+        return self
+
+    def __exit__(self, *_) -> None:
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()  # where nothing was written into it
+        self._lock.close()
 
     def run(self, merged: Mapping[str, Compressed]) -> dict[str, Compressed]:
         """Recover every fold; folds and epochs of an interrupted run are not repeated.
@@ -86,8 +108,8 @@ class Recovery:
             The same with recovered weights.
         """
         if not self.merged:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir()
+            for left in self.folder.iterdir():  # the folder itself is locked
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             self._state["merged"] = dict(merged)
             self._save()
         with self.progress.bar("preprocessing images to learn on", len(self.fitted_on)) as step:
@@ -128,8 +150,8 @@ class Recovery:
             checkpoint.get(MIRRORING, "nnunet"),
             SEED + index,
         )
-        regions = self.model.manager.get_label_manager(self.model.dataset_json).has_regions
-        teacher = Teacher([self.model.network(fold)], regions=regions, supervised=is_supervised(checkpoint))
+        supervised = is_supervised(checkpoint)
+        teacher = Teacher([self.model.network(fold)], regions=self.model.has_regions, supervised=supervised)
         teacher.start(self.device, deep_supervision=True)
         student = self.model.network(fold)
         student.load_state_dict(one.weights)
@@ -167,6 +189,11 @@ class Recovery:
 
     def _save(self) -> None:
         write_atomically(self.folder / "state.pth", lambda path: torch.save(self._state, path), AGAIN)
+
+
+def recovery_folder(output: Path) -> Path:
+    """Where the state of a recovery lies until its model is written."""
+    return output.absolute().with_name(f".{output.name}.recovery")
 
 
 def check_images(fitted_on: int, held_out: int) -> None:

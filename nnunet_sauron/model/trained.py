@@ -139,6 +139,19 @@ class TrainedModel:
         return self.manager.get_label_manager(self.dataset_json).ignore_label
 
     @property
+    def has_regions(self) -> bool:
+        """Whether its classes may overlap, and its outputs go through a sigmoid."""
+        return self.manager.get_label_manager(self.dataset_json).has_regions
+
+    def check_reads_images_alone(self) -> None:
+        """Raise ValueError if it reads another model's segmentations as well."""
+        if self.manager.get_configuration(self.configuration).previous_stage_name is not None:
+            raise ValueError(
+                f"{self.folder} is the second stage of a cascade, which reads segmentations beside images; give a "
+                f"model of 2d, 3d_lowres or 3d_fullres."
+            )
+
+    @property
     def segmentations(self) -> Segmentations:
         """How its segmentations are stored, for `evaluate_folder`."""
         values = {value for values in class_values(self.dataset_json["labels"]).values() for value in values}

@@ -12,10 +12,13 @@ from .installation import TRAINERS, find_nnunet, shim_state, trainer_folder, tra
 
 EXTERNAL = "nnUNet_extTrainer"
 SETTINGS = "nnunet_sauron"
+RESULTS = "nnUNet_results"
 DEFAULT_CHECKPOINT = "checkpoint_final.pth"  # of nnU-Net's and our -chk
 
 
-def command(*words: object, trainers: Iterable[str] = (), settings: str | None = None) -> str:
+def command(
+    *words: object, trainers: Iterable[str] = (), settings: str | None = None, results: Path | None = None
+) -> str:
     """A line for a POSIX shell.
 
     Args:
@@ -23,8 +26,13 @@ def command(*words: object, trainers: Iterable[str] = (), settings: str | None =
         trainers: Names of trainers that the program must find: `nnUNet_extTrainer` is set where nnU-Net does not have
             one of them in its own folder.
         settings: Value of the environment variable `nnunet_sauron`.
+        results: The folder of results that the program must use; set where `nnUNet_results` is another one.
     """
-    environment = {SETTINGS: settings, EXTERNAL: _folders_with(trainers)}
+    elsewhere = results is not None and results.absolute() != Path(os.environ.get(RESULTS) or os.sep).absolute()
+    environment = {
+        RESULTS: str(results.absolute()) if elsewhere else None,
+        SETTINGS: settings, EXTERNAL: _folders_with(trainers),
+    }  # fmt: skip
     before = [f"{name}={shlex.quote(value)}" for name, value in environment.items() if value]
     return " ".join([*before, shlex.join(str(word) for word in words)])
 
@@ -37,16 +45,22 @@ def train_command(
     plans: str,
     *flags: object,
     settings: str | None = None,
+    model_folder: Path | None = None,
 ) -> str:
-    """nnU-Net's command that trains, continues or validates a fold; `flags` such as --c."""
+    """nnU-Net's command that trains, continues or validates a fold; `flags` such as --c.
+
+    nnU-Net takes the model of these names in `nnUNet_results`: `model_folder` is the one that is meant.
+    """
+    named_so = model_folder is not None and model_folder.absolute().parent.name == dataset
     words = "nnUNetv2_train", dataset, configuration, fold, "-tr", trainer, "-p", plans, *flags
-    return command(*words, trainers=[trainer], settings=settings)
+    results = model_folder.absolute().parent.parent if named_so else None
+    return command(*words, trainers=[trainer], settings=settings, results=results)
 
 
 def continue_command(model_folder: Path, fold: object) -> str:
     """nnU-Net's command that continues the training of a folder `DATASET/TRAINER__PLANS__CONFIGURATION/fold_X`."""
     dataset, trainer, plans, configuration = told_by_name(model_folder)
-    return train_command(dataset, configuration, fold, trainer, plans, "--c")
+    return train_command(dataset, configuration, fold, trainer, plans, "--c", model_folder=model_folder)
 
 
 def told_by_name(model_folder: Path) -> tuple[str, str, str, str]:

@@ -22,7 +22,7 @@ from ..console.json_output import print_json
 from .commands import EXTERNAL, SETTINGS
 from .installation import PLANNERS, SHIMS, TRAINERS, Shim, find_nnunet, shim_state
 
-PROCESSES = ("nnUNet_def_n_proc", "nnUNet_n_proc_DA")
+PROCESSES = {"nnUNet_def_n_proc": 1, "nnUNet_n_proc_DA": 0}  # the least that nnU-Net works with
 DISTRIBUTION = "nnunet-sauron"
 INSTALL = "Run: nnUNetv2_sauron install"
 INSTALL_PLANNERS = "To use them with -pl, which looks into nnU-Net's own folder only, run: nnUNetv2_sauron install"
@@ -185,6 +185,11 @@ def _number_of_processes(variable: str) -> Check:
         number = None if value is None else int(value)
     except ValueError:
         return Check(variable, False, f"'{value}' is no whole number", f"Give one, or: unset {variable}")
+    least = PROCESSES[variable]
+    if number is not None and number < least:
+        return Check(variable, False, f"{number} is below {least}", f"Give at least {least}, or: unset {variable}")
+    if number == 0:
+        return Check(variable, None, "0: for training alone, nnU-Net's planning stops at it")
     return Check(variable, None, "not set" if number is None else str(number))
 
 
@@ -223,8 +228,14 @@ def _classes(
             other = f"nnU-Net finds another class of this name first, in {source}"
             yield Check(name, missing, other, f"Rename or remove that class, or name our folder first: {EXPORT_TOO}")
         else:
-            through = "the installed shim" if _state(shim) in ("current", "outdated") else EXTERNAL
+            through = "the installed shim" if _shows(shim, name) else EXTERNAL
             yield Check(name, True, f"found through {through}")
+
+
+def _shows(shim: Shim, name: str) -> bool:
+    """Whether the installed shim, which may be of another version, names a class."""
+    state, nnunet = _state(shim), find_nnunet()
+    return state == "current" or (state == "outdated" and name in (nnunet / shim.place / shim.file).read_text("utf-8"))
 
 
 def _find_trainer(name: str) -> type | None:

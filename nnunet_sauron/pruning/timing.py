@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 LEAST_REPEATS = 3
+SCATTER = 0.3  # of the median, for the middle half of the repeats: a machine that does something else as well
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Timing:
     def interquartile_range(self) -> float:
         """Spread of the middle half of the repeats, in seconds."""
         return self.upper_quartile - self.lower_quartile
+
+    @property
+    def scatters(self) -> bool:
+        """Whether the machine was so busy that the median tells little."""
+        return self.interquartile_range > SCATTER * self.median
 
 
 def time_networks(

@@ -18,7 +18,7 @@ from .continuing import check_plans
 from .kept_settings import KeepsSettings, has_begun
 from .plots import Throttled
 from .resizing import MIRRORING, ResizingTrainer, mirroring_of
-from .settings import Given, TrainingSettings
+from .settings import SETTINGS_FILE, Given, TrainingSettings
 from .start import Start, start_path
 from .teacher import DistillingLoss, Teacher
 
@@ -140,8 +140,13 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
             raise self._unread
         if self._start is None and self.current_epoch == 0:
             names = self.plans_manager.dataset_name, self.configuration_name, self.fold, type(self).__name__
-            again = train_command(*names, self.plans_manager.plans_name, settings="start_from=MODEL_FOLDER")
-            raise ValueError(f"{names[-1]} has nothing to start from. Name the folder that compress wrote: {again}")
+            settings, flags, file = "start_from=MODEL_FOLDER", [], Path(self.output_folder) / SETTINGS_FILE
+            what = "Name the folder that compress wrote"
+            if self.logger.resume and file.is_file():
+                settings, flags = f"@{file}", ["--c"]
+                what = "The training that was begun here has no checkpoint yet; give its settings again"
+            again = train_command(*names, self.plans_manager.plans_name, *flags, settings=settings)
+            raise ValueError(f"{names[-1]} has nothing to start from. {what}: {again}")
         if self.current_epoch == 0:
             self._start.check_unchanged(self.bare_network)
         finished = self.current_epoch >= self.num_epochs

@@ -11,7 +11,7 @@ from pathlib import Path
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from ..files import read_json_object
-from ..model.checkpoints import SETTINGS, logged
+from ..model.checkpoints import CHECKPOINT, SETTINGS, logged
 from ..model.snapshots import Snapshots
 from ..plugin.commands import train_command
 from .settings import SETTINGS_FILE, Given, TrainingSettings, write_settings
@@ -39,16 +39,24 @@ def tell_settings(trainer: nnUNetTrainer, settings: Mapping, given: Given) -> No
 
     Raises:
         ValueError: It was asked to continue (`--c`) a training that has no checkpoint yet and had been begun with other
-            settings: nnU-Net would begin another one.
+            settings: nnU-Net would begin another one. Or another training was begun over a finished one: nnU-Net would
+            take the finished one, and remove what the other has.
     """
-    if trainer.current_epoch == 0 and (earlier := _other_settings(Path(trainer.output_folder), settings)):
+    folder = Path(trainer.output_folder)
+    final, latest = folder / CHECKPOINT, folder / "checkpoint_latest.pth"
+    if trainer.current_epoch > 0 and newer(latest, final):
+        raise ValueError(
+            f"{final} is of a finished training, and {latest.name} beside it of another one that was begun later. "
+            f"nnU-Net's --c takes the first: move {final.name} away to continue the second, or remove {latest.name}."
+        )
+    if trainer.current_epoch == 0 and (earlier := _other_settings(folder, settings)):
         if trainer.logger.resume:  # nnU-Net's --c
             names = trainer.plans_manager.dataset_name, trainer.configuration_name, trainer.fold, type(trainer).__name__
-            file = Path(trainer.output_folder) / SETTINGS_FILE
+            file = folder / SETTINGS_FILE
             again = train_command(*names, trainer.plans_manager.plans_name, "--c", settings=f"@{file}")
             raise ValueError(
                 f"There is no checkpoint to continue from in {trainer.output_folder}, and the training that was begun "
-                f"there had other settings: {earlier}. Give them again, or begin anew without --c: {again}"
+                f"there had other settings: {earlier}. Begin anew without --c, or give them again: {again}"
             )
         trainer.print_to_log_file(f"WARNING: an earlier training in this folder had other settings: {earlier}.")
     line = ", ".join(f"{name}={value}" for name, value in settings.items())
@@ -59,7 +67,12 @@ def tell_settings(trainer: nnUNetTrainer, settings: Mapping, given: Given) -> No
         line += f". Changed from here on: {', '.join(changed)}"
     trainer.print_to_log_file(f"{type(trainer).__name__}: {line}")
     if trainer.local_rank == 0:
-        write_settings(settings, Path(trainer.output_folder))
+        write_settings(settings, folder)
+
+
+def newer(file: Path, other: Path) -> bool:
+    """Whether both are there, and the first was written later."""
+    return file.is_file() and other.is_file() and file.stat().st_mtime > other.stat().st_mtime
 
 
 def _other_settings(folder: Path, settings: Mapping) -> str:

@@ -195,7 +195,8 @@ class Given:
             values = ", ".join(f"{name}={before[name]} (now {given[name]})" for name in fixed)
             raise ValueError(
                 f"The training that is continued was begun with {values}, which cannot change any more. Leave it out "
-                f"of {VARIABLE} (a continued training keeps all its settings), or begin anew without --c."
+                f"of {VARIABLE}: a training keeps its settings when it is continued or validated. Another one is begun "
+                f"without --c and --val."
             )
         kept = {name: value for name, value in before.items() if name in self._known}
         kept |= {name: value for name, value in given.items() if name not in before or name in self.by_variable}

@@ -569,9 +569,21 @@ class TestModel:
         write_model(tmp_path / "model")
         change_plans(tmp_path, lambda plans, configuration: configuration.update(previous_stage="2d"))
         model = TrainedModel.read(tmp_path / "model")
-        for refused in (lambda: layer_names(model, "0"), lambda: feature_maps(model, "0", one_image(tmp_path))):
+        image = one_image(tmp_path)
+        for refused in (lambda: layer_names(model, "0"), lambda: feature_maps(model, "0", image)):
             with pytest.raises(ValueError, match="second stage of a cascade"):
                 refused()
+
+    @pytest.mark.parametrize("verb", ["feature_maps", "clusterability"])
+    def test_it_is_said_before_the_number_of_its_channels(self, tmp_path, capsys, verb):
+        """Those that an image lacks are the segmentations', which no file of the case holds."""
+        write_model(tmp_path / "model")
+        change_plans(tmp_path, lambda plans, configuration: configuration.update(previous_stage="2d"))
+        image = Path(one_image(tmp_path).files[0])
+        given = image.parent if verb == "clusterability" else image
+        assert main([verb, "-m", str(tmp_path / "model"), "-i", str(given), "-o", str(tmp_path / "out")]) != 0
+        said = capsys.readouterr()
+        assert "second stage of a cascade" in said.err + said.out and "CASE_0001" not in said.err + said.out
 
     def test_a_fold_that_was_not_read(self, tmp_path):
         with pytest.raises(ValueError, match=r"Fold 3 .* was not read; folds are 0, 1"):

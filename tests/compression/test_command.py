@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -172,6 +173,48 @@ def test_latency_is_met_by_what_the_clock_says(folders, monkeypatch):
     write_model(folders / "model")
     assert compress(folders, "--latency", "0.7") == 0
     assert 0.5 < what_is_left(folders, "0", "parameters") <= 0.7
+
+
+def test_times_of_a_busy_machine_are_said_to_be_so(folders, monkeypatch, capsys):
+    def clock(networks, input_shape, **_):
+        return {name: Timing(1.0, 0.9, 1.4, repeats=9, threads=1, device="cpu") for name in networks}
+
+    monkeypatch.setattr("nnunet_sauron.compression.compressor.time_networks", clock)
+    write_model(folders / "model")
+    assert compress(folders, "--macs", "0.5") == 0
+    assert "Network times scatter by more than 30%: this machine was busy" in capsys.readouterr().err
+    assert json.loads((folders / "small/compression.json").read_text())["folds"]["0"]["busy"]
+
+
+def test_a_clock_that_finds_the_old_network_fast_enough_is_not_believed(folders, monkeypatch, capsys):
+    def clock(networks, input_shape, **_):
+        seconds = dict(zip(networks, (1.0, 0.5), strict=True))
+        return {name: Timing(s, s, s, repeats=9, threads=1, device="cpu") for name, s in seconds.items()}
+
+    monkeypatch.setattr("nnunet_sauron.compression.compressor.time_networks", clock)
+    write_model(folders / "model")
+    assert compress(folders, "--latency", "0.7") == 2
+    assert "--latency 0.7 cannot be judged" in capsys.readouterr().err
+    assert not (folders / "small").exists()
+
+
+def test_a_full_temporary_folder_is_named(folders, monkeypatch, capsys):
+    write_model(folders / "model")
+    real = TrainedModel.predictor
+
+    def full(*arguments):
+        predictor = real(*arguments)
+
+        def write(*_, **__):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        predictor.predict_from_files_sequential = write
+        return predictor
+
+    monkeypatch.setattr(TrainedModel, "predictor", full)
+    assert compress(folders, "--macs", "0.5") == 2
+    said = capsys.readouterr().err
+    assert "The temporary folder /" in said and "TMPDIR" in said and "give the same command again" in said
 
 
 def test_provenance_stands_in_the_folder_and_in_every_checkpoint(folders):

@@ -15,6 +15,7 @@ from nnunet_sauron.cli import main
 from nnunet_sauron.compression import recovery, student
 from nnunet_sauron.compression.augmented import AugmentedPatches, store_images
 from nnunet_sauron.compression.images import patches
+from nnunet_sauron.files import locked
 from nnunet_sauron.model.cases import find_cases
 from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning import channel_layout
@@ -145,6 +146,27 @@ def interrupt_after(monkeypatch, epochs: int) -> None:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(recovery.Recovery, "_save", counting)
+
+
+def test_two_recoveries_of_one_output_do_not_meet(folders, capsys):
+    write_model(folders / "model")
+    state = folders / ".small.recovery"
+    state.mkdir()
+    (state / "state.pth").write_text("of the other process")
+    with locked(state, folders / "small"):
+        assert compress(folders, *RECOVER, "1") == 2
+    assert "small is being written by another process" in capsys.readouterr().err
+    assert (state / "state.pth").read_text() == "of the other process"
+
+
+def test_without_a_target_in_reach_no_state_is_left(folders, capsys):
+    write_model(folders / "model")
+    assert compress(folders, "--macs", "0.00001", "--recover", "1") == 2
+    assert {path.name for path in folders.iterdir()} == {"images", "model"}
+    (folders / "small").mkdir()
+    (folders / ".small.recovery").mkdir()
+    assert compress(folders, *RECOVER, "1") == 2
+    assert ".small.recovery is the rest of an interrupted --recover" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(folders, monkeypatch, capsys):

@@ -31,14 +31,24 @@ def test_words_survive_the_shell(nnunet):
     assert shlex.split(command("x", settings="start_from=/a b,c=1")) == ["nnunet_sauron=start_from=/a b,c=1", "x"]
 
 
-def test_training_commands_name_what_they_train(nnunet):
+def test_training_commands_name_what_they_train(nnunet, monkeypatch):
     assert train_command("D004", "2d", 0, "nnUNetTrainer", "Plans", "--val") == (
         "nnUNetv2_train D004 2d 0 -tr nnUNetTrainer -p Plans --val"
     )
+    monkeypatch.setenv("nnUNet_results", "/r")
     assert continue_command(Path("/r/D004/nnUNetTrainer__Plans__2d"), "all") == (
         "nnUNetv2_train D004 2d all -tr nnUNetTrainer -p Plans --c"
     )
     assert continue_command(Path("/r/small"), 0) == "nnUNetv2_train DATASET CONFIGURATION 0 -tr TRAINER -p PLANS --c"
+
+
+@pytest.mark.parametrize("results", ["/other", None])
+def test_a_model_outside_of_the_results_folder_is_the_one_that_is_meant(nnunet, monkeypatch, results):
+    monkeypatch.delenv("nnUNet_results", raising=False)
+    if results:
+        monkeypatch.setenv("nnUNet_results", results)
+    said = continue_command(Path("/my r/D004/nnUNetTrainer__Plans__2d"), 0)
+    assert said == "nnUNet_results='/my r' nnUNetv2_train D004 2d 0 -tr nnUNetTrainer -p Plans --c"
 
 
 def test_a_checkpoint_is_named_where_it_is_not_the_default(nnunet):

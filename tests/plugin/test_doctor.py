@@ -154,6 +154,8 @@ def test_json_says_whether_all_is_well(capsys: pytest.CaptureFixture[str]) -> No
         ("nnunet_sauron", "@/not/there.json", "settings (nnunet_sauron)", "'/not/there.json', which is not there"),
         ("nnUNet_def_n_proc", "abc", "nnUNet_def_n_proc", "'abc' is no whole number"),
         ("nnUNet_n_proc_DA", "1.5", "nnUNet_n_proc_DA", "'1.5' is no whole number"),
+        ("nnUNet_n_proc_DA", "-1", "nnUNet_n_proc_DA", "-1 is below 0"),
+        ("nnUNet_def_n_proc", "0", "nnUNet_def_n_proc", "0 is below 1"),
         ("nnUNet_results", "~/results", "nnUNet_results", "~/results, whose ~ nnU-Net takes for a name"),
     ],
 )
@@ -166,6 +168,13 @@ def test_a_variable_that_stops_every_training_is_named(
     assert found.ok is False and said in found.detail and found.remedy
     monkeypatch.delenv(variable)
     assert found_here()["settings (nnunet_sauron)"].ok is None
+
+
+def test_no_processes_are_enough_for_training_alone(monkeypatch) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setattr("nnunet_sauron.plugin.doctor._classes", lambda *_, **__: ())
+    found = found_here()["nnUNet_n_proc_DA"]
+    assert found.ok is None and "planning stops at it" in found.detail
 
 
 def test_nnunets_own_file_is_not_to_be_removed_for_a_variables_value() -> None:

@@ -287,6 +287,19 @@ def test_without_a_start_it_says_what_to_name(folder, monkeypatch):
         trainer.run_training()
 
 
+def test_continued_before_its_first_checkpoint_it_names_the_settings_that_it_was_begun_with(folder, model, monkeypatch):
+    first = start(folder, monkeypatch, f"{model},num_epochs=7")
+    first.on_train_start()
+    monkeypatch.delenv("nnunet_sauron")
+    again = small_trainer(folder, type(first))
+    again.logger.resume = True  # --c
+    file = Path(first.output_folder) / "settings.json"
+    with pytest.raises(ValueError, match=rf"no checkpoint yet.*nnunet_sauron=@{file} nnUNetv2_train .* --c$"):
+        again.run_training()
+    monkeypatch.setenv("nnunet_sauron", f"@{file}")
+    assert small_trainer(folder, type(first)).num_epochs == 7
+
+
 def test_another_architecture_is_refused(folder, model, monkeypatch):
     path = model / "fold_0" / "checkpoint_final.pth"
     torch.save({"network_weights": {k: v for k, v in weights(path).items() if "transpconvs" not in k}}, path)

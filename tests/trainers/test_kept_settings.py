@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,19 @@ def test_a_finished_training_stays_finished(begun):
     again.run_training()
     assert len(again.kept_settings()) == 3
     assert all(torch.equal(tensor, before[name]) for name, tensor in again.network.state_dict().items())
+
+
+def test_a_training_begun_over_a_finished_one_is_not_thrown_away(begun):
+    """nnU-Net's --c takes checkpoint_final.pth, and removes checkpoint_latest.pth at its end."""
+    small, trainer, folder = begun
+    final, latest = (Path(trainer.output_folder) / f"checkpoint_{name}.pth" for name in ("final", "latest"))
+    latest.write_bytes(final.read_bytes())
+    again = continued(small, trainer, folder)
+    with pytest.raises(ValueError, match="of another one that was begun later.*move checkpoint_final.pth away"):
+        again.run_training()
+    assert latest.is_file()
+    os.utime(latest, (1, 1))  # of the finished training, which a full disk kept from being removed
+    continued(small, trainer, folder).run_training()
 
 
 def test_what_cannot_change_is_refused_and_what_can_is_taken(begun, monkeypatch):

@@ -96,6 +96,7 @@ def _of_images(
     try:
         model = TrainedModel.read(fold_folder.parent, [fold], checkpoint or CHECKPOINT)
         problems += [f"{fold_folder}: {line}" for line in model.remarks]
+        model.check_reads_images_alone()
         first = find_cases(images, model)[:MAX_PATCHES]
         cases = [preprocess(model, *read_case(model, case))[0] for case in first]
         data = torch.stack([_middle_patch(case, model.patch_size) for case in cases])

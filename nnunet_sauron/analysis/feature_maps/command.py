@@ -61,6 +61,7 @@ def write_feature_maps(
     if nifti:
         check_name(output.resolve())
     model, folds = _read(folder, folds, checkpoint)
+    model.check_reads_images_alone()
     progress = Progress()
     case = case_of(image, model)
     check_cases(model, [case], progress)

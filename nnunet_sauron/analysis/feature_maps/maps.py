@@ -155,11 +155,7 @@ def feature_maps(
 def _network(model: TrainedModel, fold: str) -> nn.Module:
     if fold not in model.checkpoints:
         raise ValueError(f"Fold {fold} of {model.folder} was not read; folds are {', '.join(model.checkpoints)}.")
-    if model.manager.get_configuration(model.configuration).previous_stage_name is not None:
-        raise ValueError(
-            f"{model.folder} is the second stage of a cascade, which reads segmentations beside images; give a model "
-            f"of 2d, 3d_lowres or 3d_fullres."
-        )
+    model.check_reads_images_alone()
     return model.network(fold)
 
 

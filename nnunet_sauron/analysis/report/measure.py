@@ -13,12 +13,10 @@ from ...model.checkpoints import PRUNING, logged
 from ...model.trained import CHECKPOINT, COMPRESSION, TrainedModel, folds_in
 from ...plugin.commands import checkpoint_flag, command, train_command
 from ...pruning import channel_layout
-from ...pruning.timing import time_networks
+from ...pruning.timing import SCATTER, time_networks
 from ..cost import network_cost
 from .bundles import InEngine, bundle_cost, classes_of, engine_networks, is_bundle
 from .contents import FoldReport, ModelReport, target_in_words
-
-SCATTER = 0.3  # of a median: a wider middle half is a sign of other work on the machine
 
 
 def measure_model(name: str, trained: TrainedModel, problems: list[str]) -> tuple[ModelReport, dict[str, nn.Module]]:
@@ -78,7 +76,8 @@ def measure_model(name: str, trained: TrainedModel, problems: list[str]) -> tupl
             unread = (fold for fold in folds_in(trained.folder) if fold not in trained.checkpoints)
             fold = next(unread, "FOLD")
             of_training = model.dataset, model.configuration, fold, model.trainer, model.plans
-            advice = f" A training writes it at its end. To go on: {train_command(*of_training, '--c')}"
+            go_on = train_command(*of_training, "--c", model_folder=trained.folder)
+            advice = f" A training writes it at its end. To go on: {go_on}"
         problems.append(f"{name}: {' '.join(trained.left_out)}{advice}")
     return model, networks
 
@@ -132,7 +131,7 @@ def add_times(
         except Exception as error:  # too little memory on the GPU, or whatever somebody's network raises
             problems.append(f"Networks could not be timed on {device}: {in_words(error)}")
             continue
-        if any(one.interquartile_range > SCATTER * one.median for one in timed.values()):
+        if any(one.scatters for one in timed.values()):
             problems.append(
                 f"Times on {device} scatter by more than {SCATTER:.0%}: this machine was busy. Time again when it is "
                 f"not: {command('nnUNetv2_sauron', 'benchmark', '-m', *folders, *checkpoint_flag(checkpoint))}"

@@ -129,7 +129,8 @@ def _validate(trained: TrainedModel, fold: str) -> str:
     flags = ["--val"] if (trained.folder / f"fold_{fold}" / CHECKPOINT).is_file() else ["--c"]
     if trained.checkpoint_name == BEST:
         flags.append("--val_best")
-    return train_command(trained.plans["dataset_name"], trained.configuration, fold, trainer, plans, *flags)
+    names = trained.plans["dataset_name"], trained.configuration, fold, trainer, plans
+    return train_command(*names, *flags, model_folder=trained.folder)
 
 
 def _references(trained: TrainedModel, validated: list[dict], there: set[str]) -> Path:

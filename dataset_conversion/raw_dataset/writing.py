@@ -142,7 +142,8 @@ def _as_it_is(case: Case, image: nibabel.Nifti1Image) -> bool:
     fields = ("dim", "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
     fields += ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")
     return (
-        mask.get_data_dtype().kind in "iu"
+        len(mask.shape) == 3  # axes of length 1 behind them are lost from images, too
+        and mask.get_data_dtype().kind in "iu"
         and mask.dataobj.slope == 1
         and mask.dataobj.inter == 0
         and type(mask.header) is type(image.header)

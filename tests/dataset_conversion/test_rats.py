@@ -49,6 +49,15 @@ def test_a_fourth_axis_of_length_one_is_dropped(tree: Path, target: Path) -> Non
     assert np.array_equal(image.affine, labels.affine)
 
 
+def test_a_mask_loses_that_axis_as_its_scan_does(tree: Path, target: Path) -> None:
+    for mask in tree.rglob("scan_lesion.nii.gz"):
+        write(mask, np.asarray(nibabel.load(mask).dataobj)[..., None])
+    assert convert(rats, tree) == 0
+    for labels in (target / "labelsTr").iterdir():
+        image = nibabel.load(target / "imagesTr" / labels.name.replace(".nii.gz", "_0000.nii.gz"))
+        assert nibabel.load(labels).shape == image.shape and len(image.shape) == 3
+
+
 def test_a_study_alone_is_named_by_its_folder(tree: Path, target: Path) -> None:
     assert convert(rats, tree / "21JUL2015") == 0
     assert (target / "labelsTr" / "21JUL2015_24h_5.nii.gz").is_file()

@@ -6,7 +6,6 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..model.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
@@ -20,7 +19,7 @@ from .plots import Throttled
 from .resizing import MIRRORING, ResizingTrainer, mirroring_of
 from .settings import SETTINGS_FILE, Given, TrainingSettings
 from .start import Start, start_path
-from .teacher import DistillingLoss, Teacher
+from .teacher import Distils, TeacherSource
 
 NUM_EPOCHS = 50
 INITIAL_LR = 5e-3  # half of nnU-Net's
@@ -56,7 +55,7 @@ class CompressedSettings:
             raise ValueError("labels=False and teacher=None leave nothing to learn from; set one of them otherwise.")
 
 
-class CompressedTrainer(KeepsSettings, ResizingTrainer):
+class CompressedTrainer(Distils, KeepsSettings, ResizingTrainer):
     """nnU-Net's training from a compressed checkpoint: 50 epochs of the poly schedule from half of its rate.
 
     The distance to the teacher's output for the same batch is added to nnU-Net's loss (`methods/distillation.py`). The
@@ -84,13 +83,12 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         self._no_training: str | None = None
         self._unread: FileNotFoundError | None = None
         self._start: Start | None = None
-        self._teacher: Teacher | None = None
         try:  # here, so that nothing is written of a training that cannot begin
             if settings.start_from:
                 self._start = Start(start_path(settings.start_from, fold), fold, plans["dataset_name"])
             beginning = self._start.checkpoint if self._start else {}
             self._choose_teacher(beginning.get(COMPRESSION, {}), {})
-            self._teacher = self._read_teacher(plans, configuration, dataset_json, fold)
+            self.read_teacher(plans, configuration, fold, dataset_json)
         except FileNotFoundError as error:
             if not has_begun(type(self), plans, configuration, fold):
                 raise
@@ -149,46 +147,25 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
             raise ValueError(f"{names[-1]} has nothing to start from. {what}: {again}")
         if self.current_epoch == 0:
             self._start.check_unchanged(self.bare_network)
-        finished = self.current_epoch >= self.num_epochs
-        if self._teacher is None:  # of a training that is continued
-            arguments = self.plans_manager.plans, self.configuration_name, self.dataset_json
-            try:
-                self._teacher = self._read_teacher(*arguments, self.fold)
-            except FileNotFoundError:
-                if not finished:
-                    raise
-        if self._teacher is None and self._labels is False and not finished:
+        if self._source is None and self._labels is False and self.current_epoch < self.num_epochs:
             raise ValueError(
                 "labels=False without a teacher leaves nothing to learn from, and the checkpoint does not say which "
                 "model it was compressed from. Name that model's folder: teacher=MODEL_FOLDER."
             )
-        if self._teacher:
-            if not self.was_initialized:
-                self.initialize()
-            self._teacher.start(self.device, deep_supervision=self.enable_deep_supervision)
-            self.loss = DistillingLoss(self.loss, self._teacher, labels=self._labels, ddp=self.is_ddp)
         super().on_train_start()
         if self.current_epoch == 0:
             self.print_to_log_file(f"{type(self).__name__}: started from {self._start}")
-        labels = "with labels" if self._labels else "without labels"
-        self.print_to_log_file(f"Teacher: {self._teacher.name}, {labels}" if self._teacher else "No teacher")
         self._snapshots.start()
 
-    def train_step(self, batch: dict) -> dict:
-        if self._teacher is None:
-            return super().train_step(batch)
-        return self.loss.train_step(super().train_step, batch, self.device)
-
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        terms = [float(output.pop(SERIES)) for output in train_outputs if SERIES in output]
         super().on_train_epoch_end(train_outputs)
         series = self._series()
         del series[self.current_epoch :]
-        record = {
-            "teacher": self._teacher_from, "teacher_checkpoint": self._teacher_checkpoint,
-            "teacher_folds": self._teacher_folds, "labels": self._labels,
-        }  # fmt: skip
-        series.append({**record, "loss": float(np.mean(terms)) if terms else None})
+        source = self._source or TeacherSource("")
+        series.append({
+            "teacher": source.path or None, "teacher_checkpoint": source.checkpoint, "teacher_folds": source.folds,
+            "labels": self._labels, "loss": self.epoch_distance,
+        })  # fmt: skip
 
     def on_epoch_end(self) -> None:
         distance = self._series()[self.current_epoch]["loss"]
@@ -223,20 +200,13 @@ class CompressedTrainer(KeepsSettings, ResizingTrainer):
         """By the settings, then by what a continued training was `before`, then by what its `start` was made from."""
         (settings,) = self._more_settings
         of_source = settings.teacher == SOURCE
-        self._teacher_from = before.get("teacher", start.get("source")) if of_source else settings.teacher
-        self._teacher_checkpoint = CHECKPOINT
+        path, checkpoint = settings.teacher, CHECKPOINT
         if of_source:
-            self._teacher_checkpoint = before.get("teacher_checkpoint", start.get("source_checkpoint", CHECKPOINT))
-        self._teacher_folds = settings.teacher_folds or before.get("teacher_folds", "same")
+            path = before.get("teacher", start.get("source"))
+            checkpoint = before.get("teacher_checkpoint", start.get("source_checkpoint", CHECKPOINT))
+        folds = settings.teacher_folds or before.get("teacher_folds", "same")
+        self._source = TeacherSource(path, folds, checkpoint) if path else None
         self._labels = before.get("labels", True) if settings.labels is None else settings.labels
-
-    def _read_teacher(self, plans: dict, configuration: str, dataset_json: dict, fold: int | str) -> Teacher | None:
-        if self._teacher_from is None:
-            return None
-        return Teacher.read(
-            self._teacher_from, fold, plans, configuration, dataset_json, folds=self._teacher_folds,
-            checkpoint_name=self._teacher_checkpoint,
-        )  # fmt: skip
 
     def _series(self) -> list[dict]:
         """A record per finished epoch."""

@@ -14,7 +14,7 @@ from .kept_settings import has_begun
 from .pruning import PruningTrainer
 from .resizing import MIRRORING, mirroring_of
 from .start import Start, start_path
-from .teacher import DistillingLoss, Teacher
+from .teacher import Distils, TeacherSource
 
 START = "start"
 
@@ -34,7 +34,7 @@ class StartSettings:
     teacher: str | None = START
 
 
-class ShrinkTrainer(PruningTrainer):
+class ShrinkTrainer(Distils, PruningTrainer):
     """Removes the channels that the output misses least and merges them into the others, to a tenth of the MACs.
 
     Started from a trained model, it learns from that model beside the labels (`methods/distillation.py`), and mirrors
@@ -54,16 +54,16 @@ class ShrinkTrainer(PruningTrainer):
         (settings,) = self._more_settings
         path = start_path(settings.start_from, fold) if settings.start_from else None
         self._start: Start | None = None
-        self._teacher: Teacher | None = None
         try:
             self._start = Start(path, fold, plans["dataset_name"]) if path else None
         except FileNotFoundError as error:
             if not has_begun(type(self), plans, configuration, fold):
                 raise
             self._refused = error  # a training that is continued does not need it
-        self._teacher_from = settings.teacher
-        if settings.teacher == START:
-            self._teacher_from = str(path) if path else None
+        teacher = settings.teacher
+        if teacher == START:
+            teacher = str(path) if path else None
+        self._source = TeacherSource(teacher) if teacher else None
         self.mirroring = {}
         if self._start:
             self.mirroring = mirroring_of(self._start.checkpoint)
@@ -75,10 +75,10 @@ class ShrinkTrainer(PruningTrainer):
                     f"start_from={path} is of another architecture than these plans: only the numbers of channels may "
                     f"differ. Train with the configuration and the plans (-p) of that model."
                 )
-        if self._teacher_from is None or self._refused:
+        if self._refused:
             return
         try:
-            self._teacher = Teacher.read(self._teacher_from, fold, plans, configuration, dataset_json)
+            self.read_teacher(plans, configuration, fold, dataset_json)
         except FileNotFoundError:
             if not has_begun(type(self), plans, configuration, fold):
                 raise  # else it is read when the training is continued
@@ -103,32 +103,9 @@ class ShrinkTrainer(PruningTrainer):
             self.initialize()
         if self._start and self.current_epoch == 0:
             self._start.check_unchanged(self.bare_network)
-        if self._teacher is None and self._teacher_from is not None:  # a training that is continued
-            plans = self.plans_manager.plans
-            try:
-                self._teacher = Teacher.read(
-                    self._teacher_from, self.fold, plans, self.configuration_name, self.dataset_json
-                )
-            except FileNotFoundError:
-                if self.current_epoch < self.num_epochs:
-                    raise  # else the training is finished, and needs no teacher
-        if self._teacher:
-            self._teacher.start(self.device, deep_supervision=self.enable_deep_supervision)
-            self.loss = DistillingLoss(self.loss, self._teacher, ddp=self.is_ddp)
         super().on_train_start()
         if self._start and self.current_epoch == 0:
             self.print_to_log_file(f"Started from {self._start}")
-        self.print_to_log_file(f"Teacher: {self._teacher.name}" if self._teacher else "No teacher")
-
-    def train_step(self, batch: dict) -> dict:
-        if self._teacher is None:
-            return super().train_step(batch)
-        return self.loss.train_step(super().train_step, batch, self.device)
-
-    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        for output in train_outputs:
-            output.pop("distillation", None)
-        super().on_train_epoch_end(train_outputs)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         super().load_checkpoint(filename_or_checkpoint)
@@ -136,8 +113,9 @@ class ShrinkTrainer(PruningTrainer):
         teacher = self._more_settings[0].teacher
         if teacher == START:
             teacher = self.history()[-1].get("teacher") if self.history() else None
-        if teacher != self._teacher_from:
-            self._teacher_from, self._teacher = teacher, None
+        source = TeacherSource(teacher) if teacher else None
+        if source != self._source:
+            self._source, self._teacher = source, None
 
     def _decide(self) -> dict:
-        return {**super()._decide(), "teacher": self._teacher_from}
+        return {**super()._decide(), "teacher": self._source and self._source.path}

@@ -1,27 +1,17 @@
-"""A trained model as teacher: its networks, their outputs for a batch, and a loss with the distance to them.
-
-In a trainer's constructor, before nnU-Net's own, so that a wrong teacher is refused before a log is written:
-
-    self._teacher = Teacher.read(folder, fold, plans, configuration, dataset_json)
-
-and then, in `on_train_start` before nnU-Net's own and in `train_step`:
-
-    self._teacher.start(self.device, deep_supervision=self.enable_deep_supervision)
-    self.loss = DistillingLoss(self.loss, self._teacher, ddp=self.is_ddp)
-
-    def train_step(self, batch):
-        return self.loss.train_step(super().train_step, batch, self.device)
-"""
+"""A trained model as teacher: its networks, their outputs for a batch, a loss with the distance to them, and what a
+trainer does with it."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
@@ -34,6 +24,7 @@ from ..model.networks import NetworkBuilder
 from ..model.trained import ALL, folds_in
 from .start import seen_cases
 
+TERM = "distillation"  # of a training step's results
 LAST_WEIGHT_OF_DDP = 1e-6  # nnU-Net's
 SEEN = ("spacing", "normalization_schemes", "use_mask_for_norm")  # these decide the images that a network is given
 
@@ -176,7 +167,7 @@ class DistillingLoss(nn.Module):
         finally:
             self._of_teacher = None
         term = float(self._term)
-        return {**result, "loss": result["loss"] - term * self.labels, "distillation": np.asarray(term)}
+        return {**result, "loss": result["loss"] - term * self.labels, TERM: np.asarray(term)}
 
     def forward(self, output, target) -> torch.Tensor:
         if self._of_teacher is None:  # a validation step
@@ -190,6 +181,68 @@ class DistillingLoss(nn.Module):
         if self._ddp:  # waits for a gradient of every head
             term = term + sum(0 * unlike.float().mean() for unlike in outputs[count:])
         return self.loss(output, target) + term if self.labels else term
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """Where a teacher is read from, as `Teacher.read` takes it."""
+
+    path: str
+    folds: str = "same"
+    checkpoint: str = CHECKPOINT
+
+
+class Distils(nnUNetTrainer):
+    """For trainers that may learn from a teacher. It stands before other trainers among a class's bases.
+
+    A subclass sets `_source` and calls `read_teacher` before nnU-Net's constructor, so that a wrong teacher is refused
+    before a log is written; and sets both anew where a training is continued.
+
+    Attributes:
+        epoch_distance: The last epoch's mean distance to the teacher; None without one.
+    """
+
+    _source: TeacherSource | None = None
+    _teacher: Teacher | None = None
+    _labels = True
+    epoch_distance: float | None = None
+
+    def read_teacher(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
+        """Read the teacher, if there is a source.
+
+        Raises:
+            FileNotFoundError, ValueError: As `Teacher.read`.
+        """
+        self._teacher = self._source and Teacher.read(
+            self._source.path, fold, plans, configuration, dataset_json, folds=self._source.folds,
+            checkpoint_name=self._source.checkpoint,
+        )  # fmt: skip
+
+    def on_train_start(self) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        if self._teacher is None:  # of a training that is continued
+            try:
+                self.read_teacher(self.plans_manager.plans, self.configuration_name, self.fold, self.dataset_json)
+            except FileNotFoundError:
+                if self.current_epoch < self.num_epochs:
+                    raise  # else the training is finished, and needs no teacher
+        if self._teacher:
+            self._teacher.start(self.device, deep_supervision=self.enable_deep_supervision)
+            self.loss = DistillingLoss(self.loss, self._teacher, labels=self._labels, ddp=self.is_ddp)
+        super().on_train_start()
+        labels = "with labels" if self._labels else "without labels"
+        self.print_to_log_file(f"Teacher: {self._teacher.name}, {labels}" if self._teacher else "No teacher")
+
+    def train_step(self, batch: dict) -> dict:
+        if self._teacher is None:
+            return super().train_step(batch)
+        return self.loss.train_step(super().train_step, batch, self.device)
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        terms = [float(output.pop(TERM)) for output in train_outputs if TERM in output]
+        self.epoch_distance = float(np.mean(terms)) if terms else None
+        super().on_train_epoch_end(train_outputs)
 
 
 def _files(source: Path, fold: int | str, folds: str, name: str) -> tuple[list[Path], list[str]]:

@@ -72,7 +72,7 @@ def test_it_is_not_continued_as_another_one_before_its_first_checkpoint(tmp_path
     refused = r"no checkpoint to continue .*initial_lr=0.002 \(now 0.01\).*without --c"
     with pytest.raises(ValueError, match=refused) as error:
         again.run_training()
-    words = shlex.split(str(error.value).partition("without --c: ")[2])
+    words = shlex.split(str(error.value).partition("without --c, or give them again: ")[2])
     assert f"nnunet_sauron=@{fold / 'settings.json'}" in words and words[-1] == "--c"
     assert (fold / "settings.json").read_text() == written
     monkeypatch.setenv("nnunet_sauron", f"@{fold / 'settings.json'}")

@@ -16,6 +16,7 @@ from nnunet_sauron.files import write_text_atomically
 
 BASELINE = "stock"
 OURS = ("shrink", "sauron", "compressed")
+LEFT = 0.07  # of stock's MACs: names of smaller networks stand left of their marks, where nothing else does
 SCRATCH = "scratch"  # of our widths, by stock nnU-Net
 HEAD = ("run", "MACs", "parameters", "Dice", "to stock", "HD95, mm", "to stock", "epochs", "minutes", "folds")
 
@@ -59,23 +60,29 @@ def read(folder: Path) -> dict[str, list[dict]]:
 
 
 def rows(found: dict[str, list[dict]]) -> list[dict]:
-    """One row a run, largest network first; differences are to stock's same folds, in the mean.
+    """One row a run, largest network first; differences are to the mean of stock's trainings of the same folds.
 
     `epochs` and `minutes` of training are means over folds: those of the model that the run starts from or learns from,
     if there is one, then its own.
     """
-    stock = {one["fold"]: one for one in found.get(BASELINE, [])}
+    stock: dict[int, list[dict]] = {}
+    for one in found.get(BASELINE, []):
+        stock.setdefault(one["fold"], []).append(one)
+
+    def of_stock(fold: int, key: str) -> float:
+        return statistics.fmean(one[key] for one in stock[fold])
+
     table = []
     for name, results in found.items():
         compared = [one for one in results if one["fold"] in stock]
         row = {"run": name, "folds": [one["fold"] for one in results], "widths": results[0].get("widths")}
         for key in ("dice", "hd95_mm"):
             row[key] = [one[key] for one in results]
-            differences = [one[key] - stock[one["fold"]][key] for one in compared]
+            differences = [one[key] - of_stock(one["fold"], key) for one in compared]
             row[f"{key}_differences"] = differences
             row[f"{key}_difference"] = statistics.fmean(differences) if differences else None
         for key in ("macs", "parameters"):
-            parts = [one[key] / stock[one["fold"]][key] for one in compared]
+            parts = [one[key] / of_stock(one["fold"], key) for one in compared]
             row[key] = statistics.fmean(parts) if parts else None
         before = results[0]["start"] or results[0].get("teacher")
         stages = [stage for stage in (found.get(before), results) if stage]
@@ -130,8 +137,10 @@ def _label(figure, axes, table: list[dict]) -> None:
             y += 1
         taken.append((x, y))
         own = y - axes.transData.transform(place)[1]
+        left = row["macs"] < LEFT
         axes.annotate(
-            row["run"], place, xytext=(6, own * 72 / figure.dpi), textcoords="offset points", fontsize=7, va="center",
+            row["run"], place, xytext=(-6 if left else 6, own * 72 / figure.dpi), textcoords="offset points",
+            fontsize=7, va="center", ha="right" if left else "left",
             arrowprops={"arrowstyle": "-", "linewidth": 0.3, "color": "0.7"} if own > height else None,
         )  # fmt: skip
 

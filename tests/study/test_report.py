@@ -45,6 +45,14 @@ def test_differences_are_to_stocks_same_folds(results):
     assert list(rows) == ["stock", "compressed-10", "lunet-16", "lunet-16-teacher"]  # the largest first
 
 
+def test_a_second_training_of_a_fold_counts_in_its_mean(results):
+    again = json.loads((results / "stock_fold1.json").read_text()) | {"dice": 0.90}
+    (results / "stock_fold1_again.json").write_text(json.dumps(again))
+    rows = {row["run"]: row for row in report.rows(report.read(results))}
+    assert rows["compressed-10"]["dice_difference"] == pytest.approx(0.85 - 0.88)
+    assert rows["stock"]["dice_differences"] == pytest.approx([0, -0.02, 0.02])
+
+
 def test_what_starts_from_a_model_is_told_with_that_models_length(results):
     rows = {row["run"]: row for row in report.rows(report.read(results))}
     assert rows["compressed-10"]["epochs"] == [50, 20] and rows["compressed-10"]["minutes"] == [50, 20]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..files import AGAIN, write_atomically
 from ..model.evaluation import mean_score
-from ..model.history import draw_widths
+from ..model.history_plots import draw_widths
 from .agreement import Measured
 from .compressor import Compressed
 

@@ -110,7 +110,7 @@ class StudentTraining:
         settings: Length and optimiser.
         device: Where both run.
         held_out: Patches to follow the agreement on, (B, channels, *patch) each.
-        state: Of `state()`, to continue; None to begin.
+        state: What `state()` returned, to resume; None to begin.
     """
 
     def __init__(

@@ -17,11 +17,11 @@ from torch.nn import functional
 from ..pruning.channels import ChannelLayout, channel_layout, feature_map_modules
 from ..pruning.eval_mode import eval_mode
 from .base import TrainingState, mean_of
+from .distributed import summed_over_ranks
 from .gates import register_gates, scaled
 from .layerwise import Layerwise
 from .limits import require
 from .measuring import NOTHING_MEASURED, ChannelSums
-from .ranks import summed_over_ranks
 from .targets import TargetSettings
 
 # Maps are multiplied by no smaller code; float32's sums lose them anyway. Where those of two layers meet in a gradient,

@@ -14,9 +14,9 @@ from sklearn.cluster import KMeans
 from torch import nn
 
 from ..pruning.channels import ChannelLayout, channel_layout
+from .distributed import decided_on_one_rank
 from .filters import filters, tensors_of
 from .layerwise import Layerwise
-from .ranks import decided_on_one_rank
 from .targets import TargetSettings
 
 

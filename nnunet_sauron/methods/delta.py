@@ -153,7 +153,7 @@ def _norms_of_differences(maps: torch.Tensor) -> torch.Tensor:
 
 
 def _precise_dtype(device: torch.device) -> torch.dtype:
-    """float64, of which a root leaves float32's precision; MPS has none, and keeps 3 to 4 digits of the largest."""
+    """float64, so that the root keeps float32's precision; MPS has none, and 3 to 4 digits of the largest are left."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

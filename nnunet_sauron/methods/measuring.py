@@ -10,8 +10,8 @@ from torch import nn
 
 from ..pruning.channels import channel_layout, feature_map_modules
 from ..pruning.eval_mode import eval_mode
+from .distributed import summed_over_ranks
 from .gates import register_gates
-from .ranks import summed_over_ranks
 
 NOTHING_MEASURED = "nothing could be measured, since no batch of training data gave finite values"
 

@@ -19,11 +19,12 @@ from ..pruning.cost import CostModel
 from ..pruning.tolerance import unit_factors
 from .base import PruningMethod, TrainingState, mean_of
 from .delta import with_delta_opt
+from .distributed import decided_on_one_rank
 from .limits import channels_to_keep, spread_steps
 from .measuring import NOTHING_MEASURED
-from .ranks import decided_on_one_rank
 from .sauron_settings import SauronSettings
-from .shrink import Schedule, batches_to_rank_on, rank
+from .schedule import Schedule
+from .shrink import batches_to_rank_on, rank
 from .similar_channels import mean_distances, nearest_pairs, remove_from_pairs
 from .thresholds import FIRST_THRESHOLD
 

@@ -44,7 +44,8 @@ class SauronSettings(PruningSettings):
         standardise: Measure distances of maps of zero mean and unit norm (a correlation distance).
         prune_batches: Training batches that distances are averaged over, on each DDP rank.
         patches: Number of training patches, at least, that the layers' factors are measured on.
-        tau_max: Upper end of the thresholds.
+        tau_max: Upper end of the thresholds; without `published`, of their common level, which a layer's own factor
+            multiplies.
         kappa, rho, mu: With `published`: the steps from 0.001 to `tau_max`; the epochs that a threshold looks back and
             waits (None: 5 for each 1000 epochs of training, at least 2); and the fraction of a layer's channels whose
             removal keeps its threshold where it is.

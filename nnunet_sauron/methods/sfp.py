@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import torch
 
+from .distributed import decided_on_one_rank
 from .filters import filters, tensors_of
 from .layerwise import Layerwise
-from .ranks import decided_on_one_rank
 
 
 class SoftPruning(Layerwise):

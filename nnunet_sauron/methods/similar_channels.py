@@ -11,8 +11,8 @@ from torch import nn
 from ..pruning.channels import channel_layout, feature_map_modules
 from ..pruning.eval_mode import eval_mode
 from .delta import relative_pairwise_distances
+from .distributed import summed_over_ranks
 from .limits import channels_to_keep
-from .ranks import summed_over_ranks
 from .sauron_settings import SauronSettings
 
 PAIRS_AT_ONCE = 10_000

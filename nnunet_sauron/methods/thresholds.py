@@ -43,6 +43,7 @@ class Threshold:
 
     @property
     def value(self) -> float:
+        """tau: from `FIRST_THRESHOLD` to `tau_max` in kappa steps."""
         return FIRST_THRESHOLD + (self.tau_max - FIRST_THRESHOLD) * self.steps / self.kappa
 
     def update(self, train_losses: Sequence[float], val_losses: Sequence[float], widths: Sequence[int]) -> float:

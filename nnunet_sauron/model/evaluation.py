@@ -91,8 +91,8 @@ class Segmentations:
         ignore_label: Voxels of this value in the reference are judged nowhere.
         ending: Of the files.
         reader: nnU-Net's, which the plans name; it tells the spacing in mm (1 where a format, such as PNG, has none).
-        values: All that a segmentation may have; one with another is refused. None: those of the classes, of which it
-            must have one unless it is empty.
+        values: Allowed values of a segmentation, which is refused where it has another. None: those of the classes, of
+            which it must have one unless it is empty.
     """
 
     classes: Mapping[str, int | Sequence[int]]

@@ -64,7 +64,7 @@ def read_segmentation(reader: BaseReaderWriter, file: str | Path) -> tuple[np.nd
             f"{file} has {len(labels)} channels (colours, or a fourth axis); a segmentation has one, whose values are "
             f"those of dataset.json."
         )
-    # Pictures have none, for which nnU-Net stands 1 pixel.
+    # Pictures store no spacing; nnU-Net takes 1.
     told = not isinstance(reader, NaturalImage2DIO) and (
         not isinstance(reader, Tiff3DIO) or file.with_suffix(".json").is_file()
     )

@@ -9,7 +9,7 @@ interpolative decomposition (Chee et al.: Model preserving compression for neura
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -142,7 +142,9 @@ def _fold_in_one_pass(
     forward_until(network, together, unit_at, fold)
 
 
-def readers(network: nn.Module, layout: ChannelLayout, unit: ChannelUnit):
+def readers(
+    network: nn.Module, layout: ChannelLayout, unit: ChannelUnit
+) -> Iterator[tuple[str, _ConvNd, torch.Tensor, int]]:
     """The convolutions that read a unit: (place, convolution, its weights for the unit (C, outputs, taps), start)."""
     for axis in layout.axes:
         start = 0
@@ -181,9 +183,19 @@ def _fold(
 
 
 def fitted(moments: Moments, kept: torch.Tensor, channels: int, intercept: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """W (C, kept) and b (C) of `x ~ W x'_K + b`, float64; b is 0 without an intercept.
+    """The least-squares fit of feature maps by some of their channels.
 
-    The moments are of x' and x, (2C), or of x alone, which is fitted by its own kept channels then.
+    Args:
+        moments: Of x' and x, (2C), or of x alone, which is fitted by its own kept channels then.
+        kept: Indices of the kept channels of x', (K), int64.
+        channels: C.
+        intercept: Whether the fit has a constant.
+
+    Returns:
+        W (C, K) and b (C) of `x ~ W x'_K + b`, float64; b is 0 without an intercept.
+
+    Raises:
+        LinAlgError: The fit has no finite solution.
     """
     matrix = moments.covariance if intercept else moments.second
     of_kept, with_aims = matrix[kept][:, kept], matrix[kept][:, -channels:]

@@ -39,7 +39,12 @@ def weighted(rankings: Mapping[str, Ranking], cost: Cost) -> dict[str, Ranking]:
 
 
 def unit_factors(rankings: Mapping[str, Ranking], cost: Cost) -> dict[str, float]:
-    """The weight of each unit's error relative to other units, as in `weighted`; 1 for a unit of one channel."""
+    """The weight of each unit's error relative to other units, as in `weighted`; 1 for a unit of one channel.
+
+    Args:
+        rankings: Of every unit, as `rank_units` gives them.
+        cost: A cost as a function of the widths, such as `CostModel.macs`.
+    """
     dense = {name: len(ranking.order) for name, ranking in rankings.items()}
     saved = {name: cost(dense) - cost({**dense, name: width - 1}) for name, width in dense.items() if width > 1}
     mean = statistics.geometric_mean(saved.values()) if saved else 1.0
@@ -50,7 +55,13 @@ def unit_factors(rankings: Mapping[str, Ranking], cost: Cost) -> dict[str, float
 
 
 def widths_at(tolerance: float, rankings: Mapping[str, Ranking], round_to: int = 1) -> dict[str, int]:
-    """The fewest channels of each unit whose error is within the tolerance, up to a multiple of `round_to`."""
+    """The fewest channels of each unit whose error is within the tolerance, up to a multiple of `round_to`.
+
+    Args:
+        tolerance: The part of a unit's readers' input that may be lost, weighted as the rankings are.
+        rankings: Of every unit, as `weighted` gives them.
+        round_to: Widths are multiples of this, up to the channels that there are.
+    """
     return {
         name: min(len(ranking.order), -(-ranking.least(tolerance) // round_to) * round_to)
         for name, ranking in rankings.items()

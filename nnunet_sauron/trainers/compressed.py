@@ -15,11 +15,11 @@ from ..plugin.commands import train_command
 from ..pruning import accept_pruned_weights, widths_of
 from .continuing import check_plans
 from .kept_settings import KeepsSettings, has_begun
-from .plots import Throttled
 from .resizing import MIRRORING, ResizingTrainer, mirroring_of
 from .settings import SETTINGS_FILE, Given, TrainingSettings
 from .start import Start, start_path
 from .teacher import Distils, TeacherSource
+from .throttled import Throttled
 
 NUM_EPOCHS = 50
 INITIAL_LR = 5e-3  # half of nnU-Net's

@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..methods.base import TrainingState
+from ..methods.distributed import decided_on_one_rank
 from ..methods.limits import steps
-from ..methods.ranks import decided_on_one_rank
 from ..pruning import channel_layout
 from .batches import training_batches, training_losses
 

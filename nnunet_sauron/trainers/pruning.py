@@ -18,19 +18,19 @@ from torch import distributed, nn
 from ..files import TEMPORARY
 from ..methods.base import PruningMethod
 from ..model.checkpoints import PRUNING
-from ..model.history import plot_pruning
+from ..model.history_plots import plot_pruning
 from ..model.snapshots import Snapshots, SnapshotSettings
 from ..pruning import channel_layout
 from .continuing import take_over
 from .decision import decide, is_last_cut
-from .history import epoch_line, target_line
 from .kept_settings import has_begun, settings_of, tell_settings
+from .log_lines import epoch_line, target_line
 from .planned import PlannedNetwork
-from .plots import Throttled
 from .rate import RateAfterCuts
 from .removal import remove
 from .resizing import ResizingTrainer
 from .settings import Given, TrainingSettings
+from .throttled import Throttled
 
 NNUNET_EPOCHS = 1000  # nnU-Net's length of training, which its constructor sets
 

@@ -8,9 +8,9 @@ from ..model.checkpoints import read_checkpoint
 from ..model.compiling import CompilesOnCudaOnly
 from ..model.snapshots import Snapshots, SnapshotSettings
 from .kept_settings import KeepsSettings
-from .plots import Throttled
 from .resizing import ResizingTrainer
 from .settings import Given, TrainingSettings
+from .throttled import Throttled
 
 
 class StockTrainer(KeepsSettings, CompilesOnCudaOnly):

@@ -11,7 +11,8 @@ import torch
 from nnunet_sauron.methods import shrink
 from nnunet_sauron.methods.base import TrainingState
 from nnunet_sauron.methods.measuring import NOTHING_MEASURED
-from nnunet_sauron.methods.shrink import Schedule, Shrink, ShrinkSettings, batches_to_rank_on
+from nnunet_sauron.methods.schedule import Schedule
+from nnunet_sauron.methods.shrink import Shrink, ShrinkSettings, batches_to_rank_on
 from nnunet_sauron.pruning import CostModel, channel_layout, merge_channels
 
 from ..contracts.networks import build

@@ -14,9 +14,9 @@ from torch.multiprocessing import set_forkserver_preload, start_processes
 
 from nnunet_sauron import trainers
 from nnunet_sauron.methods import autopruner, csgd, measuring, shrink, similar_channels
+from nnunet_sauron.methods.distributed import summed_over_ranks
 from nnunet_sauron.methods.fpgm import FPGM
 from nnunet_sauron.methods.l1 import L1
-from nnunet_sauron.methods.ranks import summed_over_ranks
 from nnunet_sauron.methods.sfp import SFP
 from nnunet_sauron.pruning import channel_layout
 

@@ -16,7 +16,7 @@ from nnunet_sauron.methods.sauron import Sauron
 from nnunet_sauron.methods.similar_channels import mean_distances
 from nnunet_sauron.methods.thresholds import Threshold
 from nnunet_sauron.pruning import channel_layout, merge_channels, merging, position_weights, remove_channels
-from nnunet_sauron.trainers.history import epoch_line
+from nnunet_sauron.trainers.log_lines import epoch_line
 
 from ..contracts.pruned_network import make_multiples
 from .small import RandomPatches, SmallTrainer, log_of, small_trainer

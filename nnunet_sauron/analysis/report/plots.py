@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...model.history import draw_channels, draw_thresholds, draw_widths
+from ...model.history_plots import draw_channels, draw_thresholds, draw_widths
 from ..plot_text import as_is
 from .compare import common_values
 from .contents import ModelReport, Report

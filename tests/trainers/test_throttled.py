@@ -2,14 +2,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from nnunet_sauron.trainers import plots
+from nnunet_sauron.trainers import throttled
 
 
 def test_pictures_are_drawn_now_and_then_and_after_the_last_epoch(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(plots.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(throttled.time, "monotonic", lambda: clock[0])
     trainer, drawn = SimpleNamespace(current_epoch=0, num_epochs=10), []
-    draw = plots.Throttled(trainer, lambda folder: drawn.append((folder, trainer.current_epoch)))
+    draw = throttled.Throttled(trainer, lambda folder: drawn.append((folder, trainer.current_epoch)))
     for epoch in range(10):
         trainer.current_epoch, clock[0] = epoch, 7.0 * epoch
         draw("here")

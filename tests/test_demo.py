@@ -25,6 +25,7 @@ from nnunet_sauron.demo.steps import (
     model_folder,
     run_demo,
 )
+from nnunet_sauron.files import locked
 
 COMPARISON = {
     "seconds_per_case": {"StockTrainer": 1.25, "SauronTrainer": None},
@@ -153,6 +154,13 @@ def test_finished_steps_are_not_done_again(tmp_path, monkeypatch, capsys, no_nnu
     assert done == ["a", "b"]
     run_demo(tmp_path / "demo")
     assert done == ["a", "b"]
+
+
+def test_two_demos_do_not_work_in_one_folder(tmp_path, monkeypatch, no_nnunet_needed):
+    fake_steps(monkeypatch, lambda follow: pytest.fail("it was begun"))
+    (tmp_path / "demo").mkdir()
+    with locked(tmp_path / "demo", tmp_path), pytest.raises(FileExistsError, match="by another process"):
+        run_demo(tmp_path / "demo")
 
 
 def test_training_goes_on_from_a_checkpoint_and_begins_without_one(tmp_path, monkeypatch):

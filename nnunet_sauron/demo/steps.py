@@ -22,6 +22,7 @@ from rich.console import Console
 from ..console.json_output import print_json
 from ..console.terminal import plain_console
 from ..datasets.phantom import DATASET_ID, DATASET_NAME, write_phantom
+from ..files import locked
 from ..plugin import find_nnunet, reads_external_trainers, trainer_folder
 from ..plugin.commands import command
 from ..threads import on_threads
@@ -90,7 +91,7 @@ def run_demo(folder: Path | None = None, json_output: bool = False) -> None:
 
     Raises:
         ValueError: If the folder holds foreign files, or a demo made with other settings.
-        OSError: If the folder cannot be written.
+        OSError: If the folder cannot be written, or another process works in it.
         RuntimeError: If nnU-Net is missing or too old, or one of its commands fails.
         KeyboardInterrupt: If interrupted; what was running has been ended and the way to go on printed.
     """
@@ -104,7 +105,7 @@ def run_demo(folder: Path | None = None, json_output: bool = False) -> None:
     console.print(f"Working in {path}, logs in its folder logs. About 8 minutes on two cores.")
     go_on = command("nnUNetv2_sauron", "demo", "-o", path)
     try:
-        with _terminated_like_interrupted():
+        with locked(path, path), _terminated_like_interrupted():
             _run_steps(demo_steps(path), demo_folder, console)
     except KeyboardInterrupt:
         console.print(f"Interrupted; finished steps are kept. To go on: {go_on}")

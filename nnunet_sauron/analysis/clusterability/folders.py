@@ -120,7 +120,8 @@ def _how_to_get_snapshots(fold_folder: Path) -> str:
     dataset, trainer, plans, configuration = told_by_name(fold_folder.parent)
     fold = fold_folder.name.removeprefix("fold_")
     keeps_them = "StockTrainer" if trainer == "nnUNetTrainer" else trainer  # nnU-Net's own does not
-    again = train_command(dataset, configuration, fold, keeps_them, plans, settings="snapshot_every=10")
+    names, folder = (dataset, configuration, fold, keeps_them, plans), fold_folder.parent
+    again = train_command(*names, settings="snapshot_every=10", model_folder=folder)
     return (
         f"{fold_folder} has no {FOLDER}/epoch_*.npz: it was trained without snapshots of feature maps. Train with "
         f"them: {again} (With --c, a finished training of our trainers gets one snapshot, without a trend; "

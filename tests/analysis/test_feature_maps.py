@@ -523,7 +523,7 @@ class TestOutput:
             monkeypatch.setattr(feature_maps_plot, "draw", lambda *_: [])
         with (
             full_disk(room),
-            pytest.raises(OSError, match=f"out could not be written: .*{said}.* Make room, or choose"),
+            pytest.raises(OSError, match=f"out could not be written: .*{said}.* make room or mend what is named"),
         ):
             write(maps, tmp_path / "out", nifti=True)
         assert not list(tmp_path.glob("*out*"))

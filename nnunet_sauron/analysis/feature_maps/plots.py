@@ -63,13 +63,8 @@ def write(maps: FeatureMaps, folder: Path, nifti: bool = False, bar: Bar = silen
         OSError: It could not be written, and nothing was.
     """
     check_output(folder)
-    try:
-        with new_folder(folder) as beside:
-            files = draw(maps, beside) + (write_nifti(maps, beside, bar) if nifti else [])
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise OSError(f"{folder} could not be written: {error}. Make room, or choose another -o.") from error
+    with new_folder(folder) as beside:
+        files = draw(maps, beside) + (write_nifti(maps, beside, bar) if nifti else [])
     return [folder / path.name for path in files]
 
 

@@ -99,6 +99,8 @@ def _folder_beside(target: Path, replace: bool) -> Iterator[Path]:
         try:
             if old.is_dir() and not target.exists():  # a process was killed between the two renamings below
                 os.replace(old, target)
+            if not replace and target.is_dir() and any(target.iterdir()):
+                raise FileExistsError(f"{target} holds files already; name another folder, or have it replaced.")
             for left in beside.iterdir():  # by a process that was killed
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
             yield beside

@@ -106,6 +106,13 @@ class TestFolder:
             raise ZeroDivisionError
         assert names(tmp_path) == ["data", "data/thesis.tex"]
 
+    def test_what_it_had_moved_aside_is_not_written_over_after_all_the_work(self, tmp_path):
+        (tmp_path / ".data.old").mkdir()
+        (tmp_path / ".data.old/thesis.tex").touch()
+        with pytest.raises(FileExistsError, match="data holds files already"), new_folder(tmp_path / "data"):
+            pytest.fail("the work was begun")
+        assert (tmp_path / "data/thesis.tex").is_file()
+
     def test_what_a_killed_run_left_beside_is_removed(self, tmp_path):
         (tmp_path / ".model.tmp").mkdir()
         (tmp_path / ".model.tmp/half").touch()

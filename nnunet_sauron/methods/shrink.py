@@ -102,8 +102,9 @@ class Shrink(PruningMethod):
         schedule, widths = self.schedule, training.widths_now
         self.unmeasured = self._why = None
         at_first = {name: of_epochs[0] for name, of_epochs in training.widths.items()}
-        wanted = schedule.wanted(training.epoch, 1.0 if at_first == self._dense else self._left(at_first))
-        if wanted >= 1 or self._left(widths) <= wanted:
+        begin = 1.0 if at_first == self._dense else self._left(at_first)
+        wanted = schedule.wanted(training.epoch, begin)
+        if wanted >= begin or self._left(widths) <= wanted:
             return {}
         inputs = batches_to_rank_on(self._network, training, self.settings.patches)
         if not inputs:

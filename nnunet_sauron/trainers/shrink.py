@@ -106,6 +106,17 @@ class ShrinkTrainer(Distils, PruningTrainer):
         super().on_train_start()
         if self._start and self.current_epoch == 0:
             self.print_to_log_file(f"Started from {self._start}")
+            if self._start_widths != self.dense_widths:
+                self._tell_size_of_start()
+
+    def _tell_size_of_start(self) -> None:
+        part = self.planned.cost.macs(self._start_widths) / self.dense_cost[1]
+        name, asked, left = self.method.target()
+        self.print_to_log_file(
+            f"It has {part:.0%} of the multiply-accumulates of these plans' own network, of which {name} is a fraction"
+        )
+        if name != "target_latency" and left(self._start_widths) <= asked:
+            self.print_to_log_file(f"WARNING: it is no larger than {name}={asked:g} asks for: nothing will be cut.")
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         super().load_checkpoint(filename_or_checkpoint)

@@ -205,6 +205,22 @@ def test_from_a_narrow_model_cuts_are_spread_from_its_own_size_on(folder, traine
     assert not any(record["keep"] for record in whole.history())
     rates = whole.series()["lrs"]
     assert rates == sorted(rates, reverse=True)
+    assert f"It has {begun:.0%} of the multiply-accumulates of these plans' own network" in log_of(whole)
+    assert "WARNING: it is no larger than target_macs=0.9 asks for: nothing will be cut" in log_of(whole)
+
+
+def test_from_a_wide_model_into_lean_plans_every_cut_takes_its_part(folder, trained, monkeypatch):
+    monkeypatch.setenv("nnunet_sauron", f"start_from={trained},teacher=None")
+    settings = {"num_epochs": 9, "cuts": 4, "target_macs": 0.5, "max_loss_increase": None}
+    lean = small_trainer(folder, type("T", (Small,), settings), widths=(6, 8, 10))
+    lean.run_training()
+    costs = [record["macs"] for record in lean.history()]
+    factor = (0.5 / (costs[0] / lean.dense_cost[1])) ** 0.25
+    left = [record["target"]["left"] * lean.dense_cost[1] for record in lean.history() if record["keep"]]
+    assert costs[0] > 3 * lean.dense_cost[1] and len(left) == 4
+    for i, part in enumerate(left, 1):
+        assert 0.8 * factor**i < part / costs[0] <= factor**i
+    assert "nothing will be cut" not in log_of(lean)
 
 
 def test_another_architecture_is_refused_before_a_log_is_written(folder, trained, monkeypatch):

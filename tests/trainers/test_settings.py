@@ -256,7 +256,7 @@ class TestContinued:
         write_settings({"num_epochs": 8, "lambda_": 0.1}, tmp_path)
         found = given(monkeypatch, f"@{tmp_path / 'settings.json'}")
         with pytest.raises(
-            ValueError, match=r"lambda_=0.5 \(now 0.1\), num_epochs=5 \(now 8\).*begin anew without --c"
+            ValueError, match=r"lambda_=0.5 \(now 0.1\), num_epochs=5 \(now 8\).*Another one is begun without --c"
         ):
             found.continued(BEFORE, ["save_every"])
 

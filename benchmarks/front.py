@@ -33,7 +33,7 @@ SHOWN = {
     "shrink-10": "Shrink",
     "shrink-10-100-epochs": "Shrink, 100 epochs",
     "shrink-5": "Shrink, to 5 %",
-    "shrink-5-start": "Shrink from stock, to 5 %",
+    "shrink-5-start": "Shrink from stock",
     "sauron-10": "Sauron",
     "compressed-10": "compressed, then 20 epochs with labels",
     "compressed-10-50-epochs": "compressed, then 50 epochs with labels",

@@ -104,7 +104,7 @@ class Shrink(PruningMethod):
         at_first = {name: of_epochs[0] for name, of_epochs in training.widths.items()}
         begin = 1.0 if at_first == self._dense else self._left(at_first)
         wanted = schedule.wanted(training.epoch, begin)
-        if wanted >= begin or self._left(widths) <= wanted:
+        if wanted >= begin or (now := self._left(widths)) <= wanted:
             return {}
         inputs = batches_to_rank_on(self._network, training, self.settings.patches)
         if not inputs:
@@ -113,7 +113,10 @@ class Shrink(PruningMethod):
         rankings = weighted(rank(self._network, inputs, training.regions), schedule.cost)
         steps = LATENCY_STEPS if schedule.name == "target_latency" else STEPS
         try:
-            tolerance = tolerance_for(wanted, self._left, rankings, self.settings.round_to, steps)
+            # Of what is left now: of the plans' network, a start that is wider has more than all.
+            tolerance = tolerance_for(
+                wanted / now, lambda widths: self._left(widths) / now, rankings, self.settings.round_to, steps
+            )
             chosen = schedule.at_least(widths_at(tolerance, rankings, self.settings.round_to))
         except ValueError:
             if schedule.name != "target_latency":

@@ -82,12 +82,14 @@ def tolerance_for(
     halvings then look between it and the one before.
 
     Args:
-        goal: A fraction of what `part_left` counts from, above 0.
+        goal: A fraction, between 0 and 1.
         part_left: From widths to the fraction of the cost that is left.
 
     Raises:
         ValueError: No tolerance, up to the highest, leaves as little.
     """
+    if not 0 < goal < 1:
+        raise ValueError(f"A target is a fraction between 0 and 1, such as 0.5; got {goal:g}.")
     measured: dict[tuple[int, ...], float] = {}
 
     def left_at(tolerance: float) -> float:

@@ -29,7 +29,7 @@ def read_case(files: Sequence[Path]) -> list[SimpleITK.Image]:
     images = []
     for file in files:
         check_file(file)
-        _check_png(file)
+        png = _png_bits_and_kind(file)
         try:
             image = SimpleITK.ReadImage(str(file))
         except RuntimeError as error:
@@ -38,7 +38,7 @@ def read_case(files: Sequence[Path]) -> list[SimpleITK.Image]:
             raise ValueError(
                 f"{file} cannot be read as an image: {_reason(error)}. Mend it or leave it out."
             ) from error
-        images.append(_as_pillow(image, file))
+        images.append(_as_pillow(image, *png) if png else image)
     return images
 
 
@@ -174,39 +174,39 @@ def _array(image: SimpleITK.Image) -> np.ndarray:
     return array.astype(np.float32, order="C")
 
 
-def _check_png(file: Path) -> None:
-    """Raise ValueError at a PNG whose values SimpleITK has otherwise than Pillow, by which nnU-Net's reader reads."""
+def _png_bits_and_kind(file: Path) -> tuple[int, int] | None:
+    """Bits of a value and the kind of colour (0 is grey, 2 and 6 are colours) of a PNG; None for another file.
+
+    Raises:
+        ValueError: SimpleITK has other values of it than Pillow, by which nnU-Net's reader reads.
+    """
     with file.open("rb") as opened:
         if opened.read(8) != b"\x89PNG\r\n\x1a\n":
-            return
-        bits = 8
+            return None
+        bits = kind = 0
         while len(begins := opened.read(8)) == 8:
-            length, kind = int.from_bytes(begins[:4], "big"), begins[4:]
-            if kind == b"IDAT":
-                return
+            length, chunk = int.from_bytes(begins[:4], "big"), begins[4:]
+            if chunk == b"IDAT":
+                break
             content = opened.read(length)
             opened.read(4)  # its checksum
-            if kind == b"IHDR":
-                bits = 8 if content[9] == 3 else content[8]  # of a palette's colours, or of a value
-            elif kind == b"sBIT" and min(content) < bits:
+            if chunk == b"IHDR":
+                bits, kind = content[8:10]
+            elif chunk == b"sBIT" and min(content) < (all_of := 8 if kind == 3 else bits):  # of a palette's colours
                 raise ValueError(
-                    f"{file} says that {min(content)} of the {bits} bits of its values are significant (sBIT), which "
-                    f"readers take differently; save it without that."
+                    f"{file} says that {min(content)} of the {all_of} bits of its values are significant (sBIT), "
+                    f"which readers take differently; save it without that."
                 )
-            elif kind == b"tRNS":
+            elif chunk == b"tRNS":
                 raise ValueError(
                     f"{file} says which of its colours are transparent (tRNS), which readers take differently; save "
                     f"it without transparency."
                 )
+    return bits, kind
 
 
-def _as_pillow(image: SimpleITK.Image, file: Path) -> SimpleITK.Image:
-    """The values of a PNG as nnU-Net's reader has them, which reads by Pillow; of another file as they are."""
-    with file.open("rb") as opened:
-        header = opened.read(26)
-    if not header.startswith(b"\x89PNG"):
-        return image
-    bits, kind = header[24:]  # of a value; 0 is grey, 2 and 6 are colours
+def _as_pillow(image: SimpleITK.Image, bits: int, kind: int) -> SimpleITK.Image:
+    """The values of a PNG as nnU-Net's reader has them, which reads by Pillow."""
     if (bits, kind) == (1, 0):
         return image // 255  # white is 1
     if bits == 16 and kind in (2, 6):  # Pillow has colours of 8 bits

@@ -67,6 +67,9 @@ def test_a_goal_out_of_reach_is_refused_with_what_can_be_had():
         tolerance_for(0.1, left, RANKINGS)
     with pytest.raises(ValueError, match="smaller --round-to"):
         tolerance_for(0.3, left, RANKINGS, round_to=4)
+    for goal in (0.0, 1.0, 1.5):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            tolerance_for(goal, left, RANKINGS)
 
 
 @pytest.mark.parametrize("goal", [0.9, 0.5])

@@ -80,6 +80,11 @@ class PruningMethod:
         self.num_epochs = num_epochs
         self.unmeasured: str | None = None
 
+    @classmethod
+    def for_settings(cls, settings: PruningSettings, num_epochs: int) -> PruningMethod:
+        """The method that these settings ask for: of this class, or one of its kind that it chooses by them."""
+        return cls(settings, num_epochs)
+
     def prepare(self, layout: ChannelLayout, cost: CostModel, given_widths: dict[str, int] | None) -> None:
         """Fit the settings to the dense network, before anything is trained.
 

@@ -29,43 +29,17 @@ from .similar_channels import mean_distances, nearest_pairs, remove_from_pairs
 from .thresholds import FIRST_THRESHOLD
 
 
-class Sauron(PruningMethod):
-    """delta_opt while training; redundant are channels whose maps lie near another channel's.
-
-    By default every channel of a layer is a reference, which is the limit of the paper's many random ones: with
-    D[r, c] the delta_prune of channel c with reference r, a channel is removed when one that stays is nearer than the
-    layer's threshold, in the nearer of both directions, nearest pairs first. A layer's threshold is a common level
-    times its own factor, which rises with the multiply-accumulates that a channel of it saves and falls with what an
-    error in it does to the network's output, both measured anew at each cut. The level is the lowest that meets this
-    cut's share of `target_macs`. One channel of each pair stays in a cut, and no layer loses more than
-    `max_fraction_per_epoch`; but the last cut of all meets the target.
-    """
+class _DrawsMapsTogether(PruningMethod):
+    """What both forms of Sauron do in training steps, delta_opt in the loss, and the distances that they decide by."""
 
     Settings = SauronSettings
 
-    def prepare(self, layout: ChannelLayout, cost: CostModel, given_widths: dict[str, int] | None) -> None:
-        self._cost = cost
-        self._state: dict = {}
-        if self.settings.target_macs is not None:
-            self._schedule = Schedule(self.settings, self.num_epochs, layout, cost, "target_macs")
-        elif not self.settings.published:
-            self._epochs = spread_steps(self.settings, self.num_epochs, self.settings.cuts)
-
     def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
         self._network = network
-        self._thresholds = {unit.name: self.settings.threshold(self.num_epochs) for unit in layout.units}
         self._terms: list[torch.Tensor] = []
         self._step, self._regularises = 0, True
         modules = feature_map_modules(network, layout) if self.settings.lambda_ > 0 else ()
         self._hooks = [module.register_forward_hook(self._add_delta_opt) for _, _, module in modules]
-
-    def target(self):
-        if self.settings.target_macs is None:
-            return None
-        return self._schedule.name, self._schedule.target, self._schedule.left
-
-    def has_schedule(self) -> bool:
-        return not self.settings.published
 
     def start_epoch(self, epoch: int, widths: dict[str, int]) -> None:
         self._step = 0
@@ -86,9 +60,52 @@ class Sauron(PruningMethod):
         mean = mean_of(self._terms)
         return None if mean is None else self.settings.lambda_ * self.settings.delta_opt_every * mean
 
+    def _distances(self, batches: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
+        distances = mean_distances(self._network, batches, standardise=self.settings.standardise)
+        self.unmeasured = None if distances else NOTHING_MEASURED
+        return distances
+
+    def _add_delta_opt(self, module: nn.Module, inputs, feature_maps: torch.Tensor) -> torch.Tensor:
+        if not (module.training and self._regularises) or feature_maps.shape[1] < 2:
+            return feature_maps
+        feature_maps, term = with_delta_opt(feature_maps, self.settings.normalisation)
+        self._terms.append(term)
+        return feature_maps
+
+
+class Sauron(_DrawsMapsTogether):
+    """delta_opt while training; redundant are channels whose maps lie near another channel's.
+
+    Every channel of a layer is a reference, which is the limit of the paper's many random ones: with
+    D[r, c] the delta_prune of channel c with reference r, a channel is removed when one that stays is nearer than the
+    layer's threshold, in the nearer of both directions, nearest pairs first. A layer's threshold is a common level
+    times its own factor, which rises with the multiply-accumulates that a channel of it saves and falls with what an
+    error in it does to the network's output, both measured anew at each cut. The level is the lowest that meets this
+    cut's share of `target_macs`. One channel of each pair stays in a cut, and no layer loses more than
+    `max_fraction_per_epoch`; but the last cut of all meets the target.
+    """
+
+    @classmethod
+    def for_settings(cls, settings: SauronSettings, num_epochs: int) -> PruningMethod:
+        return (PublishedSauron if settings.published else cls)(settings, num_epochs)
+
+    def prepare(self, layout: ChannelLayout, cost: CostModel, given_widths: dict[str, int] | None) -> None:
+        self._cost = cost
+        self._state = {"level": 0.0, "tau": dict.fromkeys(layout.widths, 0.0)}
+        if self.settings.target_macs is not None:
+            self._schedule = Schedule(self.settings, self.num_epochs, layout, cost, "target_macs")
+        else:
+            self._epochs = spread_steps(self.settings, self.num_epochs, self.settings.cuts)
+
+    def target(self):
+        if self.settings.target_macs is None:
+            return None
+        return self._schedule.name, self._schedule.target, self._schedule.left
+
+    def has_schedule(self) -> bool:
+        return True
+
     def measure(self, training: TrainingState) -> dict[str, list[int]]:
-        if self.settings.published:
-            return super().measure(training)
         self.unmeasured = None
         if self._reached(training.epoch)(training.widths_now, 0.0):
             return {}
@@ -96,37 +113,11 @@ class Sauron(PruningMethod):
         distances = self._distances(batches)
         return decided_on_one_rank(lambda: self._choose(training, batches, distances)) if distances else {}
 
-    def redundant(self, training: TrainingState) -> dict[str, list[int]]:
-        """As published: the channels that are nearer to a random reference channel than the layer's threshold."""
-        taus = {
-            name: self._thresholds[name].update(training.train_losses, training.val_losses, widths)
-            for name, widths in training.widths.items()
-        }
-        distances = self._distances(training.batches(self.settings.prune_batches))
-        redundant = {}
-        for name, of_pairs in distances.items():
-            # Seeded by name and epoch: a decision that is made again comes out the same.
-            reference = random.Random(f"{training.epoch}:{name}").randrange(len(of_pairs))
-            scores = of_pairs[reference].tolist()
-            below = [c for c, score in enumerate(scores) if score < taus[name] and c != reference]
-            redundant[name] = sorted(below, key=lambda c: scores[c])
-        return redundant
-
     def state(self) -> dict:
-        if not self.settings.published:
-            return dict(self._state) or {"level": 0.0, "tau": dict.fromkeys(self._thresholds, 0.0)}
-        return {
-            "tau": {name: threshold.value for name, threshold in self._thresholds.items()},
-            "tau_steps": {name: threshold.steps for name, threshold in self._thresholds.items()},
-            "waiting": {name: threshold.waiting for name, threshold in self._thresholds.items()},
-        }
+        return dict(self._state)
 
     def load_state(self, state: dict) -> None:
-        if not self.settings.published:
-            self._state = {key: state[key] for key in ("level", "tau")}
-            return
-        for name, threshold in self._thresholds.items():
-            threshold.steps, threshold.waiting = state["tau_steps"][name], state["waiting"][name]
+        self._state = {key: state[key] for key in ("level", "tau")}
 
     def _choose(
         self, training: TrainingState, batches: Sequence[torch.Tensor], distances: Mapping[str, torch.Tensor]
@@ -162,14 +153,38 @@ class Sauron(PruningMethod):
             self._schedule.left({name: math.ceil(width / step) * step for name, width in widths.items()}) <= wanted
         )
 
-    def _distances(self, batches: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
-        distances = mean_distances(self._network, batches, standardise=self.settings.standardise)
-        self.unmeasured = None if distances else NOTHING_MEASURED
-        return distances
 
-    def _add_delta_opt(self, module: nn.Module, inputs, feature_maps: torch.Tensor) -> torch.Tensor:
-        if not (module.training and self._regularises) or feature_maps.shape[1] < 2:
-            return feature_maps
-        feature_maps, term = with_delta_opt(feature_maps, self.settings.normalisation)
-        self._terms.append(term)
-        return feature_maps
+class PublishedSauron(_DrawsMapsTogether):
+    """As the paper has it: redundant are the channels whose maps lie near those of one random reference channel, nearer
+    than a threshold of the layer's own, which climbs when the losses have settled."""
+
+    def attach(self, network: nn.Module, layout: ChannelLayout) -> None:
+        super().attach(network, layout)
+        self._thresholds = {unit.name: self.settings.threshold(self.num_epochs) for unit in layout.units}
+
+    def redundant(self, training: TrainingState) -> dict[str, list[int]]:
+        """The channels that are nearer to the reference channel than the layer's threshold, nearest first."""
+        taus = {
+            name: self._thresholds[name].update(training.train_losses, training.val_losses, widths)
+            for name, widths in training.widths.items()
+        }
+        distances = self._distances(training.batches(self.settings.prune_batches))
+        redundant = {}
+        for name, of_pairs in distances.items():
+            # Seeded by name and epoch: a decision that is made again comes out the same.
+            reference = random.Random(f"{training.epoch}:{name}").randrange(len(of_pairs))
+            scores = of_pairs[reference].tolist()
+            below = [c for c, score in enumerate(scores) if score < taus[name] and c != reference]
+            redundant[name] = sorted(below, key=lambda c: scores[c])
+        return redundant
+
+    def state(self) -> dict:
+        return {
+            "tau": {name: threshold.value for name, threshold in self._thresholds.items()},
+            "tau_steps": {name: threshold.steps for name, threshold in self._thresholds.items()},
+            "waiting": {name: threshold.waiting for name, threshold in self._thresholds.items()},
+        }
+
+    def load_state(self, state: dict) -> None:
+        for name, threshold in self._thresholds.items():
+            threshold.steps, threshold.waiting = state["tau_steps"][name], state["waiting"][name]

@@ -81,7 +81,7 @@ class PruningTrainer(ResizingTrainer):
         """Refuse settings that cannot be met before nnU-Net's constructor writes a log."""
         self.given_widths = self.planned.widths_in(getattr(self.pruning_settings, "widths_from", None))
         self.planned.check_merge_batches(self.pruning_settings)
-        method = self.Method(self.pruning_settings, num_epochs)
+        method = self.Method.for_settings(self.pruning_settings, num_epochs)
         method.prepare(self.planned.layout, self.planned.cost, self.given_widths)
 
     def _read_before_writing(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
@@ -131,7 +131,7 @@ class PruningTrainer(ResizingTrainer):
         """Make the method, for the dense network and the settings now."""
         if self._refused:
             raise self._refused
-        self.method = self.Method(self.pruning_settings, self.num_epochs)
+        self.method = self.Method.for_settings(self.pruning_settings, self.num_epochs)
         self.method.prepare(self._dense_layout, self.planned.cost, self.given_widths)
 
     def on_train_start(self) -> None:

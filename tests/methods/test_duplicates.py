@@ -10,7 +10,7 @@ import torch
 
 from nnunet_sauron.methods.csgd import CSGD
 from nnunet_sauron.methods.fpgm import FPGM
-from nnunet_sauron.methods.sauron import Sauron
+from nnunet_sauron.methods.sauron import PublishedSauron, Sauron
 from nnunet_sauron.methods.shrink import Shrink, rank
 from nnunet_sauron.pruning import CostModel, channel_layout, merge_channels, remove_channels
 
@@ -85,7 +85,7 @@ def test_one_tolerance_or_threshold_for_all_layers(architecture, method_class):
 def test_delta_prune_from_random_references(architecture):
     """A reference that is a copy shows the other copies, at the lowest threshold; another one shows nothing."""
     network = with_copies(architecture)
-    method = prepared(Sauron, network, published=True, lambda_=0)
+    method = prepared(PublishedSauron, network, published=True, lambda_=0)
     left = {name: list(range(WIDTH)) for name in channel_layout(network).widths}
     for epoch in range(19):
         keep = method.measure(state(network, epoch))

@@ -17,7 +17,7 @@ from .test_shrink import SIDE, batches, state
 
 
 def prepared(network, num_epochs: int = 20, **settings) -> Sauron:
-    method = Sauron(SauronSettings.from_given(**settings), num_epochs)
+    method = Sauron.for_settings(SauronSettings.from_given(**settings), num_epochs)
     method.prepare(channel_layout(network), CostModel(network, (SIDE, SIDE), 2), None)
     method.attach(network, channel_layout(network))
     return method

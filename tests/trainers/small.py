@@ -9,7 +9,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunet_sauron.methods.sauron import Sauron
+from nnunet_sauron.methods.sauron import PublishedSauron
 from nnunet_sauron.trainers import SauronTrainer
 
 SIDE = 16
@@ -18,7 +18,7 @@ PROBED = 4  # patches that sensitivities are measured on
 CONFIGURATIONS = {2: "2d", 3: "3d_fullres"}
 
 
-class CertainCuts(Sauron):
+class CertainCuts(PublishedSauron):
     """Sauron, whose thresholds move as they do; but random channels go after every epoch."""
 
     def redundant(self, training):

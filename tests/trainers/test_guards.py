@@ -11,6 +11,7 @@ import torch
 
 from nnunet_sauron import trainers
 from nnunet_sauron.methods.measuring import NOTHING_MEASURED
+from nnunet_sauron.methods.sauron import PublishedSauron
 from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.trainers import L1Trainer, SauronTrainer, SFPTrainer, decision
 from nnunet_sauron.trainers.decision import last_cut_epoch
@@ -108,7 +109,7 @@ def test_a_setting_without_effect_is_said(folder):
 
 
 def test_as_published_nothing_is_held_or_capped_and_cuts_go_on_to_the_end(folder):
-    class FromScratch(trainers.SauronTrainer.Method):
+    class FromScratch(PublishedSauron):
         def redundant(self, training):  # all but a channel, whatever the thresholds
             super().redundant(training)
             return {name: list(range(1, width)) for name, width in training.widths_now.items()}

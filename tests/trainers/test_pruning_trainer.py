@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 
 from nnunet_sauron.methods.delta import delta_opt
-from nnunet_sauron.methods.sauron import Sauron
+from nnunet_sauron.methods.sauron import PublishedSauron, Sauron
 from nnunet_sauron.methods.similar_channels import mean_distances
 from nnunet_sauron.methods.thresholds import Threshold
 from nnunet_sauron.pruning import channel_layout, merge_channels, merging, position_weights, remove_channels
@@ -163,7 +163,7 @@ def test_lambda_0_prunes_only(folder):
 
 
 def test_redundant_channels_are_those_below_the_threshold_but_the_reference(folder):
-    class Seen(Sauron):
+    class Seen(PublishedSauron):
         def redundant(self, training):
             for threshold in self._thresholds.values():
                 threshold.steps = threshold.kappa  # tau = tau_max
@@ -206,7 +206,7 @@ def test_cuts_are_held_while_the_training_loss_is_worse_than_its_lowest(folder):
 
 @pytest.mark.parametrize("merge", [True, False])
 def test_a_cut_of_multiples_that_merges_leaves_the_output_as_it_was(folder, merge):
-    class Copies(Sauron):
+    class Copies(PublishedSauron):
         def redundant(self, training):
             widths = training.widths_now
             return {name: [c for c in range(width) if c not in originals[name]] for name, width in widths.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from nnunet_sauron.methods.sauron import Sauron, SauronSettings
+from nnunet_sauron.methods.sauron import PublishedSauron, SauronSettings
 from nnunet_sauron.trainers import SauronTrainer
 
 
@@ -19,7 +19,7 @@ class CertainCutsSettings(SauronSettings):
     cut_chance: float = 0.7
 
 
-class CertainCuts(Sauron):
+class CertainCuts(PublishedSauron):
     """Sauron's thresholds move as they do; what goes is drawn, seeded by fold, epoch and layer."""
 
     Settings = CertainCutsSettings

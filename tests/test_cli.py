@@ -16,7 +16,10 @@ from nnunet_sauron.cli import main
 from nnunet_sauron.plugin import trainer_folder
 from nnunet_sauron.plugin.installation import SHIMS, TRAINERS
 
-VERBS = ("path", "install", "uninstall", "doctor", "plan", "densify", "demo")
+VERBS = (
+    "path", "install", "uninstall", "doctor", "plan", "densify", "demo", "compress", "export", "predict", "report",
+    "benchmark", "feature_maps", "clusterability",
+)  # fmt: skip
 
 
 @pytest.fixture

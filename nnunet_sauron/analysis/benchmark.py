@@ -99,5 +99,5 @@ def _check(network: torch.nn.Module, channels: int, size: Sequence[int], model: 
         given, planned = (" x ".join(map(str, one)) for one in (size, model.patch_size))
         raise ValueError(
             f"{model.folder.name}, whose patches are {planned}, cannot take one of {given}; give as many numbers, each "
-            f"a multiple of its total stride. {str(error)[:200]}"
+            f"a multiple of its total stride, at least one of them a larger one. {str(error)[:200]}"
         ) from error

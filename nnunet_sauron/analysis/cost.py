@@ -20,7 +20,7 @@ from ..pruning.cost import count_macs, count_parameters, forward_on_meta
 class NetworkCost:
     """What one network costs, for a batch of one patch in float32.
 
-    Attributes:
+    Attributes, nan where they are not known:
         parameters: Each counted once.
         macs: Multiply-accumulates of convolutions and transposed convolutions: half of the operations that PyTorch's
             flop counter counts. Norms, activations and biases are not counted, as is usual.
@@ -29,13 +29,13 @@ class NetworkCost:
             convolution's implementation allocates for itself comes on top, and differs from machine to machine.
     """
 
-    parameters: int
-    macs: int
+    parameters: float
+    macs: float
     weights_bytes: int
-    peak_memory_bytes: int
+    peak_memory_bytes: float
 
     @property
-    def flops(self) -> int:
+    def flops(self) -> float:
         """Floating point operations: a multiplication and an addition for each multiply-accumulate."""
         return 2 * self.macs
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from nnunet_sauron_runtime import Bundle
+from nnunet_sauron_runtime.engines import INSTALL as ENGINE_PACKAGES
 from nnunet_sauron_runtime.images import read_case, to_array
 from nnunet_sauron_runtime.manifest import Manifest
 from SimpleITK import GetArrayFromImage
 from torch import nn
 
 MOST = 1e-3
-ENGINES = ("onnxruntime", "openvino")
+ENGINES = tuple(sorted(ENGINE_PACKAGES))
 PACKAGES = ("onnx", *ENGINES)
 INSTALL = "pip install '.[deploy]'"
 

@@ -7,7 +7,19 @@ segmentation = Bundle("hippocampus.zip").predict(SimpleITK.ReadImage("case_0000.
 
 from __future__ import annotations
 
-from .bundle import Bundle
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
 
 __all__ = ["Bundle", "__version__"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    """`Bundle` when it is first asked for: the commands that share this package start without NumPy."""
+    if name != "Bundle":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .bundle import Bundle
+
+    return Bundle

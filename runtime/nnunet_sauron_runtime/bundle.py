@@ -15,7 +15,7 @@ import numpy as np
 
 from . import engines
 from .archive import Archive
-from .labels import probabilities, segment
+from .labels import BYTES_A_THREAD, probabilities, segment
 from .manifest import check_step
 from .preprocessing import Preprocessed, preprocess
 from .sliding_window import Network, pad_widths, predict_logits
@@ -52,7 +52,8 @@ class Bundle:
         path: A zip or folder that `nnUNetv2_sauron export` wrote.
         engine: "openvino" or "onnxruntime".
         threads: For the engine and for resampling; None for all cores.
-        max_memory: In GB. Logits of an image that would need more are kept in a temporary file, which is slower.
+        max_memory: In GB. Logits of an image that would need more are kept in a temporary file, and fewer threads
+            resample them, which is slower.
 
     Attributes:
         manifest: What bundle.json says.
@@ -133,7 +134,16 @@ class Bundle:
         with_probabilities: bool = False,
         on_tile: OnTile = lambda done, total: None,
     ) -> Prediction:
-        """As `predict`, with the probabilities of all classes or regions if asked for."""
+        """As `predict`, with the probabilities of all classes or regions if asked for.
+
+        Args:
+            image, step, mirroring, on_tile: As in `predict`.
+            with_probabilities: Whether to keep them, 4 bytes a voxel and output.
+
+        Raises:
+            ValueError: The image is not what the model takes, or its logits overflow.
+            OSError: There is no room for a temporary file of logits.
+        """
         from .images import from_array, to_array
 
         if step is not None:
@@ -158,11 +168,18 @@ class Bundle:
                 new_array=self._array_maker(array, seen, stage),
                 on_tile=on_tile,
             )
-            segmentation = segment(logits, seen, stage, order, dtype, self.threads or os.cpu_count() or 1)
+            segmentation = segment(logits, seen, stage, order, dtype, self._resampling_threads())
             if last and with_probabilities:
                 chances = probabilities(logits, seen, stage, order)
             del logits
         return Prediction(from_array(segmentation, images[0], self.manifest), chances)
+
+    def _resampling_threads(self) -> int:
+        """As many as work at the same time in half of the memory."""
+        threads = self.threads or cores()
+        if self.max_memory is None:
+            return threads
+        return max(1, min(threads, int(self.max_memory * GIGABYTE / 2 / BYTES_A_THREAD)))
 
     def _array_maker(
         self, image: np.ndarray, seen: Preprocessed, stage: Stage
@@ -180,6 +197,13 @@ class Bundle:
             return lambda shape: np.zeros(shape, np.float16)
 
         return _in_file
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # neither on Windows nor on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _in_file(shape: tuple[int, ...]) -> np.ndarray:

@@ -190,6 +190,8 @@ def _png_bits_and_kind(file: Path) -> tuple[int, int] | None:
                 break
             content = opened.read(length)
             opened.read(4)  # its checksum
+            if len(content) < {b"IHDR": 13, b"sBIT": 1}.get(chunk, 0):
+                raise ValueError(f"{file} is damaged: its {chunk.decode()} has {len(content)} bytes. Copy it anew.")
             if chunk == b"IHDR":
                 bits, kind = content[8:10]
             elif chunk == b"sBIT" and min(content) < (all_of := 8 if kind == 3 else bits):  # of a palette's colours

@@ -12,7 +12,9 @@ from .preprocessing import Preprocessed
 from .resampling import LogitsInSlabs, in_parallel
 
 SLAB_VOXELS = 1 << 21
-"""Voxels of one class that are resampled at once, 8 bytes each and some copies: about 64 MB a thread."""
+"""Voxels of one class that are resampled at once, 8 bytes each and some copies."""
+BYTES_A_THREAD = 64e6
+"""About what that takes."""
 
 REGION_FROM = np.float16(2**-23)
 """The smallest logit of 16 bits whose sigmoid is above a half in PyTorch's float32: the second above 0."""

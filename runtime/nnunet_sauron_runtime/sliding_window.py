@@ -68,8 +68,8 @@ def predict_logits(
             # A NaN would be a background voxel to argmax, and nobody would know.
             if not np.isfinite(channel).all():
                 raise ValueError(
-                    "its logits are infinite or not numbers in 16 bits; the image's values may be far from those that "
-                    "the model was trained with"
+                    f"its logits are infinite or not numbers in 16 bits; the image's values may be far from those "
+                    f"that the model was trained with, or tiles, {step:g} of a patch apart, overlap too often"
                 )
         mean = logits if mean is None else np.add(mean, logits, out=mean)
     if len(networks) > 1:

@@ -58,12 +58,13 @@ def _check_nifti(file: Path) -> None:
         if not packed and kind is None:
             length = file.stat().st_size
         else:  # to its end, where the checksum stands
-            length, odd, rest = len(header), 0, header[start:] if start is not None else b""
+            length, odd, rest = len(header), 0, header[start:expected] if kind is not None else b""
             for chunk in chunks(opened):
+                at = length
                 length += len(chunk)
                 if kind is not None:
-                    skipped = max(0, start - (length - len(chunk)))  # what lies between header and voxels
-                    rest += chunk[skipped:]
+                    # Other bytes may lie between header and voxels, and behind the voxels.
+                    rest += chunk[max(0, start - at) : max(0, expected - at)]
                     whole = len(rest) // kind.itemsize * kind.itemsize
                     odd += np.count_nonzero(~np.isfinite(np.frombuffer(rest[:whole], kind)))
                     rest = rest[whole:]

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 
-from nnunet_sauron.analysis.benchmark import benchmark
+from nnunet_sauron.analysis.benchmark import benchmark, print_benchmark
 from nnunet_sauron.cli import main
+from nnunet_sauron.pruning.timing import Timing
 
 from ..compression.small_model import write_model
 
@@ -32,7 +34,10 @@ def test_folds_can_be_chosen(models):
 def test_the_table_gives_ratios_and_json_the_machine(models, capsys):
     words = ["benchmark", "-m", *map(str, models), "--repeats", "2"]
     assert main(words) == 0
-    assert "1.00" in capsys.readouterr().out
+    capsys.readouterr()
+    timings = {name: Timing(median, median, median, 2, 1, "cpu") for name, median in (("wide", 2.0), ("narrow", 0.5))}
+    print_benchmark(timings, json_output=False)
+    assert re.search(r"narrow\W+500\W.*\b0\.25\b", capsys.readouterr().out)
     assert main([*words, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["machine"]["torch"] == torch.__version__

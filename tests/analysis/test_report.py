@@ -28,10 +28,11 @@ from nnunet_sauron.analysis.report.contents import ModelReport, Report
 from nnunet_sauron.analysis.report.data import as_json, mean_numbers, stage_channels, summary_frame
 from nnunet_sauron.analysis.report.page import page, write_html
 from nnunet_sauron.analysis.report.plots import pareto_front, pictures
-from nnunet_sauron.analysis.report.table import COST, fold_rows, print_report, rows, target_rows
+from nnunet_sauron.analysis.report.table import COST, fold_rows, notes, print_report, rows, target_rows
 from nnunet_sauron.cli import main
 from nnunet_sauron.files import check_writable
 from nnunet_sauron.model.trained import TrainedModel
+from nnunet_sauron.pruning.cost import count_parameters
 from nnunet_sauron.pruning.timing import Timing
 
 from ..compression.small_model import write_model
@@ -120,7 +121,7 @@ def test_numbers_are_those_of_the_folders(found):
     assert numbers["absolute_volume_error"] == pytest.approx((0.25 + 0.25 + 0.5) / 3)
     assert numbers["volume_error"] == pytest.approx(-(0.25 + 0.25 + 0.5) / 3)
     assert numbers["cases"] == 2 * CASES
-    assert numbers["epoch_time_ratio"] == pytest.approx(0.4)
+    assert numbers["epoch_time_ratio"] == pytest.approx(0.5)  # the first epoch warms up and does not count
     assert sauron.folds["0"].cost == stock.folds["0"].cost == sauron.dense_cost
     assert sauron.folds["1"].cost.parameters < stock.folds["1"].cost.parameters
     assert numbers["parameters"] == np.mean([fold.cost.parameters for fold in sauron.folds.values()])
@@ -434,12 +435,13 @@ def test_equal_networks_are_timed_once(once, monkeypatch):
     timed = []
 
     def note(networks, shapes, **options):
-        timed.extend(networks)
+        assert networks.keys() == shapes.keys()
+        timed.extend(count_parameters(network) for network in networks.values())
         return dict.fromkeys(networks, Timing(1.0, 1.0, 1.0, 3, 1, "cpu"))
 
     monkeypatch.setattr("nnunet_sauron.analysis.report.measure.time_networks", note)
     found = make_report([once / STOCK, once / SAURON], timing_seconds=1)
-    assert timed == [(STOCK, "0"), (SAURON, "1")]
+    assert timed == [found.models[0].folds["0"].cost.parameters, found.models[1].folds["1"].cost.parameters]
     assert all(fold.timing["cpu"].median == 1 for model in found.models for fold in model.folds.values())
 
 
@@ -663,6 +665,29 @@ def test_fold_all_has_no_say_in_differences_beside_others(folders):
     found = made(folders).model(SAURON)
     assert found.scores["all"][0].mean("dice") > found.scores["0"][0].mean("dice")
     assert found.differences["dice"] == alone and alone.mean < 0
+
+
+def test_a_case_that_two_folds_validate_counts_twice(folders):
+    """As with splits of one's own, whose validation sets overlap."""
+    for model in (STOCK, SAURON):
+        first, second = (folders / model / f"fold_{fold}" / "validation" for fold in (0, 1))
+        shutil.copytree(first, second, dirs_exist_ok=True)
+    perfect, one = (folders / model / "fold_1" / "validation" / "fold_0_case_0.nii.gz" for model in (STOCK, SAURON))
+    shutil.copy(perfect, one)
+    found = made(folders).model(SAURON)
+    again = {name: score.mean("dice") for name, score in found.cases.items() if "case_0" in name}
+    assert again["fold_0_case_0, fold 0"] == pytest.approx(dice(1)) and again["fold_0_case_0, fold 1"] == 1
+    assert found.differences["dice"].cases == len(found.cases) == mean_numbers(found)["cases"]
+
+
+def test_each_devices_times_have_a_note_of_their_own(found):
+    def timed(model: ModelReport) -> ModelReport:
+        times = {"cpu": Timing(1.0, 1.0, 1.0, 4, 2, "cpu"), "cuda": Timing(0.1, 0.1, 0.1, 30, 2, "cuda")}
+        return replace(model, folds={fold: replace(one, timing=times) for fold, one in model.folds.items()})
+
+    said = [note for note in notes(replace(found, models=list(map(timed, found.models)))) if "forward passes" in note]
+    assert len(said) == 2
+    assert "CPU threads, float32: median of 4 " in said[0] and "GPU, autocast" in said[1] and " of 30 " in said[1]
 
 
 def test_fold_all_keeps_its_cost_beside_a_folder_of_predictions(once, tmp_path):

@@ -22,6 +22,7 @@ from nnunet_sauron_runtime.archive import Archive
 from nnunet_sauron_runtime.images import read_case, to_array
 from nnunet_sauron_runtime.images import write_image as write_segmentation
 from nnunet_sauron_runtime.prediction import Request, predict_folder
+from nnunet_sauron_runtime.sliding_window import predict_logits
 
 from ..full_disk import full_disk
 from .models import phantom, write_image
@@ -69,6 +70,17 @@ def test_a_header_is_not_taken_for_voxels(tmp_path, start):
     assert len(read_case([file])) == 1
 
 
+@pytest.mark.parametrize("pack", [gzip.compress, bytes])
+def test_bytes_behind_the_voxels_are_not_judged(tmp_path, pack):
+    content = gzip.decompress(write_image(tmp_path / "a.nii.gz", VOLUME.astype(np.float32)).read_bytes())
+    file = tmp_path / f"b.nii{'.gz' * (pack is gzip.compress)}"
+    file.write_bytes(pack(content + b"\xff" * 8))
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(*read_case([file])), VOLUME)
+    file.write_bytes(pack(content[:-4] + b"\xff" * 12))
+    with pytest.raises(ValueError, match="1 of its values are infinite or not numbers"):
+        read_case([file])
+
+
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
 def test_a_segmentation_that_cannot_be_written_whole_leaves_nothing(tmp_path, ending):
     segmentation = SimpleITK.GetImageFromArray(np.random.default_rng(0).integers(0, 3, (40, 40, 40)).astype(np.uint8))
@@ -91,6 +103,21 @@ def test_logits_that_the_temporary_folder_has_no_room_for_are_named(folder, tmp_
         SimpleITK.GetImageFromArray(VOLUME), mirroring=False, on_tile=lambda *_: seen.extend(tmp_path.iterdir())
     )
     assert seen == []  # so that a process that is killed leaves no gigabytes behind
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_steps_with_which_sums_overflow_are_named():
+    networks = [lambda tiles: np.full((len(tiles), 2, *tiles.shape[2:]), 30, np.float32)]
+    data = np.zeros((1, 24, 24, 24), np.float32)
+    assert np.isfinite(predict_logits(data, networks, (16, 16, 16), 2, step=0.5)).all()
+    with pytest.raises(ValueError, match=r"16 bits.* or tiles, 0\.05 of a patch apart, overlap too often"):
+        predict_logits(data, networks, (16, 16, 16), 2, step=0.05)
+
+
+@pytest.mark.parametrize(("threads", "memory", "expected"), [(8, None, 8), (8, 0.4, 3), (2, 0.4, 2), (8, 0.01, 1)])
+def test_fewer_threads_resample_in_little_memory(folder, threads, memory, expected):
+    assert Bundle(folder, threads=threads, max_memory=memory)._resampling_threads() == expected
+    assert 1 <= Bundle(folder)._resampling_threads() <= os.cpu_count()
 
 
 def predict(bundle, images, output, **options) -> list[str]:
@@ -261,6 +288,9 @@ def test_pngs_whose_values_readers_take_differently_are_refused(tmp_path):
             read_case([file])
     read_case([with_chunk(png(tmp_path / "a.png", "RGB"), b"sBIT", bytes((8, 8, 8)))])
     read_case([with_chunk(png(tmp_path / "a.png", "P"), b"sBIT", bytes((8, 8, 8)))])
+    for kind in (b"sBIT", b"IHDR"):
+        with pytest.raises(ValueError, match=f"is damaged: its {kind.decode()} has 0 bytes"):
+            read_case([with_chunk(png(tmp_path / "a.png", "L"), kind, b"")])
 
 
 def test_what_is_continued_is_segmented_anew_where_it_was_cut_short(folder, tmp_path, capsys):

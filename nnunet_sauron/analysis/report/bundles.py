@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,19 +52,25 @@ def open_bundle(path: Path) -> Bundle:
     return Bundle(path, threads=torch.get_num_threads())
 
 
-def engine_networks(bundle: Bundle) -> dict[str, InEngine]:
-    """The networks of its last stage by fold."""
-    stage = bundle.manifest.stages[-1]
-    return {
-        file.removesuffix(".onnx").removeprefix("fold_"): InEngine(run, f"{bundle.path}: {file}")
-        for file, run in zip(stage.networks, bundle.networks[-1], strict=True)
-    }
+def engine_networks(bundle: Bundle, folds: Sequence[str] | None) -> dict[str, tuple[InEngine, NetworkCost]]:
+    """The networks of its last stage by fold, and what is known of their cost: the size of a file; the rest is nan.
 
+    Args:
+        bundle: The bundle.
+        folds: Only these; None for all.
 
-def bundle_cost(bundle: Bundle) -> NetworkCost:
-    """What is known of a bundle: its size, all folds and stages together; the rest is nan."""
-    size = sum(size for _, size in bundle.manifest.files.values())
-    return NetworkCost(parameters=math.nan, macs=math.nan, weights_bytes=size, peak_memory_bytes=math.nan)
+    Raises:
+        ValueError: It does not hold one of them.
+    """
+    stage, found = bundle.manifest.stages[-1], {}
+    for file, run in zip(stage.networks, bundle.networks[-1], strict=True):
+        _, size = bundle.manifest.files[file]
+        cost = NetworkCost(parameters=math.nan, macs=math.nan, weights_bytes=size, peak_memory_bytes=math.nan)
+        fold = file.removesuffix(".onnx").removeprefix("fold_")
+        found[fold] = InEngine(run, f"{bundle.path}: {file}"), cost
+    if folds and (missing := [fold for fold in folds if fold not in found]):
+        raise ValueError(f"it holds folds {', '.join(found)} and not {', '.join(missing)}. Leave them out of -f.")
+    return {fold: one for fold, one in found.items() if not folds or fold in folds}
 
 
 def classes_of(bundle: Bundle) -> dict[str, tuple[int, ...]]:

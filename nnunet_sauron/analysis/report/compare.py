@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ...console.progress import Progress
 from ...model.evaluation import TOLERANCE_MM
 from ...model.trained import CHECKPOINT, TrainedModel
+from ...plugin.commands import checkpoint_flag, command
 from .bundles import is_bundle, open_bundle, score_bundle
 from .contents import COMPARED, ModelReport, Report
-from .measure import add_times, in_words, measure_bundle, measure_model
+from .measure import NetworksToTime, in_words, measure_bundle, measure_model
 from .paired import PairedDifference, paired_difference
 from .scores import score_model, was_validated
 
@@ -46,7 +46,7 @@ def make_report(
         tolerance_mm: Of the surface Dice.
         timing_seconds: About how long networks are timed, all together; 0 times none.
         checkpoint: File name of the checkpoints to read.
-        folds: Of each model; None for all that are there.
+        folds: Of each model or bundle; None for all that are there.
         progress: Shows what is being done; None: nothing is shown.
 
     Raises:
@@ -58,7 +58,7 @@ def make_report(
     problems: list[str] = []
     left_out: list[Path] = []
     models: list[ModelReport] = []
-    networks: dict[tuple[str, str], nn.Module] = {}
+    to_time = NetworksToTime()
     for name, folder, of_folder in zip(
         short_names(folders), folders, predictions or [None] * len(folders), strict=True
     ):
@@ -66,10 +66,11 @@ def make_report(
         try:
             if is_bundle(folder):
                 bundle = open_bundle(folder)
-                model, of_folds = measure_bundle(name, bundle)
-                networks.update({(name, fold): network for fold, network in of_folds.items()})
+                model, networks = measure_bundle(name, bundle, folds)
                 scores = score_bundle(name, bundle, of_folder, labels, tolerance_mm, problems, progress)
                 models.append(replace(model, scores=scores))
+                if timing_seconds:
+                    to_time.add(model, networks)
                 if of_folder and not scores:
                     left_out.append(of_folder)
                 continue
@@ -78,8 +79,9 @@ def make_report(
             problems.append(f"{folder} is not in the report: {in_words(error)}")
             left_out.append(folder)
             continue
-        model, of_folds = measure_model(name, trained, problems)
-        networks.update({(name, fold): network for fold, network in of_folds.items()})
+        model, networks = measure_model(name, trained, problems)
+        if timing_seconds:
+            to_time.add(model, networks)
         scores = score_model(name, trained, of_folder, labels, tolerance_mm, problems, progress)
         models.append(replace(model, scores=scores))
         if not scores and (of_folder or was_validated(trained)):
@@ -87,8 +89,9 @@ def make_report(
     if not models:
         raise FileNotFoundError(" ".join(problems))
 
-    if timing_seconds and networks:
-        add_times(models, networks, timing_seconds, checkpoint, problems, progress)
+    of_models = [model.folder for model in models if not is_bundle(model.folder)]
+    again = command("nnUNetv2_sauron", "benchmark", "-m", *of_models, *checkpoint_flag(checkpoint))
+    to_time.time(timing_seconds, again, problems, progress)
     wanted = [model for model in models if baseline is None or model.folder.resolve() == baseline.resolve()]
     if not wanted:
         problems.append(f"The baseline {baseline} could not be read; {models[0].name} takes its place.")
@@ -123,7 +126,11 @@ def _check_arguments(
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of the folders' paths, as many as distinguish them."""
+    """The last parts of the folders' paths, as many as distinguish them.
+
+    Raises:
+        ValueError: A folder is there twice.
+    """
     parts = [folder.resolve().parts for folder in folders]
     for length in range(1, max(len(part) for part in parts) + 1):
         names = ["/".join(part[-length:]) for part in parts]

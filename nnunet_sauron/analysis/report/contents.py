@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,10 +47,15 @@ class FoldReport:
 
     @property
     def epoch_time_ratio(self) -> float | None:
-        """Median length of the last tenth of the epochs over the first one's; None for fewer than two epochs."""
-        if len(self.epoch_seconds) < 2 or not self.epoch_seconds[0]:
+        """Median length of the last tenth of the epochs over that of the first tenth; None for fewer than two epochs.
+
+        The very first epoch, in which data loaders and GPU warm up, does not count where there are three or more.
+        """
+        seconds = self.epoch_seconds[1:] if len(self.epoch_seconds) > 2 else self.epoch_seconds
+        count = max(1, len(seconds) // 10)
+        if len(seconds) < 2 or not (first := statistics.median(seconds[:count])):
             return None
-        return statistics.median(self.epoch_seconds[-max(1, len(self.epoch_seconds) // 10) :]) / self.epoch_seconds[0]
+        return statistics.median(seconds[-count:]) / first
 
 
 @dataclass(frozen=True)
@@ -98,8 +104,10 @@ class ModelReport:
 
     @property
     def cases(self) -> dict[str, CaseScore]:
-        """The scored cases of `compared_parts` by name."""
-        return {score.case: score for part in self.compared_parts for score in self.scores.get(part, [])}
+        """The scored cases of `compared_parts` by name; with its fold, where several folds validate one case."""
+        found = [(part, score) for part in self.compared_parts for score in self.scores.get(part, [])]
+        count = Counter(score.case for _, score in found)
+        return {score.case if count[score.case] == 1 else f"{score.case}, fold {part}": score for part, score in found}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from nnunet_sauron_runtime import Bundle
@@ -11,11 +11,11 @@ from torch import nn
 from ...console.progress import Progress
 from ...model.checkpoints import PRUNING, logged
 from ...model.trained import CHECKPOINT, COMPRESSION, TrainedModel, folds_in
-from ...plugin.commands import checkpoint_flag, command, train_command
+from ...plugin.commands import train_command
 from ...pruning import channel_layout
 from ...pruning.timing import SCATTER, time_networks
 from ..cost import network_cost
-from .bundles import InEngine, bundle_cost, classes_of, engine_networks, is_bundle
+from .bundles import InEngine, classes_of, engine_networks
 from .contents import FoldReport, ModelReport, target_in_words
 
 
@@ -82,9 +82,9 @@ def measure_model(name: str, trained: TrainedModel, problems: list[str]) -> tupl
     return model, networks
 
 
-def measure_bundle(name: str, bundle: Bundle) -> tuple[ModelReport, dict[str, nn.Module]]:
-    """As `measure_model`, as far as a bundle tells."""
-    networks, cost = engine_networks(bundle), bundle_cost(bundle)
+def measure_bundle(name: str, bundle: Bundle, folds: Sequence[str] | None) -> tuple[ModelReport, dict[str, nn.Module]]:
+    """As `measure_model`, as far as a bundle tells, of these folds or (None) all."""
+    networks = engine_networks(bundle, folds)
     model = ModelReport(
         name=name,
         folder=bundle.path,
@@ -97,48 +97,58 @@ def measure_bundle(name: str, bundle: Bundle) -> tuple[ModelReport, dict[str, nn
         input_channels=bundle.manifest.stages[-1].input_channels,
         dense_widths={},
         dense_cost=None,
-        folds={fold: FoldReport(cost, {}, {}, [], []) for fold in networks},
+        folds={fold: FoldReport(cost, {}, {}, [], []) for fold, (_, cost) in networks.items()},
         scores={},
     )
-    return model, networks
+    return model, {fold: network for fold, (network, _) in networks.items()}
 
 
-def add_times(
-    models: list[ModelReport],
-    networks: dict[tuple[str, str], nn.Module],
-    seconds: float,
-    checkpoint: str,
-    problems: list[str],
-    progress: Progress,
-) -> None:
-    """Add times to all folds. Networks of the same shapes (all folds of an unpruned model) are timed once."""
-    inputs_of = {model.name: (1, model.input_channels, *model.patch_size) for model in models}
-    alike: dict[tuple, list[tuple[str, str]]] = {}
-    for (name, fold), network in networks.items():
-        of_weights = tuple(tuple(parameter.shape) for parameter in network.parameters())
-        shapes = network.file if isinstance(network, InEngine) else of_weights
-        alike.setdefault((type(network), inputs_of[name], shapes), []).append((name, fold))
-    first = {keys[0]: networks[keys[0]] for keys in alike.values()}
-    inputs = {key: inputs_of[key[0]] for key in first}
-    folders = [model.folder for model in models if not is_bundle(model.folder)]
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    for device in devices:
-        share = seconds / len(devices)
-        here = {key: one for key, one in first.items() if device == "cpu" or not isinstance(one, InEngine)}
-        progress.say(f"timing {len(here)} networks on {device}, taking turns, for {share:.0f} s or four rounds")
-        try:
-            timed = time_networks(here, inputs, seconds=share, device=device)
-        except Exception as error:  # too little memory on the GPU, or whatever somebody's network raises
-            problems.append(f"Networks could not be timed on {device}: {in_words(error)}")
-            continue
-        if any(one.scatters for one in timed.values()):
-            problems.append(
-                f"Times on {device} scatter by more than {SCATTER:.0%}: this machine was busy. Time again when it is "
-                f"not: {command('nnUNetv2_sauron', 'benchmark', '-m', *folders, *checkpoint_flag(checkpoint))}"
-            )
-        for keys in alike.values():
-            for name, fold in keys if keys[0] in timed else ():
-                next(model for model in models if model.name == name).folds[fold].timing[device] = timed[keys[0]]
+class NetworksToTime:
+    """Networks of a report's models that are to be timed: of those of the same shapes (all folds of an unpruned model)
+    the first, so that no others stay in memory."""
+
+    def __init__(self) -> None:
+        self._networks: dict[tuple, nn.Module] = {}
+        self._folds: dict[tuple, list[FoldReport]] = {}
+
+    def add(self, model: ModelReport, networks: Mapping[str, nn.Module]) -> None:
+        """A model's networks by fold."""
+        for fold, network in networks.items():
+            of_weights = tuple(tuple(parameter.shape) for parameter in network.parameters())
+            shapes = network.file if isinstance(network, InEngine) else of_weights
+            key = type(network), (1, model.input_channels, *model.patch_size), shapes
+            self._networks.setdefault(key, network)
+            self._folds.setdefault(key, []).append(model.folds[fold])
+
+    def time(self, seconds: float, again: str, problems: list[str], progress: Progress) -> None:
+        """Give all folds their times, for about so many seconds on all devices together.
+
+        Args:
+            seconds: All together.
+            again: The command that times once more.
+            problems: What went wrong is added to these.
+            progress: Shows what is being done.
+        """
+        devices = ["cpu"]
+        if torch.cuda.is_available() and not all(isinstance(one, InEngine) for one in self._networks.values()):
+            devices.append("cuda")
+        for device in devices if self._networks else ():
+            share = seconds / len(devices)
+            here = {key: one for key, one in self._networks.items() if device == "cpu" or not isinstance(one, InEngine)}
+            progress.say(f"timing {len(here)} networks on {device}, taking turns, for {share:.0f} s or four rounds")
+            try:
+                timed = time_networks(here, {key: key[1] for key in here}, seconds=share, device=device)
+            except Exception as error:  # too little memory on the GPU, or whatever somebody's network raises
+                problems.append(f"Networks could not be timed on {device}: {in_words(error)}")
+                continue
+            if any(one.scatters for one in timed.values()):
+                problems.append(
+                    f"Times on {device} scatter by more than {SCATTER:.0%}: this machine was busy. Time again when it "
+                    f"is not: {again}"
+                )
+            for key, timing in timed.items():
+                for fold in self._folds[key]:
+                    fold.timing[device] = timing
 
 
 def in_words(error: BaseException) -> str:

@@ -38,7 +38,7 @@ COST = (
     Row("seconds_cpu_iqr", "its interquartile range", duration),
     Row("seconds_cuda", "GPU time of a patch", duration),
     Row("seconds_cuda_iqr", "its interquartile range", duration),
-    Row("epoch_time_ratio", "last epochs' time over the first's", lambda v: f"{v:.2f}"),
+    Row("epoch_time_ratio", "last epochs' time over the first ones'", lambda v: f"{v:.2f}"),
 )
 QUALITY = (
     Row("dice", "Dice", lambda v: f"{v:.3f}"),
@@ -188,15 +188,20 @@ def _cell(row: Row, value: float, baseline: float) -> str:
 
 def notes(report: Report) -> list[str]:
     """What the numbers mean, with their sources."""
-    timed = [one for model in report.models for fold in model.folds.values() for one in fold.timing.values()]
+    timed = {
+        device: one.repeats
+        for model in report.models for fold in model.folds.values() for device, one in fold.timing.items()
+    }  # fmt: skip
+    how = {"cpu": f"{report.threads} CPU threads, float32", "cuda": "GPU, autocast as in nnU-Net's prediction"}
     timing = [
-        f"Times: median of {timed[0].repeats} forward passes after a warm-up; the networks alternated in one process, "
-        f"{report.threads} CPU threads."
-    ] if timed else []  # fmt: skip
+        f"Times on {how[device]}: median of {repeats} forward passes after a warm-up; the networks alternated in one "
+        "process."
+        for device, repeats in timed.items()
+    ]
     return [
-        "MACs, FLOPs, memory and times are of one patch of the plans' size, batch 1, float32. FLOPs are PyTorch's flop "
-        "counter's, of convolutions and transposed convolutions; MACs are half of them. Peak memory is weights, input "
-        "and live tensors, without the workspace of convolutions.",
+        "MACs, FLOPs, memory and times are of one patch of the plans' size, batch 1. FLOPs are PyTorch's flop "
+        "counter's, of convolutions and transposed convolutions; MACs are half of them. Peak memory is in float32: "
+        "weights, input and live tensors, without the workspace of convolutions.",
         *timing,
         f"Dice, HD95 (the larger direction's 95th percentile) and surface Dice (tolerance {report.tolerance_mm:g} mm) "
         "are defined as MONAI's, over surface voxels; means over cases, then over classes, then over folds. Where "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,7 +29,8 @@ def write_atomically(path: Path, write: Callable[[str], object], again: str = CO
     Raises:
         OSError: It could not be written; the old file, if any, is untouched.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    # No other process's, and made by `write`, so that it has the rights of a new file.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         write(str(temporary))
         with temporary.open("rb+") as file:
@@ -58,6 +60,12 @@ def write_text_atomically(path: Path, text: str, again: str = AGAIN) -> None:
     write_atomically(path, lambda beside: Path(beside).write_text(text, "utf-8", "backslashreplace"), again)
 
 
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Remove what killed processes left of `write_atomically` beside files whose names have a pattern (`glob`)."""
+    for leftover in folder.glob(f"{pattern}*{TEMPORARY}"):
+        leftover.unlink(missing_ok=True)
+
+
 def _of_writing(error: BaseException) -> bool:
     return isinstance(error, OSError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in CANNOT_WRITE)
@@ -66,7 +74,8 @@ def _of_writing(error: BaseException) -> bool:
 
 @contextmanager
 def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
-    """A folder beside `target` to write into, which takes its place at the end; after an error neither is there.
+    """A folder beside `target` to write into, which takes its place at the end; after an error only `target` is there,
+    as it was.
 
     Args:
         target: The folder to make; missing or empty.

@@ -20,10 +20,10 @@ from nnunet_sauron.demo.steps import (
     Step,
     command_environment,
     demo_steps,
-    derive_plans,
     drop_unreadable_checkpoints,
     model_folder,
     run_demo,
+    with_small_batch,
 )
 from nnunet_sauron.files import locked
 
@@ -73,7 +73,7 @@ def test_derived_plans_change_name_and_batch_alone():
         },
     }
     before = json.dumps(plans)
-    derived = derive_plans(plans)
+    derived = with_small_batch(plans)
     assert json.dumps(plans) == before
     assert derived["plans_name"] == steps.PLANS
     assert derived["configurations"]["2d"]["batch_size"] == steps.BATCH_SIZE

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_sauron.files import new_folder, write_atomically, write_text_atomically
+from nnunet_sauron.files import new_folder, remove_leftovers, write_atomically, write_text_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -51,6 +51,26 @@ class TestFile:
     def test_a_name_with_bytes_that_are_no_text_is_escaped(self, tmp_path):
         write_text_atomically(tmp_path / "a.txt", "Größe of \udcff")
         assert (tmp_path / "a.txt").read_text("utf-8") == "Größe of \\udcff"
+
+    def test_two_writers_do_not_mix(self, tmp_path):
+        path = tmp_path / "a.json"
+
+        def slowly(beside: str) -> None:
+            with Path(beside).open("w") as file:
+                file.write("first, ")
+                file.flush()
+                write_text_atomically(path, "second")
+                file.write("which ends last")
+
+        write_atomically(path, slowly)
+        assert names(tmp_path) == ["a.json"] and path.read_text() == "first, which ends last"
+
+    def test_leftovers_of_killed_processes_go_and_nothing_else(self, tmp_path):
+        kept = ["checkpoint_latest.pth", "checkpoint_latest.tmp", "other.pth.1a2b3c4d.tmp"]
+        for name in (*kept, "checkpoint_latest.pth.1a2b3c4d.tmp", "checkpoint_best.pth.tmp"):
+            (tmp_path / name).touch()
+        remove_leftovers(tmp_path, "checkpoint_*.pth")
+        assert names(tmp_path) == sorted(kept)
 
 
 class TestFolder:

@@ -17,23 +17,26 @@ DESIGN = ROOT / "docs" / "design.md"
 NAMED = re.compile(r"`([\w.]+)`\)? in `([\w/]+\.py)`")
 # Each room, and those that it may import from. A room is a package, or a module that lies beside them.
 BELOW = {
+    "runtime": set(),
     "files": set(),
     "threads": set(),
     "console": set(),
     "pruning": set(),
-    "datasets": {"files"},
+    "datasets": {"files", "runtime"},
     "methods": {"pruning"},
     "plugin": {"files", "console"},
-    "model": {"files", "console", "pruning", "plugin"},
+    "model": {"files", "console", "pruning", "plugin", "runtime"},
     "planning": {"files", "console", "pruning", "plugin", "model"},
     "trainers": {"files", "console", "pruning", "methods", "plugin", "model"},
     "compression": {"files", "console", "pruning", "methods", "plugin", "model", "planning", "trainers"},
-    "deploy": {"files", "console", "plugin", "model", "compression"},
-    "analysis": {"files", "console", "pruning", "plugin", "model"},
+    "deploy": {"files", "console", "plugin", "model", "compression", "runtime"},
+    "analysis": {"files", "console", "pruning", "plugin", "model", "runtime"},
     "dataset_conversion": {"files", "console", "model"},
-    "demo": {"files", "console", "datasets", "plugin", "threads", "analysis"},
-    "cli": {"console", "plugin", "model", "planning", "compression", "deploy", "analysis", "demo"},
+    "demo": {"files", "console", "datasets", "plugin", "threads", "analysis", "runtime"},
+    "cli": {"console", "plugin", "model", "planning", "compression", "deploy", "analysis", "demo", "runtime"},
 }
+# Where the whole package is installed as well, its command with all verbs takes over.
+EXCEPTION = ("runtime/cli.py", "cli")
 # nnU-Net imports these from its own folder, to find our classes: they are above everything.
 SHIMS = ("plugin/shims", "plugin/planner_shim")
 
@@ -57,7 +60,9 @@ def imports(source: str, place: tuple[str, ...]) -> Iterator[tuple[int, str]]:
         for name in names:
             package, _, rest = name.partition(".")
             room = rest.split(".")[0]
-            if package == "nnunet_sauron" and room and room != "__version__":
+            if package == "nnunet_sauron_runtime":
+                yield node.lineno, "runtime"
+            elif package == "nnunet_sauron" and room and room != "__version__":
                 yield node.lineno, room
 
 
@@ -68,14 +73,15 @@ def wrong(path: Path, source: str) -> list[str]:
     return [
         f"{path}:{line} imports {other}, which is not below {room}"
         for line, other in imports(source, place)
-        if other != room and other not in BELOW[room]
+        if other not in (room, *BELOW[room]) and (path.as_posix(), other) != EXCEPTION
     ]
 
 
 def modules() -> dict[Path, Path]:
-    """Every module's place in the package, and its file; those of dataset_conversion lie beside the package."""
+    """Every module's place in the package, and its file; those of two rooms lie beside the package."""
     found = {path.relative_to(PACKAGE): path for path in PACKAGE.rglob("*.py")}
     found |= {path.relative_to(ROOT): path for path in (ROOT / "dataset_conversion").rglob("*.py")}
+    found |= {Path("runtime", path.name): path for path in (ROOT / "runtime/nnunet_sauron_runtime").glob("*.py")}
     return {path: found[path] for path in sorted(found) if not path.as_posix().startswith(SHIMS)}
 
 
@@ -107,6 +113,8 @@ def test_below_runs_one_way() -> None:
         ("analysis/report/compare.py", "from ...trainers.pruning import SERIES"),
         ("analysis/report/compare.py", "from ...compression import compress as one"),
         ("files.py", "from .console.terminal import plain_console"),
+        ("pruning/channels.py", "from nnunet_sauron_runtime import Bundle"),
+        ("runtime/bundle.py", "from nnunet_sauron.files import locked"),
     ],
 )
 def test_a_wrong_import_is_seen(path: str, source: str) -> None:

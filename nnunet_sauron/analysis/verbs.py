@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..console.options import add_folds_and_device, add_json, add_verb, whole_numbers
+from ..console.options import add_json, add_model_options, add_verb, whole_numbers
 
 
 def add_parsers(verbs: argparse._SubParsersAction) -> None:
@@ -23,7 +23,7 @@ def _add_report(verbs: argparse._SubParsersAction) -> None:
         verbs, "report", _report,
         "compare trained models: cost, time, quality; as table, data and page",
         "Compares trained models: parameters, MACs, memory, network time, and Dice, HD95 and surface Dice per class "
-        "and case. Writes report.html, report.json and report.txt.",
+        "and case. Writes report.html and report.txt, and the numbers as report.json, report.csv and cases.csv.",
         "nnUNetTrainer__nnUNetPlans__2d SauronTrainer__nnUNetPlans__2d -o report",
     )  # fmt: skip
     report.add_argument(
@@ -51,7 +51,7 @@ def _add_report(verbs: argparse._SubParsersAction) -> None:
         metavar="SECONDS",
         help="spend about SECONDS on timing the networks, 0 to skip it (default: 60)",
     )
-    add_folds_and_device(report, folds="all that are there", device=False)
+    add_model_options(report, folds="all that are there", device=False)
     add_json(report)
 
 
@@ -65,7 +65,7 @@ def _add_benchmark(verbs: argparse._SubParsersAction) -> None:
         "-m nnUNetTrainer__nnUNetPlans__2d SauronTrainer__nnUNetPlans__2d --threads 2",
     )  # fmt: skip
     benchmark.add_argument("-m", dest="models", required=True, **folders, help="trained models")
-    add_folds_and_device(benchmark, folds="the first of each model")
+    add_model_options(benchmark, folds="the first of each model")
     benchmark.add_argument(
         "--patch-size",
         nargs="+",
@@ -90,7 +90,7 @@ def _add_feature_maps(verbs: argparse._SubParsersAction) -> None:
         "-m SauronTrainer__nnUNetPlans__2d -i CASE_0000.nii.gz",
     )  # fmt: skip
     maps.add_argument("-m", dest="model", type=Path, metavar="MODEL_FOLDER", required=True, help="a trained model")
-    add_folds_and_device(maps, folds="the first that exists")
+    add_model_options(maps, folds="the first that exists")
     maps.add_argument(
         "-i", dest="image", type=Path, metavar="IMAGE", help="a file of the case, such as CASE_0000.nii.gz"
     )
@@ -115,7 +115,7 @@ def _add_clusterability(verbs: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     clusters.add_argument("-m", dest="models", type=Path, nargs="+", metavar="MODEL_FOLDER", required=True,
                           help="models trained with the setting snapshot_every; others need -i")  # fmt: skip
-    add_folds_and_device(clusters, folds="all with snapshots", checkpoint=None)
+    add_model_options(clusters, folds="all with snapshots", checkpoint=None)
     clusters.add_argument(
         "-i", dest="images", type=Path, metavar="FOLDER", help="raw images, for models that kept no snapshots"
     )

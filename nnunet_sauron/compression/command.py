@@ -39,8 +39,8 @@ class Options:
         folder: A trained model's folder.
         images: Raw images in nnU-Net's naming; some of them are held out to measure on.
         output: The new model's folder. It must not exist.
-        folds: Only these; None for 0 to 4, or all where it is alone. Each is compressed by itself, but for uniform
-            stages.
+        folds: Only these; None for the numbered ones, or all where it is alone. Each is compressed by itself, but for
+            uniform stages.
         labels: Reference segmentations of the images, to score both models against.
         max_images: Use at most this number of images.
         round_to: Widths are multiples of this, up to the channels that there are.

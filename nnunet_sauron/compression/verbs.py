@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..console.options import add_folds_and_device, add_json, add_verb
+from ..console.options import add_json, add_model_options, add_verb
 
 
 def add_parsers(verbs: argparse._SubParsersAction) -> None:
@@ -22,7 +22,7 @@ def add_parsers(verbs: argparse._SubParsersAction) -> None:
     compress.add_argument("-m", dest="model", **folder, help="a trained model, with plans.json and fold_*")
     compress.add_argument("-i", dest="images", **folder, help="raw images in nnU-Net's naming; no labels needed")
     compress.add_argument("-o", dest="output", **folder, help="write the new model here")
-    add_folds_and_device(compress)
+    add_model_options(compress)
     goal = compress.add_mutually_exclusive_group()
     goal.add_argument("--tolerance", type=float, metavar="T", help="relative error that each layer may make, such as "
                       "0.02; --dry-run shows several")  # fmt: skip

@@ -34,10 +34,10 @@ def add_verb(
     return verb
 
 
-def add_folds_and_device(
+def add_model_options(
     verb: argparse.ArgumentParser,
     *,
-    folds: str = "0 to 4, or all where it is alone",
+    folds: str = "the numbered ones, or all where it is alone",
     checkpoint: str | None = "checkpoint_final.pth",
     device: bool = True,
 ) -> None:

@@ -25,6 +25,7 @@ class Progress:
         self._bars, self._users, self._lock = None, 0, threading.Lock()
 
     def say(self, text: str) -> None:
+        """Print a line above the bars."""
         self.console.print(text)
 
     @contextmanager

@@ -1,1 +1,1 @@
-"""`nnUNetv2_sauron demo`: SauronTrainer beside stock nnU-Net on a generated dataset, by nnU-Net's own commands."""
+"""`nnUNetv2_sauron demo`: Sauron, Shrink and a compressed model beside stock nnU-Net, by nnU-Net's own commands."""

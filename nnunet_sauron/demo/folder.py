@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nnunet_sauron_runtime.whole_files import check_name
 
-from ..files import TEMPORARY, write_text_atomically
+from ..files import check_writable, write_text_atomically
 
 STATE_FILE = "nnunet_sauron_demo.json"
 
@@ -49,15 +49,17 @@ class DemoFolder:
         folder = cls(path, settings)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            foreign = sorted(entry.name for entry in path.iterdir() if entry.name != STATE_FILE + TEMPORARY)
-            if STATE_FILE in foreign:
+            foreign = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(STATE_FILE))
+            if (path / STATE_FILE).exists():
                 folder.seconds = folder._read_seconds()
+                check_writable(path)
             elif foreign:
                 raise ValueError(
                     f"{path} holds files that are not the demo's, such as {foreign[0]}; choose an empty or a new "
                     "folder with -o."
                 )
-            folder._write()
+            else:
+                folder._write()
         except OSError as error:
             raise OSError(f"{path} cannot be written ({error}); choose another folder with -o.") from error
         return folder

@@ -14,7 +14,7 @@ def add_parsers(verbs: argparse._SubParsersAction) -> None:
         verbs, "demo", _demo,
         "train, prune and predict a generated dataset and compare with stock nnU-Net",
         "Generates a dataset, trains stock nnU-Net, SauronTrainer and ShrinkTrainer on it, compresses the stock model, "
-        "and reports on all four; about 8 minutes on two cores. Everything stays in one folder. Interrupted, it "
+        "and reports on all four; about 7 minutes on two cores. Everything stays in one folder. Interrupted, it "
         "continues when the command is given again.",
         "-o nnunet_sauron_demo",
     )  # fmt: skip

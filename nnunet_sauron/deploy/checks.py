@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
+import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +15,11 @@ from nnunet_sauron_runtime import Bundle
 from nnunet_sauron_runtime.engines import INSTALL as ENGINE_PACKAGES
 from nnunet_sauron_runtime.images import read_case, to_array
 from nnunet_sauron_runtime.manifest import Manifest
-from SimpleITK import GetArrayFromImage
+from SimpleITK import GetArrayFromImage, ReadImage
 from torch import nn
+
+from ..model.cases import Case
+from ..model.trained import TrainedModel
 
 MOST = 1e-3
 ENGINES = tuple(sorted(ENGINE_PACKAGES))
@@ -121,16 +126,43 @@ def compare_bundles(one: Path, other: Path, cases: Sequence[Sequence[str]]) -> d
     found = {}
     for engine in ENGINES:
         pair = [Bundle(path, engine=engine, threads=torch.get_num_threads()) for path in (one, other)]
-        voxels = different = 0
-        dice: list[float] = []
-        for files in cases:
-            images = read_case([Path(file) for file in files])
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                a, b = (GetArrayFromImage(bundle.predict(images, mirroring=False)) for bundle in pair)
-            voxels, different = voxels + a.size, different + int(np.count_nonzero(a != b))
-            for label in np.union1d(a, b):
-                if label:
-                    dice.append(2 * np.count_nonzero((a == label) & (b == label)) / np.isin([a, b], label).sum())
-        found[engine] = Agreement(voxels, different, float(np.mean(dice)) if dice else float("nan"))
+        found[engine] = _agreement([[_segmentation(bundle, files) for bundle in pair] for files in cases])
     return found
+
+
+def compare_with_nnunet(bundle: Path, model: TrainedModel, case: Case) -> dict[str, Agreement]:
+    """How a bundle's segmentation of an image agrees with nnU-Net's own prediction here, by engine, without mirroring.
+
+    Args:
+        bundle: The bundle.
+        model: The model of its only stage.
+        case: The image.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        predictor = model.predictor(torch.device("cpu"))
+        predictor.predict_from_files_sequential([list(case.files)], [str(Path(place, case.name))])
+        (file,) = Path(place).glob(f"{glob.escape(case.name)}.*")
+        expected = GetArrayFromImage(ReadImage(str(file)))
+    return {
+        engine: _agreement([
+            [_segmentation(Bundle(bundle, engine=engine, threads=torch.get_num_threads()), case.files), expected]
+        ])
+        for engine in ENGINES
+    }  # fmt: skip
+
+
+def _segmentation(bundle: Bundle, files: Sequence[str]) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return GetArrayFromImage(bundle.predict(read_case([Path(file) for file in files]), mirroring=False))
+
+
+def _agreement(pairs: Iterable[Sequence[np.ndarray]]) -> Agreement:
+    voxels = different = 0
+    dice: list[float] = []
+    for a, b in pairs:
+        voxels, different = voxels + a.size, different + int(np.count_nonzero(a != b))
+        for label in np.union1d(a, b):
+            if label:
+                dice.append(2 * np.count_nonzero((a == label) & (b == label)) / np.isin([a, b], label).sum())
+    return Agreement(voxels, different, float(np.mean(dice)) if dice else float("nan"))

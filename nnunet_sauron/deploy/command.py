@@ -25,7 +25,15 @@ from ..files import check_writable
 from ..model.cases import Case, check_cases, find_cases
 from ..model.trained import CHECKPOINT, TrainedModel
 from ..plugin.commands import command
-from .checks import check_images, check_installed, check_networks, compare_bundles, synthetic_patches
+from .checks import (
+    Agreement,
+    check_images,
+    check_installed,
+    check_networks,
+    compare_bundles,
+    compare_with_nnunet,
+    synthetic_patches,
+)
 from .description import check_exportable, describe, model_card, planned_manifest
 from .networks import without_idle_biases, write_network
 from .precision import to_float16, to_int8
@@ -34,6 +42,7 @@ BUNDLE = "bundle.json"
 MOST_IMAGES = 5
 REAL_PATCHES = 4
 CALIBRATION_PATCHES = 64
+MOST_DIFFERENT = 1e-3  # of the voxels, between two computations of one segmentation
 
 
 @dataclass(frozen=True)
@@ -80,12 +89,13 @@ def export(
     Args:
         folder: A trained model's folder.
         output: A file NAME.zip or a folder, which must not exist.
-        folds: Only these; None for 0 to 4, or all where it is alone.
+        folds: Only these; None for the numbered ones, or all where it is alone.
         checkpoint: File name of the checkpoints to read.
-        previous_stage: Of a cascade, the folder of the model before it; the same folds are read.
+        previous_stage: Of a cascade, the folder of the model before it; `folds` are its as well.
         precision: "float32"; "float16" for weights of half the size; "int8" for convolutions in whole numbers.
-        images: Raw images in nnU-Net's naming. Checks take patches of them too, int8 is calibrated on them, and
-            smaller numbers are compared with float32 on the first few.
+        images: Raw images in nnU-Net's naming. Checks take patches of them too, the smallest of a few is segmented by
+            nnU-Net as well (not of a cascade), int8 is calibrated on them, and smaller numbers are compared with
+            float32 on these few.
         card_file, card: The card's fields, as JSON and one by one.
         json_output: Print JSON instead of lines.
 
@@ -105,7 +115,7 @@ def export(
         progress.say(remark)
     most = CALIBRATION_PATCHES if precision == "int8" else MOST_IMAGES
     seen = _images(images, stages[0].model, most, progress) if images else None
-    if seen and precision != "float32":
+    if seen:
         manifest = planned_manifest([stage.model for stage in stages])
         check_images([case.files for case in seen.compared], manifest)
     with _beside(output) as place:
@@ -114,6 +124,7 @@ def export(
         _write_networks(stages, bundle, progress)
         _describe(bundle, stages, "float32", filled)
         differences = _check(bundle, stages, seen, progress)
+        of_nnunet = _compare_with_nnunet(bundle, stages, seen, progress)
         agreement = {}
         if precision != "float32":
             full, bundle = bundle, place / precision
@@ -124,7 +135,7 @@ def export(
         if output.suffix.lower() == ".zip":
             bundle = _packed(bundle)
         os.replace(bundle, output)
-    _print(output, differences, agreement, json_output)
+    _print(output, differences, of_nnunet, agreement, json_output)
 
 
 def _refuse_early(output: Path, precision: str, images: Path | None, previous_stage: Path | None) -> None:
@@ -144,10 +155,18 @@ def _refuse_early(output: Path, precision: str, images: Path | None, previous_st
 
 @contextlib.contextmanager
 def _beside(output: Path) -> Iterator[Path]:
-    """A folder beside the output, of which nothing is left; an OSError meanwhile is one of writing, and says so."""
+    """A folder beside the output, of which nothing is left; an OSError meanwhile is one of writing, and says so.
+
+    Temporary files of other packages lie in it, too, so that there is one place to make room.
+    """
+    before = tempfile.tempdir
     try:
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent) as place:
-            yield Path(place)
+            tempfile.tempdir = place
+            try:
+                yield Path(place)
+            finally:
+                tempfile.tempdir = before
     except OSError as error:
         raise OSError(
             f"{output} could not be written: {error}. Make room, or choose another -o, and give the command again."
@@ -225,6 +244,27 @@ def _reference(model: TrainedModel, fold: str) -> nn.Module:
     return without_idle_biases(model.network(fold))
 
 
+def _compare_with_nnunet(bundle: Path, stages: list[Stage], seen: Images | None, progress: Progress) -> dict:
+    """Of a single stage: the smallest image, segmented by the bundle and by nnU-Net as it is installed here."""
+    if seen is None or len(stages) > 1:
+        return {}
+    case = min(seen.compared, key=lambda case: sum(Path(file).stat().st_size for file in case.files))
+    with progress.bar(f"segmenting {case.name} with nnU-Net and with the bundle", 1) as step:
+        agreement = compare_with_nnunet(bundle, stages[0].model, case)
+        step(case.name)
+    for engine, one in agreement.items():
+        doubt = ""
+        if one.different > MOST_DIFFERENT * one.voxels:
+            doubt = ". That is more than rounding does: look at both before you trust the bundle"
+        progress.say(f"nnU-Net's prediction of {case.name} and that of {engine}: {_in_words(one)}{doubt}")
+    return {"case": case.name, **{engine: asdict(one) for engine, one in agreement.items()}}
+
+
+def _in_words(one: Agreement) -> str:
+    dice = "no class found" if math.isnan(one.dice) else f"Dice {one.dice:.4f}"
+    return f"{dice}, {one.different} of {one.voxels} voxels differ ({one.different / one.voxels:.2%})"
+
+
 def _calibration(model: TrainedModel, seen: Images) -> list[np.ndarray]:
     return [patch.numpy() for patch in patches(model, seen.cases, CALIBRATION_PATCHES)]
 
@@ -237,11 +277,7 @@ def _compare(full: Path, smaller: Path, precision: str, seen: Images | None, pro
         agreement = compare_bundles(full, smaller, [case.files for case in seen.compared])
         step(precision)
     for engine, one in agreement.items():
-        dice = "no class found" if math.isnan(one.dice) else f"Dice {one.dice:.4f}"
-        progress.say(
-            f"{precision} against float32 in {engine}: {dice}, {one.different} of {one.voxels} voxels differ "
-            f"({one.different / one.voxels:.2%})"
-        )
+        progress.say(f"{precision} against float32 in {engine}: {_in_words(one)}")
     return {engine: asdict(one) for engine, one in agreement.items()}
 
 
@@ -255,11 +291,11 @@ def _packed(folder: Path) -> Path:
     return file
 
 
-def _print(output: Path, differences: dict, agreement: dict, json_output: bool) -> None:
+def _print(output: Path, differences: dict, of_nnunet: dict, agreement: dict, json_output: bool) -> None:
     size = output.stat().st_size if output.is_file() else sum(path.stat().st_size for path in output.iterdir())
     predict = command("nnUNetv2_sauron", "predict", "-b", output, "-i", "IMAGES", "-o", "OUT")
     if json_output:
-        document = {"bundle": output, "bytes": size, "differences": differences, "agreement": agreement}
-        print_json({**document, "predict": predict})
+        document = {"bundle": output, "bytes": size, "differences": differences, "nnunet": of_nnunet}
+        print_json({**document, "agreement": agreement, "predict": predict})
     else:
         print(f"Wrote {output}, {with_prefix(size, 'B')}\n{predict}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..console.options import add_folds_and_device, add_json, add_verb
+from ..console.options import add_json, add_model_options, add_verb
 
 CARD = ("name", "description", "licence", "authors", "intended_use")
 
@@ -24,7 +24,7 @@ def add_parsers(verbs: argparse._SubParsersAction) -> None:
     export.add_argument(
         "-o", dest="output", type=Path, metavar="BUNDLE", required=True, help="a new file NAME.zip, or a new folder"
     )
-    add_folds_and_device(export, device=False)
+    add_model_options(export, device=False)
     export.add_argument(
         "--previous-stage", **folder, help="of a cascade: the model of 3d_lowres, same folds (default: none)"
     )

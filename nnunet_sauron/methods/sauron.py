@@ -29,7 +29,7 @@ from .similar_channels import mean_distances, nearest_pairs, remove_from_pairs
 from .thresholds import FIRST_THRESHOLD
 
 
-class _DrawsMapsTogether(PruningMethod):
+class DrawsMapsTogether(PruningMethod):
     """What both forms of Sauron do in training steps, delta_opt in the loss, and the distances that they decide by."""
 
     Settings = SauronSettings
@@ -73,7 +73,7 @@ class _DrawsMapsTogether(PruningMethod):
         return feature_maps
 
 
-class Sauron(_DrawsMapsTogether):
+class Sauron(DrawsMapsTogether):
     """delta_opt while training; redundant are channels whose maps lie near another channel's.
 
     Every channel of a layer is a reference, which is the limit of the paper's many random ones: with
@@ -154,7 +154,7 @@ class Sauron(_DrawsMapsTogether):
         )
 
 
-class PublishedSauron(_DrawsMapsTogether):
+class PublishedSauron(DrawsMapsTogether):
     """As the paper has it: redundant are the channels whose maps lie near those of one random reference channel, nearer
     than a threshold of the layer's own, which climbs when the losses have settled."""
 

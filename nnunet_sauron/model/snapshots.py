@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..files import TEMPORARY, write_atomically
+from ..files import remove_leftovers, write_atomically
 from ..pruning import channel_layout
 from ..pruning.eval_mode import eval_mode
 
@@ -112,8 +112,9 @@ class Snapshots:
         outdated = [path for epoch, path in snapshots(self._folder).items() if epoch > done or done == 0]
         outdated += [self._folder / PATCHES] if done == 0 else []
         try:
-            for path in [*outdated, *self._folder.glob(f"*.npz{TEMPORARY}")]:
+            for path in outdated:
                 path.unlink(missing_ok=True)
+            remove_leftovers(self._folder, "*.npz")
         except OSError as error:
             self._log(f"WARNING: snapshots of an earlier training stay: {error}")
 

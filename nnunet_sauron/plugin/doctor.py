@@ -23,7 +23,7 @@ from .commands import EXTERNAL, SETTINGS
 from .installation import PLANNERS, SHIMS, TRAINERS, Shim, find_nnunet, shim_state
 
 PROCESSES = {"nnUNet_def_n_proc": 1, "nnUNet_n_proc_DA": 0}  # the least that nnU-Net works with
-DISTRIBUTION = "nnunet-sauron"
+DISTRIBUTION, RUNTIME = "nnunet-sauron", "nnunet-sauron-runtime"
 INSTALL = "Run: nnUNetv2_sauron install"
 INSTALL_PLANNERS = "To use them with -pl, which looks into nnU-Net's own folder only, run: nnUNetv2_sauron install"
 EXPORT = f'export {EXTERNAL}="$(nnUNetv2_sauron path)"'
@@ -66,6 +66,7 @@ def examine() -> list[Check]:
                 for name in ("torch", "torchvision", "dynamic_network_architectures")
             ),
             _nnunet_version(),
+            *_runtime(),
             _cuda(),
             # Raw data is needed before training; preprocessed data is only read once a dataset's splits are written.
             _data_folder("nnUNet_raw", "planning and preprocessing", needed=False, written=False),
@@ -130,6 +131,13 @@ def _nnunet_version() -> Check:
     fits = supported.contains(found, prereleases=True)
     remedy = "" if fits else f"Run: pip install --upgrade 'nnunetv2{supported}'"
     return Check("nnunetv2", fits, f"{found} in {folder}; supported: {supported}", remedy)
+
+
+def _runtime() -> Iterator[Check]:
+    """Nothing, but where the runtime is installed by itself as well: both distributions own the same files."""
+    if alone := _version(RUNTIME):
+        detail = f"{alone}, installed beside {DISTRIBUTION}, which holds the same files: removing one breaks the other"
+        yield Check(RUNTIME, None, detail, f"Run: pip uninstall {RUNTIME}   and install {DISTRIBUTION} again.")
 
 
 def _cuda() -> Check:

@@ -111,7 +111,8 @@ def install(nnunet_folder: Path | None = None) -> list[Path]:
 
     Raises:
         RuntimeError: If there is no nnU-Net, its folders are not as expected, they cannot be written, or a file of a
-            shim's name is there that is not ours. Nothing is changed then.
+            shim's name is there that is not ours. Nothing is changed then; only where the second of two whole files
+            cannot be put in its place, the first one stays.
     """
     nnunet_folder = _require_nnunet(nnunet_folder)
     new = {}

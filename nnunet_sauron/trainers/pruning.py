@@ -15,7 +15,7 @@ import torch
 from nnunetv2.training.logging import nnunet_logger
 from torch import distributed, nn
 
-from ..files import TEMPORARY
+from ..files import remove_leftovers
 from ..methods.base import PruningMethod
 from ..model.checkpoints import PRUNING
 from ..model.history_plots import plot_pruning
@@ -136,9 +136,7 @@ class PruningTrainer(ResizingTrainer):
 
     def on_train_start(self) -> None:
         if self.local_rank == 0:
-            for pattern in ("checkpoint_*.pth", "pruning.png"):
-                for leftover in Path(self.output_folder).glob(pattern + TEMPORARY):
-                    leftover.unlink()
+            remove_leftovers(Path(self.output_folder), "pruning.png")
         super().on_train_start()
         self.method.attach(self.bare_network, channel_layout(self.bare_network))
         self.optimizer.register_step_pre_hook(lambda *_: self.method.before_update())

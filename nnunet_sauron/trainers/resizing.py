@@ -13,7 +13,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from ..files import write_atomically
+from ..files import remove_leftovers, write_atomically
 from ..model.compiling import CompilesOnCudaOnly
 from ..pruning import accept_pruned_weights, channel_layout, resize
 
@@ -69,6 +69,11 @@ class ResizingTrainer(CompilesOnCudaOnly):
         if not self.enable_deep_supervision:
             self.unwrap()
             self.wrap()
+
+    def on_train_start(self) -> None:
+        if self.local_rank == 0:
+            remove_leftovers(Path(self.output_folder), "checkpoint_*.pth")
+        super().on_train_start()
 
     def save_checkpoint(self, filename: str) -> None:
         if self.local_rank == 0 and not self.disable_checkpointing:

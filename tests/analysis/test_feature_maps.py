@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
 from nnunet_sauron.analysis.feature_maps import plots as feature_maps_plot
@@ -373,6 +374,28 @@ class TestNifti:
         # Slices 2 to 14 of 3 mm are left by the crop; there are two of 1.5 mm in each.
         assert maps.image.shape[1] == 26
         assert [maps.grid.original_slice(index) for index in (0, 1, 2, 25)] == [2, 2, 3, 14]
+
+    @pytest.mark.parametrize("reader", ["SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient"])
+    @pytest.mark.parametrize("orientation", ["LPS", "RAS", "AIL", "SRP"])
+    def test_they_are_the_files_own_where_the_reader_turns_it(self, tmp_path, reader, orientation):
+        image = SimpleITK.GetImageFromArray(np.zeros((7, 9, 11), np.float32))
+        image[3, 2, 1] = 1.0  # x, y, z
+        direction = SimpleITK.DICOMOrientImageFilter.GetDirectionCosinesFromOrientation(orientation)
+        image.SetDirection(direction)
+        image.SetSpacing((0.5, 0.7, 2.0))
+        SimpleITK.WriteImage(image, str(tmp_path / "a.nii.gz"))
+        array, properties = recursive_find_reader_writer_by_name(reader)().read_images([str(tmp_path / "a.nii.gz")])
+        transpose = (1, 0, 2)
+        seen = array[0].transpose(transpose)
+        properties["shape_before_cropping"] = properties["shape_after_cropping_and_before_resampling"] = seen.shape
+        properties["bbox_used_for_cropping"] = [[0, length] for length in seen.shape]
+        grid = Grid.of(properties, transpose, seen.shape)
+        (index,) = np.argwhere(seen)
+        np.testing.assert_allclose(grid.to_original @ (*index, 1), (1, 2, 3, 1), atol=1e-4)
+        assert grid.original_slice(index[0]) == {"z": 1, "y": 2, "x": 3}[grid.slice_axis]
+        np.testing.assert_allclose(
+            (grid.affine @ (*index, 1))[:3], image.TransformIndexToPhysicalPoint((3, 2, 1)), atol=1e-4
+        )
 
 
 class TestPictures:

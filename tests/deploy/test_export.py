@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import re
 import shutil
 import sys
 import zipfile
@@ -15,6 +16,7 @@ import pytest
 import SimpleITK
 import torch
 from nnunet_sauron_runtime import Bundle
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
 from nnunet_sauron.cli import main
 from nnunet_sauron.deploy import command
@@ -240,6 +242,8 @@ def test_smaller_numbers_tell_how_they_agree_with_float32(model, tmp_path, capsy
         assert told["agreement"][engine]["voxels"] == 3 * 3 * 24 * 20
         assert 0.5 < told["agreement"][engine]["dice"] < 1
         assert any(kind.startswith("real") for kind in told["differences"][engine])
+        assert told["nnunet"][engine]["voxels"] == 3 * 24 * 20  # of one of the three images
+        assert told["nnunet"][engine]["different"] <= 1
     found = described(tmp_path / "b.zip")
     assert found["precision"] == "int8"
     assert (found["card"]["name"], found["card"]["authors"]) == ("Given", "A, B")
@@ -247,6 +251,17 @@ def test_smaller_numbers_tell_how_they_agree_with_float32(model, tmp_path, capsy
     made_by = {name: node.op_type for node in network.graph.node for name in node.output}
     sources = [made_by.get(node.input[1]) for node in network.graph.node if node.op_type == "Conv"]
     assert sources[0] == sources[-1] is None and set(sources[1:-1]) == {"DequantizeLinear"}
+
+
+def test_an_nnunet_that_computes_something_else_is_said(model, tmp_path, capsys, monkeypatch):
+    images = model.parent / "images"
+    assert export(model, tmp_path / "a.zip", "-i", images) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"nnU-Net's prediction of c\d and that of openvino: Dice [01]\.\d{4}, \d+ of 1440 voxels", said)
+    assert "before you trust the bundle" not in said
+    monkeypatch.setattr(DefaultPreprocessor, "_normalize", lambda self, data, *_: -data)
+    assert export(model, tmp_path / "b.zip", "-i", images) == 0
+    assert "more than rounding does: look at both before you trust the bundle" in capsys.readouterr().err
 
 
 def test_float16_without_images_says_what_is_not_known(model, tmp_path, capsys):

@@ -18,7 +18,7 @@ from pathlib import Path
 KILLS_IN_A_WRITE = 5
 KILLS_ANYWHERE = 5
 MOST_RUNS = 30
-WRITING = "*.pth.tmp"
+WRITING = "*.pth.*.tmp"
 
 
 def main(dataset: str, configuration: str, fold: str, trainer: str, folder: str, report: str) -> None:

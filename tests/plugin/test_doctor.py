@@ -44,6 +44,17 @@ def test_pytorch_that_does_not_import_is_a_finding(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("without_trainers")
+def test_the_runtime_as_a_distribution_of_its_own_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "nnunet-sauron-runtime" not in found_here()
+    metadata = tmp_path / "nnunet_sauron_runtime-0.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: nnunet-sauron-runtime\nVersion: 0.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    check = found_here()["nnunet-sauron-runtime"]
+    assert check.ok is None and "holds the same files" in check.detail and "pip uninstall" in check.remedy
+
+
+@pytest.mark.usefixtures("without_trainers")
 @pytest.mark.parametrize(("requirement", "ok"), [(">=99.1", False), (">=2.0", True)])
 def test_nnunet_older_than_our_metadata_asks_for_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requirement: str, ok: bool

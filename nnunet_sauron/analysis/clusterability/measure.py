@@ -230,10 +230,12 @@ class Trend:
 
     @property
     def rising(self) -> bool:
+        """Whether it rises by more than chance would let it."""
         return self.tau > 0 and self.p < SIGNIFICANT
 
     @property
     def falling(self) -> bool:
+        """Whether it falls by more than chance would let it."""
         return self.tau < 0 and self.p < SIGNIFICANT
 
 

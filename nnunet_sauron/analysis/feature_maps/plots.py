@@ -95,9 +95,9 @@ def draw(maps: FeatureMaps, folder: Path) -> list[Path]:
 def write_nifti(maps: FeatureMaps, folder: Path, bar: Bar = silent) -> list[Path]:
     """Write every map's whole volume (map_000.nii.gz, ...), the image, the prediction and the reference.
 
-    The volumes have the grid's voxels, and lie where the original image does: a viewer overlays them on it. Axes are in
-    the original image's order. While it runs, all maps lie uncompressed in a file of the folder, which has no name, 4
-    bytes a voxel, and not in memory.
+    The volumes have the grid's voxels, and lie where the original image does: a viewer overlays them on it. Axes are
+    in the order of nnU-Net's reader. While it runs, all maps lie uncompressed in a file of the folder, which has no
+    name, 4 bytes a voxel, and not in memory.
 
     Args:
         maps: What `feature_maps` returned; the network runs once more.
@@ -286,7 +286,7 @@ def _no_ticks(axes: Axes) -> None:
 
 
 def _write_volume(volume: np.ndarray, grid: Grid, path: Path) -> Path:
-    """A volume on the grid, as an image with its axes in the original image's order."""
+    """A volume on the grid, as an image with its axes in the order in which nnU-Net's reader has the original's."""
     back = np.argsort(grid.transpose_forward)
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.transpose(back)))
     columns = grid.affine[:3, back[::-1]]  # SimpleITK counts axes x, y, z

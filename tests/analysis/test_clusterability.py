@@ -364,7 +364,7 @@ def test_without_diptest_it_says_what_to_install_before_any_work(monkeypatch, tm
 @pytest.mark.parametrize("dim", [2, 3])
 def test_any_model_is_measured_on_images_if_it_kept_no_snapshots(tmp_path, dim):
     folder = write_model(tmp_path / "model", dim)
-    images = write_images(tmp_path / "images", count=5)
+    images = write_images(tmp_path / "images", count=5, shape=(24, 24, 24) if dim == 3 else (6, 24, 24))
     result = clusterability([folder], images=images)
     assert result.problems == ()
     assert set(result.values.epoch) == {1000}  # where its checkpoint says it is
@@ -378,15 +378,13 @@ def test_any_model_is_measured_on_images_if_it_kept_no_snapshots(tmp_path, dim):
     voxels = preprocess(model, *read_case(model, case_of(images / "case_0_0000.nii.gz", model)))[0]
     size = model.patch_size
     lower = [(length - wanted) // 2 for length, wanted in zip(voxels.shape[-dim:], size, strict=True)]
-    if min(lower) >= 0:
-        block = voxels[:, voxels.shape[1] // 2] if dim == 2 else voxels
-        block = block[(slice(None), *(slice(a, a + n) for a, n in zip(lower, size, strict=True)))]
-        first = next(iter(layout.widths))
-        with torch.inference_mode():
-            expected = pooled(network.get_submodule(first)(block[None]))
-        np.testing.assert_allclose(maps[first][:1], expected, atol=1e-3)
-    else:
-        assert dim == 3  # smaller than the patch, and padded
+    assert min(lower) >= 0
+    block = voxels[:, voxels.shape[1] // 2] if dim == 2 else voxels
+    block = block[(slice(None), *(slice(a, a + n) for a, n in zip(lower, size, strict=True)))]
+    first = next(iter(layout.widths))
+    with torch.inference_mode():
+        expected = pooled(network.get_submodule(first)(block[None]))
+    np.testing.assert_allclose(maps[first][:1], expected, atol=1e-3)
 
 
 def test_a_folder_without_images_is_named(tmp_path):

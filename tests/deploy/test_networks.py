@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx
 import pytest
@@ -47,11 +49,14 @@ def test_an_engine_computes_what_pytorch_computes(tmp_path, architecture, dim, n
             assert np.abs(run(several) - expected).max() < 5e-5 + 5e-6 * np.abs(expected).max(), kind
 
 
-def test_deep_supervision_is_no_output_and_the_network_stays_as_it_is(tmp_path):
+def test_there_is_one_output_and_the_network_stays_as_it_is(tmp_path):
     network = build(deep_supervision=False).eval()
-    before = [type(module) for module in network.modules()]
+    modules, weights = [type(module) for module in network.modules()], copy.deepcopy(network.state_dict())
     write_network(network, 2, (16, 16), tmp_path / "n.onnx")
-    assert [type(module) for module in network.modules()] == before
+    assert [output.name for output in onnx.load(tmp_path / "n.onnx").graph.output] == ["logits"]
+    assert [type(module) for module in network.modules()] == modules
+    assert weights.keys() == network.state_dict().keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in network.state_dict().items())
 
 
 @pytest.mark.parametrize("engine", ENGINES)

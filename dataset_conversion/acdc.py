@@ -65,7 +65,7 @@ def _below(folder: Path, name: str) -> Path:
 
 
 def _patients(folder: Path) -> list[Path]:
-    return [path for path in visible(folder) if re.fullmatch(r"patient\d+", path.name) and path.is_dir()]
+    return [path for path in visible(folder) if re.fullmatch(r"patient\d+", path.name, re.IGNORECASE) and path.is_dir()]
 
 
 def _part(patient: Path) -> str:

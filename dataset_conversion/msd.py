@@ -58,6 +58,9 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
     test = images(task / "imagesTs", problems)
     for name in sorted(({image for image, _ in listed} | {*masks}) - {*found}):
         problems.add(name, f"there is no image of it in {task / 'imagesTr'}")
+    for name in sorted({*found} - {image for image, _ in listed}):
+        what = f"dataset.json does not list it. If it is a copy of another one, remove it from {task / 'imagesTr'}"
+        problems.add(name, what)
     for name in sorted({*found} - {*masks}):
         problems.add(name, f"there is no segmentation of it in {task / 'labelsTr'}")
     for name in sorted(listed_test - {*test}) if test else ():

@@ -9,8 +9,8 @@ named otherwise with --scan and --mask (RatLesNetv2's code reads scan_lesionIAM)
     21JUL2015/24h/32/scan.nii.gz          (x, y, slices), or one more axis of length 1
                      scan_lesion.nii.gz   0 background, 1 lesion
 
-Which of the two is the time point the names tell (2h, 24h, D3, day 7, ...). An animal is a number within its study, and
-all its scans stay in one fold. A lesion mask may be empty.
+Which of the two is the time point the names tell (2h, 24h, D3, day 7, ...); others are named by --time-points. An
+animal is a number within its study, and all its scans stay in one fold. A lesion mask may be empty.
 
 A scan without a mask is an error. Valverde's code for RatLesNetv2 is of two minds: at first it took such scans for
 animals without a lesion, later it passed over them. --unlabelled says which: empty or leave-out.
@@ -27,6 +27,7 @@ import argparse
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from .raw_dataset.cases import Case, Dataset, Image, Mask, Problems
@@ -42,7 +43,13 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
     """The scans below a folder."""
     check_source(source, LAYOUT)
     files = [*walk(source)]
-    level = _level_of_time_point([path.parent for path in files if stem(path) in (options.scan, options.mask)])
+    named = {point.lower() for point in options.time_points}
+
+    def is_time_point(name: str) -> bool:
+        return name.lower() in named or bool(TIME_POINT.fullmatch(name))
+
+    folders = [path.parent for path in files if stem(path) in (options.scan, options.mask)]
+    level = _level_of_time_point(folders, is_time_point) if folders else -2
     scans, masks = (
         by_key(
             files, lambda path, name=name: path.parent if stem(path) == name else None,
@@ -60,15 +67,20 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
         reference="https://doi.org/10.3389/fnins.2020.610239",
         description="Lesions after focal cerebral ischemia on T2-weighted MRI of rats",
     )  # fmt: skip
-    least = 1 if TIME_POINT.fullmatch(source.name) else 2
+    least = 1 if is_time_point(source.name) else 2
+    animals: dict[tuple[str, int], str] = {}
     excluded, left_out, points = {point.lower() for point in options.exclude_time_points}, 0, Counter()
     for folder, scan in sorted(scans.items()):
         study, point, animal = _place(folder, level)
         name, group = _names(study, point, animal)
         points[point] += 1
+        one = animals.setdefault((study, int(animal)), animal) if animal.isdecimal() else animal
+        if one != animal:
+            what = f"{one} and {animal} are one number, and animals of {study} are known by it; rename one of them"
+            problems.add(scan, what, name, group)
         if len(folder.relative_to(source).parts) < least:
             problems.add(scan, f"it does not lie in the expected folders, {LAYOUT}: move it, or give a folder above")
-        elif TIME_POINT.fullmatch(animal) and not TIME_POINT.fullmatch(point):
+        elif is_time_point(animal) and not is_time_point(point):
             what = f"its time point, {animal}, is not where other scans have theirs ({point}); move it"
             problems.add(scan, what, name, group)
         elif point.lower() in excluded:
@@ -92,11 +104,16 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
     return dataset
 
 
-def _level_of_time_point(folders: list[Path]) -> int:
+def _level_of_time_point(folders: list[Path], is_time_point: Callable[[str], bool]) -> int:
     """Where in a path the time point is: -2 (STUDY/TIME POINT/ANIMAL) or -1."""
     places = [_place(folder, -2) for folder in folders]
-    told = {level: sum(bool(TIME_POINT.fullmatch(place[level])) for place in places) for level in (-2, -1, -3)}
+    told = {level: sum(is_time_point(place[level]) for place in places) for level in (-2, -1, -3)}
     level = max(told, key=told.get)
+    if not told[level]:
+        raise ValueError(
+            f"No folder has the name of a time point, such as 24h or D3, so it is not known which folders are animals; "
+            f"the first is {folders[0]}. Name the folders of time points: --time-points TP1 TP2"
+        )
     if level == -3:
         raise ValueError(
             f"{folders[0]} seems to have its time point, {places[0][-3]}, two folders too high; expected {LAYOUT}."
@@ -116,6 +133,7 @@ def _names(study: str, point: str, animal: str) -> tuple[str, str]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--time-points", metavar="NAME", nargs="+", default=[], help="such as baseline followup")
     parser.add_argument("--exclude-time-points", metavar="NAME", nargs="+", default=[], help="such as 2h 48h")
     parser.add_argument("--unlabelled", choices=("empty", "leave-out"), help="what to do with scans without a mask")
     parser.add_argument("--scan", metavar="NAME", default="scan", help="name of the images; default %(default)s")

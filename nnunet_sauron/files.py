@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY = ".tmp"
@@ -37,7 +37,8 @@ def write_atomically(path: Path, write: Callable[[str], object], again: str = CO
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a read-only file system, where it never was
+            temporary.unlink(missing_ok=True)
         if not _of_writing(error):
             raise
         raise OSError(
@@ -72,7 +73,7 @@ def _of_writing(error: BaseException) -> bool:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     """A folder beside `target` to write into, which takes its place at the end; after an error only `target` is there,
     as it was.
@@ -100,7 +101,7 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         ) from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _folder_beside(target: Path, replace: bool) -> Iterator[Path]:
     beside, old = (target.with_name(f".{target.name}{ending}") for ending in (TEMPORARY, ".old"))
     beside.mkdir(parents=True, exist_ok=True)
@@ -124,7 +125,7 @@ def _folder_beside(target: Path, replace: bool) -> Iterator[Path]:
             shutil.rmtree(beside, ignore_errors=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(folder: Path, target: Path) -> Iterator[None]:
     """Keep other processes from writing into a folder; the lock ends with the process, however this ends.
 

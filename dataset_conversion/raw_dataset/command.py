@@ -77,6 +77,9 @@ def exit_code(work: Callable[[], object]) -> int:
     return 2
 
 
+PARTS = {"train": "training", "val": "validation"}
+
+
 def convert(read: Read, options: argparse.Namespace, progress: Progress) -> Path:
     """Convert a data set; its folder.
 
@@ -142,8 +145,11 @@ def _exclude(dataset: Dataset, problems: Problems) -> None:
     if out := sorted({case.name for case in dataset.cases} - left):
         dataset.notes.append(f"Left out with --exclude: {', '.join(out)}.")
     dataset.cases = kept
-    for fold in dataset.splits or ():
+    for number, fold in enumerate(dataset.splits or ()):
         fold.update({part: [name for name in of_part if name in left] for part, of_part in fold.items()})
+        for part, of_part in fold.items():
+            if not of_part:
+                problems.append(f"--exclude leaves fold {number} of the split without {PARTS[part]} cases")
 
 
 def _target(raw: Path, dataset: Dataset, options: argparse.Namespace) -> Path:

@@ -61,6 +61,10 @@ def by_key(
         of_path = key(path)
         if of_path is None:
             continue
+        if path.is_dir():
+            what = "it is a folder with the name of an image file; if that file lies in it, move the file up"
+            problems.add(path, what, *names(of_path))
+            continue
         if of_path in found:
             problems.add(path, f"it and {found[of_path]} are the same case; remove one of them", *names(of_path))
         found.setdefault(of_path, path)

@@ -22,12 +22,10 @@ from ..pruning import (
 )
 from ..pruning.moments import UNSURE
 from ..pruning.ranking import PROBED
-from ..pruning.timing import Timing, time_networks
+from ..pruning.timing import RATIO_REPEATS, Timing, time_left, time_networks
 from ..pruning.tolerance import cost_left, weighted, widths_at
 from .goal import Goal, tolerance_meeting
 from .images import enough_patches, too_few
-
-REPEATS = 9
 
 
 @dataclass(frozen=True)
@@ -194,13 +192,14 @@ class FoldCompressor:
     def _time_left(self, widths: dict[str, int]) -> float:
         narrow = copy.deepcopy(self.network)
         resize(narrow, widths)  # the time does not depend on the weights
-        times = self._times(narrow)
-        return times["after"].median / times["before"].median
+        fraction, _ = time_left(self.network, narrow, (1, self._channels, *self.patch_size), self.device)
+        self.network.to(self._fits_on)
+        return fraction
 
     def _times(self, network: nn.Module) -> dict[str, Timing]:
         both = {"before": self.network, "after": network}
         shape = (1, self._channels, *self.patch_size)
-        timed = time_networks(both, shape, repeats=REPEATS, warmup=2, device=self.device)
+        timed = time_networks(both, shape, repeats=RATIO_REPEATS, warmup=2, device=self.device)
         for one in both.values():
             one.to(self._fits_on)
         return timed

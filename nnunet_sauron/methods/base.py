@@ -70,6 +70,7 @@ class PruningMethod:
     Attributes:
         latest_only: Keys of `state` that only the newest epoch's record keeps: large, and needed to resume alone.
         unmeasured: Why the last `measure` could tell nothing about the channels, or None.
+        doubt: What makes the last `measure` less certain than it should be, or None.
     """
 
     Settings: type[PruningSettings] = PruningSettings
@@ -79,6 +80,7 @@ class PruningMethod:
         self.settings = settings
         self.num_epochs = num_epochs
         self.unmeasured: str | None = None
+        self.doubt: str | None = None
 
     @classmethod
     def for_settings(cls, settings: PruningSettings, num_epochs: int) -> PruningMethod:

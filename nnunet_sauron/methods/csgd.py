@@ -17,6 +17,7 @@ from ..pruning.channels import ChannelLayout, channel_layout
 from .distributed import decided_on_one_rank
 from .filters import filters, tensors_of
 from .layerwise import Layerwise
+from .limits import require
 from .targets import TargetSettings
 
 
@@ -36,8 +37,8 @@ class CSGDSettings(TargetSettings):
         super().__post_init__()
         if self.merge:
             raise ValueError("merge must be False: cSGD merges its clusters itself.")
-        if not self.eps > 0:
-            raise ValueError(f"eps must be above 0; got {self.eps}.")
+        require(self.eps > 0, "eps", "above 0", self.eps)
+        require(0 <= self.seed < 2**32, "seed", "a whole number from 0 to 4294967295", self.seed)
 
 
 class CSGD(Layerwise):

@@ -44,9 +44,10 @@ class PruningSettings:
     rate_after_cuts: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("cut_from", "cut_until", "max_fraction_per_epoch"):
-            value = getattr(self, name)
-            require(value is None or 0 <= value <= 1, name, "a fraction in [0, 1]", value)
+        for name in ("cut_from", "cut_until"):
+            require(0 <= getattr(self, name) <= 1, name, "a fraction in [0, 1]", getattr(self, name))
+        most = self.max_fraction_per_epoch
+        require(most is None or 0 < most <= 1, "max_fraction_per_epoch", "a fraction in (0, 1], or None", most)
         if self.cut_from > self.cut_until:
             raise ValueError(f"cut_from ({self.cut_from}) must not be after cut_until ({self.cut_until}).")
         for name in ("max_loss_increase", "rate_after_cuts"):

@@ -35,7 +35,7 @@ class Threshold:
     def __init__(self, tau_max: float = 0.3, kappa: int = 15, rho: int = 5, mu: float = 0.02):
         require(FIRST_THRESHOLD < tau_max <= 1, "tau_max", f"in ({FIRST_THRESHOLD}, 1]", tau_max)
         require(kappa >= 1, "kappa", "at least 1", kappa)
-        require(rho >= 1, "rho", "at least 1 epoch", rho)
+        require(rho >= 2, "rho", "at least 2 epochs, since no loss lies between one and itself", rho)
         require(0 < mu <= 1, "mu", "a fraction in (0, 1], such as 0.02 for 2 %", mu)
         self.tau_max, self.kappa, self.rho, self.mu = tau_max, kappa, rho, mu
         self.steps = 0

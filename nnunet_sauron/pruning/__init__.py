@@ -2,7 +2,7 @@
 
 from .channels import ChannelLayout, ChannelUnit, channel_layout
 from .cost import CostModel, count_macs, count_parameters, feature_map_voxels
-from .loading import accept_pruned_weights, densify, resize, widths_of
+from .loading import accept_pruned_weights, accepts_pruned_weights, densify, resize, widths_of
 from .merging import merge_channels
 from .moments import position_weights
 from .ranking import Ranking, rank_units
@@ -14,6 +14,7 @@ __all__ = [
     "CostModel",
     "Ranking",
     "accept_pruned_weights",
+    "accepts_pruned_weights",
     "channel_layout",
     "count_macs",
     "count_parameters",

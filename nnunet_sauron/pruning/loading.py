@@ -37,6 +37,12 @@ def accept_pruned_weights(network: nn.Module) -> nn.Module:
     return network
 
 
+def accepts_pruned_weights(network: nn.Module) -> bool:
+    """Whether `accept_pruned_weights` was called for a network."""
+    hooks = network._load_state_dict_pre_hooks.values()
+    return any(getattr(hook, "hook", hook) is _resize_before_load for hook in hooks)
+
+
 def widths_of(network: nn.Module, state_dict: Mapping[str, torch.Tensor], prefix: str = "") -> dict[str, int] | None:
     """Channels of each unit in a state dict of the same topology.
 

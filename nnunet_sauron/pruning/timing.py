@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 
 LEAST_REPEATS = 3
+RATIO_REPEATS = 9  # of `time_left`, each time
+MOST_TIMES = 4
 SCATTER = 0.3  # of the median, for the middle half of the repeats: a machine that does something else as well
 
 
@@ -26,6 +29,7 @@ class Timing:
         repeats: Number of measured forward passes.
         threads: CPU threads PyTorch could use.
         device: Where it ran.
+        fastest: The shortest of all; what is done beside it can only make a pass longer.
     """
 
     median: float
@@ -34,6 +38,7 @@ class Timing:
     repeats: int
     threads: int
     device: str
+    fastest: float = math.nan
 
     @property
     def interquartile_range(self) -> float:
@@ -106,6 +111,33 @@ def time_networks(
     return {name: _summarise(values, device) for name, values in measured.items()}
 
 
+def time_left(
+    whole: nn.Module, narrow: nn.Module, input_shape: Sequence[int], device: str | torch.device
+) -> tuple[float, bool]:
+    """The time of a narrow network as a fraction of the whole one's, of the fastest passes of each.
+
+    Both are timed taking turns; where the machine does something else as well, up to `MOST_TIMES` times.
+
+    Args:
+        whole, narrow: The networks; they are moved to `device`, and stay there.
+        input_shape: (batch, channels, *patch).
+        device: Where to run.
+
+    Returns:
+        The fraction, and whether the machine was busy to the end, so that the fraction may be wrong.
+    """
+    fastest, busy = {"whole": math.inf, "narrow": math.inf}, True
+    for _ in range(MOST_TIMES):
+        timed = time_networks(
+            {"whole": whole, "narrow": narrow}, input_shape, repeats=RATIO_REPEATS, warmup=2, device=device
+        )
+        fastest = {name: min(before, timed[name].fastest) for name, before in fastest.items()}
+        busy = any(one.scatters for one in timed.values())
+        if not busy:
+            break
+    return fastest["narrow"] / fastest["whole"], busy
+
+
 def _time_once(network: nn.Module, patch: torch.Tensor, device: torch.device) -> float:
     with torch.inference_mode(), torch.autocast("cuda") if device.type == "cuda" else contextlib.nullcontext():
         _wait_for(device)
@@ -125,4 +157,5 @@ def _wait_for(device: torch.device) -> None:
 
 def _summarise(seconds: list[float], device: torch.device) -> Timing:
     lower, median, upper = (float(value) for value in np.percentile(seconds, (25, 50, 75)))
-    return Timing(median, lower, upper, repeats=len(seconds), threads=torch.get_num_threads(), device=str(device))
+    threads = torch.get_num_threads()
+    return Timing(median, lower, upper, len(seconds), threads, str(device), fastest=min(seconds))

@@ -12,12 +12,12 @@ from ..model.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
 from ..model.networks import BUILT_BY, find_trainer, network_of_trainer, take_builder
 from ..model.snapshots import Snapshots, SnapshotSettings
 from ..plugin.commands import train_command
-from ..pruning import accept_pruned_weights, widths_of
+from ..pruning import accept_pruned_weights, channel_layout, widths_of
 from .continuing import check_plans
-from .kept_settings import KeepsSettings, has_begun
-from .resizing import MIRRORING, ResizingTrainer, mirroring_of
+from .kept_settings import KeepsSettings, check_not_own, has_begun
+from .resizing import MIRRORING, ResizingTrainer, check_building, mirroring_of
 from .settings import SETTINGS_FILE, Given, TrainingSettings
-from .start import Start, start_path
+from .start import Start, start_path, why_it_does_not_fit
 from .teacher import Distils, TeacherSource
 from .throttled import Throttled
 
@@ -77,6 +77,7 @@ class CompressedTrainer(Distils, KeepsSettings, ResizingTrainer):
     Settings = CompressedSettings  # a subclass may add its own
 
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
+        check_building(type(self))
         self._given = Given(type(self), TrainingSettings, self.Settings, SnapshotSettings)
         training, settings, snapshot_settings = self._given.settings()
         self._more_settings = [settings]
@@ -85,7 +86,9 @@ class CompressedTrainer(Distils, KeepsSettings, ResizingTrainer):
         self._start: Start | None = None
         try:  # here, so that nothing is written of a training that cannot begin
             if settings.start_from:
-                self._start = Start(start_path(settings.start_from, fold), fold, plans["dataset_name"])
+                path = start_path(settings.start_from, fold)
+                check_not_own("start_from", [path], type(self), plans, configuration, fold)
+                self._start = Start(path, fold, plans["dataset_name"])
             beginning = self._start.checkpoint if self._start else {}
             self._choose_teacher(beginning.get(COMPRESSION, {}), {})
             self.read_teacher(plans, configuration, fold, dataset_json)
@@ -125,7 +128,10 @@ class CompressedTrainer(Distils, KeepsSettings, ResizingTrainer):
             take_builder(self, self._start.checkpoint, self._start.builder)
         super().initialize()
         if begins:
+            of_plans = sum(channel_layout(self.bare_network).widths.values())
             self.take_widths(self._widths(self._start.checkpoint, self._start.path))
+            now = sum(channel_layout(self.bare_network).widths.values())
+            self._size = f"{now} channels, where these plans' own network has {of_plans}"
             self._start.load_into(self.bare_network)
 
     def on_train_start(self) -> None:
@@ -155,6 +161,12 @@ class CompressedTrainer(Distils, KeepsSettings, ResizingTrainer):
         super().on_train_start()
         if self.current_epoch == 0:
             self.print_to_log_file(f"{type(self).__name__}: started from {self._start}")
+            self.print_to_log_file(f"It has {self._size}; widths stay as they are")
+            if self._source is None and self._more_settings[0].teacher == SOURCE:
+                self.print_to_log_file(
+                    "WARNING: there is no teacher, since compress did not write that model, or it does not say what it "
+                    "was made from. Name one: teacher=MODEL_FOLDER"
+                )
         self._snapshots.start()
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
@@ -215,8 +227,5 @@ class CompressedTrainer(Distils, KeepsSettings, ResizingTrainer):
     def _widths(self, checkpoint: dict, name: str | Path) -> dict[str, int]:
         widths = widths_of(self.bare_network, checkpoint["network_weights"])
         if widths is None:
-            raise ValueError(
-                f"{name} is of another architecture than these plans: only the numbers of channels may differ. "
-                f"Train with the configuration and the plans (-p) of the model that was compressed."
-            )
+            raise ValueError(f"{name} {why_it_does_not_fit(checkpoint, self.bare_network)}")
         return widths

@@ -62,6 +62,11 @@ def tell_settings(trainer: nnUNetTrainer, settings: Mapping, given: Given) -> No
     line = ", ".join(f"{name}={value}" for name, value in settings.items())
     if given.by_class:
         line += f". Of them class attributes are {', '.join(sorted(given.by_class))}"
+    for name, (begun, of_class) in given.passed_over.items():
+        trainer.print_to_log_file(
+            f"WARNING: the class attribute {name}={of_class} is not used: this training was begun with {begun}, which "
+            f"stays. Begin anew without --c for the other."
+        )
     if given.changed:
         changed = (f"{name}={now} (before: {before})" for name, (before, now) in given.changed.items())
         line += f". Changed from here on: {', '.join(changed)}"
@@ -88,9 +93,28 @@ def _other_settings(folder: Path, settings: Mapping) -> str:
 
 def has_begun(trainer_class: type, plans: dict, configuration: str, fold: int | str) -> bool:
     """Whether a training's folder holds a checkpoint already; usable before nnU-Net's constructor writes a log."""
+    folder = fold_folder(trainer_class, plans, configuration, fold)
+    return folder is not None and any(folder.glob("checkpoint_*.pth"))
+
+
+def fold_folder(trainer_class: type, plans: dict, configuration: str, fold: int | str) -> Path | None:
+    """Where nnU-Net's constructor will let a training write; None where its variable is not set."""
     results = os.environ.get("nnUNet_results")
     model = f"{trainer_class.__name__}__{plans['plans_name']}__{configuration}"
-    return bool(results) and any(Path(results, plans["dataset_name"], model, f"fold_{fold}").glob("checkpoint_*.pth"))
+    return Path(results, plans["dataset_name"], model, f"fold_{fold}") if results else None
+
+
+def check_not_own(
+    name: str, files: Iterable[Path], trainer_class: type, plans: dict, configuration: str, fold: int | str
+) -> None:
+    """Raise ValueError if one of the files that a setting names lies where this training writes its own."""
+    own = fold_folder(trainer_class, plans, configuration, fold)
+    for file in files:
+        if own is not None and file.resolve().parent == own.resolve():
+            raise ValueError(
+                f"{name}: {file} lies in the folder that this training writes its own checkpoints into. Move that "
+                f"model to another folder first, and name it there."
+            )
 
 
 class KeepsSettings(nnUNetTrainer):
@@ -107,6 +131,10 @@ class KeepsSettings(nnUNetTrainer):
     def kept_settings(self) -> list[dict]:
         """An entry per finished epoch."""
         return self.logger.local_logger.my_fantastic_logging.setdefault(SETTINGS, [])
+
+    def initialize(self) -> None:
+        self._given.enforce(self)
+        super().initialize()
 
     def on_train_start(self) -> None:
         super().on_train_start()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from nnunetv2.training.logging import nnunet_logger
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import distributed, nn
 
 from ..files import remove_leftovers
@@ -20,7 +21,7 @@ from ..methods.base import PruningMethod
 from ..model.checkpoints import PRUNING
 from ..model.history_plots import plot_pruning
 from ..model.snapshots import Snapshots, SnapshotSettings
-from ..pruning import channel_layout
+from ..pruning import accepts_pruned_weights, channel_layout
 from .continuing import take_over
 from .decision import decide, is_last_cut
 from .kept_settings import has_begun, settings_of, tell_settings
@@ -28,7 +29,7 @@ from .log_lines import epoch_line, target_line
 from .planned import PlannedNetwork
 from .rate import RateAfterCuts
 from .removal import remove
-from .resizing import ResizingTrainer
+from .resizing import ResizingTrainer, check_building
 from .settings import Given, TrainingSettings
 from .throttled import Throttled
 
@@ -57,6 +58,7 @@ class PruningTrainer(ResizingTrainer):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
         if not hasattr(nnunet_logger, "MetaLogger"):
             raise RuntimeError("This nnU-Net is too old for nnunet-sauron; 2.8 is needed: pip install -U nnunetv2")
+        check_building(type(self))
         self._given = Given(type(self), TrainingSettings, self.Method.Settings, SnapshotSettings, *self.MoreSettings)
         training, self.pruning_settings, snapshot_settings, *self._more_settings = self._given.settings()
         self.planned = PlannedNetwork(plans, configuration, dataset_json)
@@ -111,17 +113,19 @@ class PruningTrainer(ResizingTrainer):
         return settings_of(self, self.pruning_settings, self._snapshots.settings, *self._more_settings)
 
     def initialize(self) -> None:
+        self._given.enforce(self)
         super().initialize()
+        if not accepts_pruned_weights(self.bare_network):
+            raise ValueError(
+                f"{type(self).__name__} builds its network without its base's build_network_architecture, so that no "
+                f"pruned weights could be loaded into it. Call that one, with changed arguments."
+            )
         self._dense_layout = channel_layout(self.bare_network)
         self.dense_widths = self._dense_layout.widths
         self.dense_cost = self.planned.cost.parameters(self.dense_widths), self.planned.cost.macs(self.dense_widths)
         self.make_method()
         # Here and not in _build_loss, which subclasses override to bring a loss of their own.
         self.loss = _RegularisedLoss(self.loss, self)
-
-    def configure_optimizers(self):
-        optimizer, scheduler = super().configure_optimizers()
-        return optimizer, RateAfterCuts(self, optimizer, scheduler)
 
     def _do_i_compile(self) -> bool:
         # Every cut would throw compiled graphs away; compiling takes minutes.
@@ -141,11 +145,18 @@ class PruningTrainer(ResizingTrainer):
         self.method.attach(self.bare_network, channel_layout(self.bare_network))
         self.optimizer.register_step_pre_hook(lambda *_: self.method.before_update())
         tell_settings(self, self.settings_now(), self._given)
-        for sentence in self.pruning_settings.without_effect():
+        for sentence in self._without_effect():
             self.print_to_log_file(f"WARNING: {sentence}.")
         if self.history():
             self.method.load_state(self.history()[-1]["state"])
         self._snapshots.start()
+
+    def _without_effect(self) -> list[str]:
+        found, rate = self.pruning_settings.without_effect(), self.pruning_settings.rate_after_cuts
+        if rate is not None and not isinstance(self.lr_scheduler, (PolyLRScheduler, RateAfterCuts)):
+            scheduler = type(self.lr_scheduler).__name__
+            found.append(f"rate_after_cuts={rate:g} has no effect beside {scheduler}, which is not nnU-Net's schedule")
+        return found
 
     def on_epoch_start(self) -> None:
         # First, so that nnU-Net's time of an epoch leaves merging out; the log tells how long that took.
@@ -154,6 +165,9 @@ class PruningTrainer(ResizingTrainer):
         super().on_epoch_start()
 
     def on_train_epoch_start(self) -> None:
+        # Here and not in configure_optimizers, which subclasses override to bring an optimiser of their own.
+        if isinstance(self.lr_scheduler, PolyLRScheduler):
+            self.lr_scheduler = RateAfterCuts(self, self.optimizer, self.lr_scheduler)
         super().on_train_epoch_start()
         self.method.start_epoch(self.current_epoch, channel_layout(self.bare_network).widths)
 
@@ -185,6 +199,8 @@ class PruningTrainer(ResizingTrainer):
             older["state"] = {k: v for k, v in older["state"].items() if k not in self.method.latest_only}
         self.history().append(record)
         self.print_to_log_file(epoch_line(record, self.dense_widths, self.dense_cost))
+        if self.method.doubt and record["keep"]:
+            self.print_to_log_file(f"WARNING: {self.method.doubt}.")
         in_phase = self.pruning_settings.may_cut_after(self.current_epoch, self.num_epochs)
         if "target" in record and in_phase and is_last_cut(self):
             self.print_to_log_file(target_line(record["target"]))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+
 
 class RateAfterCuts:
     """nnU-Net's scheduler; but where channels were removed, epochs after the cutting phase have the rate that the
-    setting `rate_after_cuts` gives them.
+    setting `rate_after_cuts` gives them, relative to the one that the scheduler began with.
 
     Args:
         trainer: A `PruningTrainer`.
         optimizer: Its optimiser.
-        scheduler: nnU-Net's, or a subclass's own, which is asked for everything else.
+        scheduler: nnU-Net's, which is asked for everything else.
     """
 
-    def __init__(self, trainer, optimizer, scheduler):
+    def __init__(self, trainer, optimizer, scheduler: PolyLRScheduler):
         self._trainer, self._optimizer, self._scheduler = trainer, optimizer, scheduler
 
     def step(self, epoch: int) -> None:
@@ -22,7 +24,7 @@ class RateAfterCuts:
         rate = trainer.pruning_settings.learning_rate(epoch, trainer.num_epochs)
         if rate is not None and any(record.get("keep") for record in trainer.history()):
             for group in self._optimizer.param_groups:
-                group["lr"] = rate * trainer.initial_lr
+                group["lr"] = rate * self._scheduler.initial_lr
 
     def __getattr__(self, name: str):
         return getattr(self._scheduler, name)

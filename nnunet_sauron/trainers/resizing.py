@@ -25,6 +25,24 @@ def mirroring_of(checkpoint: dict) -> dict:
     return {key: value for key, value in checkpoint.items() if key == MIRRORING}
 
 
+def check_building(trainer_class: type) -> None:
+    """Raise ValueError where another base than nnU-Net's own trainer builds a network, as its variant with batch norm.
+
+    It would be passed over or, as the first of the bases, build a network that no pruned weights can be loaded into.
+    A subclass that builds its own network from ours decides for itself.
+    """
+    builders = [base for base in trainer_class.__mro__ if "build_network_architecture" in vars(base)]
+    if issubclass(builders[0], ResizingTrainer) and not builders[0].__module__.startswith("nnunet_sauron."):
+        return
+    for base in builders:
+        if base is not nnUNetTrainer and not issubclass(base, ResizingTrainer):
+            raise ValueError(
+                f"{trainer_class.__name__} has the base {base.__name__}, which builds a network of its own, and that "
+                f"cannot be combined. Change the plans' architecture, or let {trainer_class.__name__} have a "
+                f"build_network_architecture that calls its other base's with changed arguments."
+            )
+
+
 class ResizingTrainer(CompilesOnCudaOnly):
     """Builds nnU-Net's network so that pruned weights load into it, in training and in prediction; saves atomically.
 

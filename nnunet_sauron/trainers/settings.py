@@ -86,6 +86,7 @@ class Given:
         by_class: The names that class attributes gave; after `continued`, those that its checkpoint does not hold.
         by_variable: The names that the environment variable gave, itself or by a file.
         changed: After `continued`: what the variable changed, by name, as a pair of values before and now.
+        passed_over: After `continued`: class attributes that differ from what the training was begun with, likewise.
 
     Raises:
         FileNotFoundError, OSError: The variable names a file that is missing or cannot be read.
@@ -101,6 +102,7 @@ class Given:
         self.by_class: set[str] = set()
         self.by_variable: set[str] = set()
         self.changed: dict[str, tuple] = {}
+        self.passed_over: dict[str, tuple] = {}
         try:
             _refuse_other_spellings()
             for name in self._known:
@@ -200,9 +202,18 @@ class Given:
             )
         kept = {name: value for name, value in before.items() if name in self._known}
         kept |= {name: value for name, value in given.items() if name not in before or name in self.by_variable}
+        self.passed_over |= {
+            name: (before[name], given[name]) for name in sorted(differ & self.by_class - self.by_variable)
+        }
         self.by_class -= before.keys()
         self.changed = {name: (before[name], given[name]) for name in sorted(differ & self.by_variable)}
         return tuple(cls(**_of(cls, kept)) for cls in self._classes)
+
+    def enforce(self, trainer) -> None:
+        """Set nnU-Net's own numbers that the variable gives once more, where a subclass's constructor set others."""
+        for name in self.by_variable & {field.name for field in fields(TrainingSettings)}:
+            if self.values[name] is not None:
+                setattr(trainer, name, self.values[name])
 
     def _nearest(self, name: str) -> str:
         near = difflib.get_close_matches(name, self._known, 1)

@@ -8,12 +8,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from ..methods.shrink import Shrink
 from ..model.architecture import network_of_plans
+from ..model.checkpoints import COMPRESSION
 from ..model.networks import builds_what_plans_say
 from ..pruning import widths_of
-from .kept_settings import has_begun
+from .kept_settings import check_not_own, has_begun
 from .pruning import PruningTrainer
 from .resizing import MIRRORING, mirroring_of
-from .start import Start, start_path
+from .start import Start, start_path, why_it_does_not_fit
 from .teacher import Distils, TeacherSource
 
 START = "start"
@@ -53,6 +54,7 @@ class ShrinkTrainer(Distils, PruningTrainer):
     def _read_before_writing(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
         (settings,) = self._more_settings
         path = start_path(settings.start_from, fold) if settings.start_from else None
+        check_not_own("start_from", [path] if path else [], type(self), plans, configuration, fold)
         self._start: Start | None = None
         try:
             self._start = Start(path, fold, plans["dataset_name"]) if path else None
@@ -67,14 +69,12 @@ class ShrinkTrainer(Distils, PruningTrainer):
         self.mirroring = {}
         if self._start:
             self.mirroring = mirroring_of(self._start.checkpoint)
+            self._larger_source = self._start.checkpoint.get(COMPRESSION, {}).get("source")
             self._check_builder()
             network = network_of_plans(PlansManager(plans), configuration, dataset_json)
             self._start_widths = widths_of(network, self._start.checkpoint["network_weights"])
             if self._start_widths is None:
-                raise ValueError(
-                    f"start_from={path} is of another architecture than these plans: only the numbers of channels may "
-                    f"differ. Train with the configuration and the plans (-p) of that model."
-                )
+                raise ValueError(f"start_from={path} {why_it_does_not_fit(self._start.checkpoint, network)}")
         if self._refused:
             return
         try:
@@ -106,6 +106,11 @@ class ShrinkTrainer(Distils, PruningTrainer):
         super().on_train_start()
         if self._start and self.current_epoch == 0:
             self.print_to_log_file(f"Started from {self._start}")
+            if self._larger_source and self._more_settings[0].teacher == START:
+                self.print_to_log_file(
+                    f"WARNING: that model, which is the teacher, was itself compressed. The better teacher is what it "
+                    f"was made from: teacher={self._larger_source}"
+                )
             if self._start_widths != self.dense_widths:
                 self._tell_size_of_start()
 

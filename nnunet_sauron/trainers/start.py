@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
@@ -61,6 +62,25 @@ class Start:
                 f"start_from={self.path} and -pretrained_weights are both given, and nnU-Net has put the weights of "
                 f"the second over most of the first's. Leave one of them out."
             )
+
+
+def why_it_does_not_fit(checkpoint: Mapping, network: nn.Module) -> str:
+    """Why the weights of a checkpoint cannot be those of a network at any widths, in words that follow its name."""
+    outputs = [
+        weights[last[-1]].shape[0]
+        for weights in (checkpoint["network_weights"], network.state_dict())
+        if (last := [name for name in weights if ".seg_layers." in name and name.endswith(".weight")])
+    ]
+    if len(set(outputs)) == 2:
+        trained_on = checkpoint.get("init_args", {}).get("plans", {}).get("dataset_name", "another data set")
+        return (
+            f"has {outputs[0]} outputs, and this data set needs {outputs[1]}: it was trained on {trained_on}. Name a "
+            f"model of the same classes."
+        )
+    return (
+        "is of another architecture than these plans: only the numbers of channels may differ. Train with the "
+        "configuration and the plans (-p) of that model."
+    )
 
 
 def start_path(given: str, fold: int | str) -> Path:

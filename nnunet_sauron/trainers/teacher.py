@@ -22,6 +22,7 @@ from ..model.checkpoints import CHECKPOINT, logged_settings, plain, read_checkpo
 from ..model.labels import class_values
 from ..model.networks import NetworkBuilder
 from ..model.trained import ALL, folds_in
+from .kept_settings import check_not_own
 from .start import seen_cases
 
 TERM = "distillation"  # of a training step's results
@@ -39,8 +40,12 @@ class Teacher:
         supervised: Whether their outputs of low resolution were trained; if not, only the full resolution is learned.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], *, regions: bool, name: str = "", supervised: bool = True):
+    def __init__(
+        self, networks: Sequence[nn.Module], *, regions: bool, name: str = "", supervised: bool = True,
+        files: Sequence[Path] = (),
+    ):  # fmt: skip
         self.networks = [network.eval().requires_grad_(False) for network in networks]
+        self.files = list(files)
         self.regions, self.name, self.supervised = regions, name, supervised
         self.device = torch.device("cpu")
 
@@ -89,8 +94,9 @@ class Teacher:
         name += f" ({builder.assumed})" if builder.assumed else ""
         name += "".join(f". {warning}" for warning in seen if warning)
         return cls(
-            networks, regions=student[0].get_label_manager(dataset_json).has_regions, name=name, supervised=supervised
-        )
+            networks, regions=student[0].get_label_manager(dataset_json).has_regions, name=name, supervised=supervised,
+            files=files,
+        )  # fmt: skip
 
     def start(self, device: torch.device, *, deep_supervision: bool) -> None:
         """Move to the student's device, and give as many outputs as it, or only the first. Comes before `logits`."""
@@ -211,12 +217,14 @@ class Distils(nnUNetTrainer):
         """Read the teacher, if there is a source.
 
         Raises:
-            FileNotFoundError, ValueError: As `Teacher.read`.
+            FileNotFoundError, ValueError: As `Teacher.read`; or it is this training's own.
         """
         self._teacher = self._source and Teacher.read(
             self._source.path, fold, plans, configuration, dataset_json, folds=self._source.folds,
             checkpoint_name=self._source.checkpoint,
         )  # fmt: skip
+        if self._teacher:
+            check_not_own("teacher", self._teacher.files, type(self), plans, configuration, fold)
 
     def on_train_start(self) -> None:
         if not self.was_initialized:
@@ -285,7 +293,7 @@ def _check(student: tuple, teacher: tuple, path: Path) -> None:
     for what, (of_student, of_teacher) in facts.items():
         if plain(of_student) != plain(of_teacher):
             raise ValueError(
-                f"{path} cannot be the teacher: its {what} are {plain(of_teacher)}, the student's "
+                f"{path} cannot be the teacher: its {what}: {plain(of_teacher)}; the student's: "
                 f"{plain(of_student)}. Name a model of the same data set and configuration (teacher=FOLDER), or none "
                 f"(teacher=None)."
             )

@@ -6,4 +6,5 @@ import pytest
 @pytest.fixture(autouse=True)
 def timed_once(monkeypatch):
     """How long networks take is chance here, and no test looks at it."""
-    monkeypatch.setattr("nnunet_sauron.compression.compressor.REPEATS", 1)
+    for module in ("pruning.timing", "compression.compressor"):
+        monkeypatch.setattr(f"nnunet_sauron.{module}.RATIO_REPEATS", 1)

@@ -165,11 +165,10 @@ def test_widths_keep_to_multiples(folders, capsys):
 def test_latency_is_met_by_what_the_clock_says(folders, monkeypatch):
     """The clock here counts parameters; what small networks take on a busy machine is chance."""
 
-    def clock(networks, input_shape, **_):
-        seconds = {name: float(count_parameters(network)) for name, network in networks.items()}
-        return {name: Timing(s, s, s, repeats=1, threads=1, device="cpu") for name, s in seconds.items()}
+    def clock(whole, narrow, input_shape, device):
+        return count_parameters(narrow) / count_parameters(whole), False
 
-    monkeypatch.setattr("nnunet_sauron.compression.compressor.time_networks", clock)
+    monkeypatch.setattr("nnunet_sauron.compression.compressor.time_left", clock)
     write_model(folders / "model")
     assert compress(folders, "--latency", "0.7") == 0
     assert 0.5 < what_is_left(folders, "0", "parameters") <= 0.7
@@ -187,11 +186,7 @@ def test_times_of_a_busy_machine_are_said_to_be_so(folders, monkeypatch, capsys)
 
 
 def test_a_clock_that_finds_the_old_network_fast_enough_is_not_believed(folders, monkeypatch, capsys):
-    def clock(networks, input_shape, **_):
-        seconds = dict(zip(networks, (1.0, 0.5), strict=True))
-        return {name: Timing(s, s, s, repeats=9, threads=1, device="cpu") for name, s in seconds.items()}
-
-    monkeypatch.setattr("nnunet_sauron.compression.compressor.time_networks", clock)
+    monkeypatch.setattr("nnunet_sauron.compression.compressor.time_left", lambda *_: (0.5, True))
     write_model(folders / "model")
     assert compress(folders, "--latency", "0.7") == 2
     assert "--latency 0.7 cannot be judged" in capsys.readouterr().err

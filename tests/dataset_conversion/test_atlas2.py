@@ -122,6 +122,12 @@ def test_paper_split_is_the_first_fifth_of_the_subjects(atlas: Path, target: Pat
     assert json.loads((target / "conversion.json").read_text())["options"]["paper_split"] is True
 
 
+def test_a_split_of_which_nothing_is_left_is_refused(atlas: Path, target: Path, capsys) -> None:
+    assert convert(atlas2, atlas, "--paper-split", "--exclude", "sub-r001s001") == 2
+    assert "--exclude leaves fold 0 of the split without validation cases" in capsys.readouterr().err
+    assert not target.exists()
+
+
 def test_another_download_is_refused(tmp_path: Path, raw: Path, capsys) -> None:
     write(tmp_path / "other" / "scan.nii.gz", np.ones((4, 4, 4)), MNI)
     assert convert(atlas2, tmp_path / "other") == 2

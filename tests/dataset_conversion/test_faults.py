@@ -218,3 +218,13 @@ def test_empty_masks_can_be_allowed(download: Path, raw: Path, capsys) -> None:
     changed(mask(download), np.zeros_like)
     assert convert(acdc, download, "--allow-empty") == 0
     assert "1 of 4 cases have an empty segmentation" in capsys.readouterr().err
+
+
+def test_a_folder_with_the_name_of_an_image_is_told_as_that(download: Path, capsys) -> None:
+    file = image(download)
+    aside = file.rename(file.with_name("aside"))
+    file.mkdir()
+    aside.rename(file / file.name)
+    assert convert(acdc, download) == 2
+    told = capsys.readouterr().err
+    assert f"{file}: it is a folder with the name of an image file; if that file lies in it, move the file up" in told

@@ -51,6 +51,10 @@ class TestMSD:
         [
             (lambda task: (task / "imagesTr/la_002.nii.gz").unlink(), "la_002: there is no image"),
             (lambda task: (task / "labelsTr/la_002.nii.gz").unlink(), "la_002: there is no segmentation"),
+            (
+                lambda task: shutil.copy(task / "imagesTr/la_002.nii.gz", task / "imagesTr/la_002 (1).nii.gz"),
+                "la_002 (1): dataset.json does not list it. If it is a copy of another one, remove it",
+            ),
             (lambda task: edit(task, numTraining=7), "numTraining is 7, but 6 cases are listed"),
             (lambda task: edit(task, modality={"0": "T1", "1": "T2"}), "expected four axes"),
             (lambda task: edit(task, labels={"0": "background", "2": "la"}), "nnU-Net needs 0, 1, 2"),

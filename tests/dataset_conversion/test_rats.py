@@ -39,6 +39,26 @@ def test_names_tell_study_time_point_and_animal_and_animals_stay_together(
         assert not animals[0] & animals[1]
 
 
+@pytest.mark.parametrize("swap", [False, True])
+def test_time_points_of_other_names_must_be_told(tmp_path: Path, raw: Path, target: Path, capsys, swap: bool) -> None:
+    tree = write_rats(tmp_path / "tree", swap=swap)
+    for folder in [path for path in tree.rglob("*h") if path.is_dir()]:
+        folder.rename(folder.with_name({"2h": "TP1", "24h": "TP2"}[folder.name]))
+    assert convert(rats, tree) == 2
+    assert "it is not known which folders are animals" in capsys.readouterr().err
+    assert convert(rats, tree, "--time-points", "tp1", "TP2") == 0
+    cases = json.loads((target / "conversion.json").read_text())["cases"]
+    assert {case["group"] for case in cases} == {
+        f"{study}/{animal}" for study in ("21JUL2015", "Study 1") for animal in (5, 32, 33)
+    }
+
+
+def test_an_animal_with_two_spellings_of_its_number_is_named(tree: Path, capsys) -> None:
+    (tree / "21JUL2015" / "2h" / "5").rename(tree / "21JUL2015" / "2h" / "05")
+    assert convert(rats, tree) == 2
+    assert "are one number, and animals of 21JUL2015 are known by it" in capsys.readouterr().err
+
+
 def test_a_fourth_axis_of_length_one_is_dropped(tree: Path, target: Path) -> None:
     assert convert(rats, tree) == 0
     image = nibabel.load(target / "imagesTr" / "21JUL2015_24h_5_0000.nii.gz")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nnunet_sauron.pruning import timing
-from nnunet_sauron.pruning.timing import time_networks
+from nnunet_sauron.pruning.timing import time_left, time_networks
 
 
 class Recorder(nn.Module):
@@ -49,6 +49,20 @@ def test_networks_run_as_in_prediction_and_get_their_mode_back(clock):
     time_networks({"a": network}, (2, 3, 4, 5), repeats=1, warmup=1)
     assert calls == [("a", (2, 3, 4, 5), False, True)] * 2
     assert network.training
+
+
+def test_a_fraction_of_the_time_is_that_of_the_fastest_passes(clock):
+    """Something else slows most passes of the whole network down, and the machine is quiet at the third try."""
+
+    def recorded(seconds):
+        return Recorder("a", [], clock, seconds)
+
+    warm, busy, quiet = [9.0] * 2, [4.0, *[64.0] * 4, *[9.0] * 4], [5.0] * 9
+    whole = recorded([*warm, *busy, *warm, *busy, *warm, *quiet])
+    narrow = recorded([1.0] * 33)
+    assert time_left(whole, narrow, (1, 1, 4, 4), "cpu") == (0.25, False)
+    always = recorded([*warm, *busy] * timing.MOST_TIMES)
+    assert time_left(always, recorded([1.0] * 44), (1, 1, 4, 4), "cpu") == (0.25, True)
 
 
 def test_mode_comes_back_after_an_error(clock):

@@ -308,6 +308,21 @@ def test_another_architecture_is_refused(folder, model, monkeypatch):
         trainer.initialize()
 
 
+def test_its_own_folder_is_no_start(folder, model, monkeypatch):
+    first = start(folder, monkeypatch, model, num_epochs=2)
+    first.run_training()
+    with pytest.raises(ValueError, match="start_from: .* lies in the folder that this training writes"):
+        start(folder, monkeypatch, Path(first.output_folder).parent, num_epochs=2)
+
+
+def test_a_start_without_a_teacher_and_its_size_are_told(folder, model, monkeypatch):
+    trainer = start(folder, monkeypatch, model)
+    trainer.on_train_start()
+    now = sum(channel_layout(trainer.network).widths.values())
+    assert f"It has {now} channels, where these plans' own network has" in log_of(trainer)
+    assert "WARNING: there is no teacher, since compress did not write that model" in log_of(trainer)
+
+
 def test_a_missing_model_is_refused_before_a_log_is_written(folder, monkeypatch):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         start(folder, monkeypatch, folder / "nowhere")

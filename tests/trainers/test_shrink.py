@@ -230,6 +230,42 @@ def test_another_architecture_is_refused_before_a_log_is_written(folder, trained
     assert not list((folder / "results").rglob("Other*"))
 
 
+def test_a_start_of_other_classes_is_named_as_that(folder, trained, monkeypatch):
+    path = trained / "fold_0" / "checkpoint_final.pth"
+    model = torch.load(path, weights_only=False)
+    model["network_weights"] = {
+        name: tensor[:2] if ".seg_layers." in name else tensor for name, tensor in model["network_weights"].items()
+    }
+    torch.save(model, path)
+    monkeypatch.setenv("nnunet_sauron", f"start_from={trained},teacher=None")
+    with pytest.raises(ValueError, match="has 2 outputs, and this data set needs 3: it was trained on Dataset001"):
+        small_trainer(folder, type("Other", (Small,), {}), widths=WIDTHS)
+
+
+@pytest.mark.parametrize("name", ["start_from", "teacher"])
+def test_the_training_own_folder_is_no_start_and_no_teacher(folder, trained, monkeypatch, name):
+    first = small_trainer(folder, type("T", (Small,), {"num_epochs": 2}), widths=WIDTHS)
+    first.run_training()
+    final = Path(first.output_folder) / "checkpoint_final.pth"
+    before = final.read_bytes()
+    for given in (Path(first.output_folder).parent, final):
+        monkeypatch.setenv("nnunet_sauron", f"{name}={given}")
+        with pytest.raises(ValueError, match=f"{name}: {final} lies in the folder that this training writes"):
+            small_trainer(folder, type("T", (Small,), {"num_epochs": 2}), widths=WIDTHS)
+    assert final.read_bytes() == before
+
+
+def test_from_a_compressed_model_the_larger_one_is_recommended_as_teacher(folder, trained, monkeypatch):
+    path = trained / "fold_0" / "checkpoint_final.pth"
+    torch.save({**torch.load(path, weights_only=False), "compression": {"source": "/models/dense"}}, path)
+    monkeypatch.setenv("nnunet_sauron", f"start_from={trained}")
+    trainer = small_trainer(folder, type("T", (Small,), {}), widths=WIDTHS)
+    trainer.on_train_start()
+    assert "was itself compressed. The better teacher is what it was made from: teacher=/models/dense" in log_of(
+        trainer
+    )
+
+
 def test_a_start_with_a_network_that_its_plans_do_not_describe_is_refused_by_name(folder, trained, monkeypatch):
     monkeypatch.setattr("nnunet_sauron.model.networks.find_trainer", {"Gelu": Gelu}.get)
     path = trained / "fold_0" / "checkpoint_final.pth"

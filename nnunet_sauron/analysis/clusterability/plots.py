@@ -39,7 +39,7 @@ NOTE = (
 NOTE_ON_WIDTHS = (
     "{} layers lost channels, which changes the measures as well: maps with near neighbours are removed first, and "
     "with fewer maps the dip is larger and the Hopkins statistic smaller. To see delta_opt alone, train without cuts: "
-    'nnunet_sauron="cut_until=0,snapshot_every=10".'
+    'nnunet_sauron="target_macs=1,delta_opt_after_cuts=True,snapshot_every=10".'
 )
 
 

@@ -220,7 +220,7 @@ def test_empty_masks_can_be_allowed(download: Path, raw: Path, capsys) -> None:
     assert "1 of 4 cases have an empty segmentation" in capsys.readouterr().err
 
 
-def test_a_folder_with_the_name_of_an_image_is_told_as_that(download: Path, capsys) -> None:
+def test_a_folder_with_the_name_of_an_image_is_told_as_that(download: Path, raw: Path, capsys) -> None:
     file = image(download)
     aside = file.rename(file.with_name("aside"))
     file.mkdir()

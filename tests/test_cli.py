@@ -224,3 +224,18 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_an_error_of_ours_stands_without_its_class(error, line):
     assert cli._words(error).startswith(line)
+
+
+def test_an_unknown_option_is_shown_with_the_verbs_own_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["predict", "-b", "small.zip", "--num_parts", "2"])
+    message = capsys.readouterr().err
+    assert "usage: nnUNetv2_sauron predict" in message and "unrecognized arguments: --num_parts 2" in message
+
+
+def test_predict_takes_nnunets_names_of_its_options() -> None:
+    parser = cli._parser()
+    words = ["predict", "-b", "a.zip", "-i", "in", "-o", "out"]
+    theirs = ["-step_size", "0.3", "--disable_tta", "--save_probabilities", "--continue_prediction"]
+    ours = ["--step", "0.3", "--no-mirroring", "--save-probabilities", "--continue-prediction"]
+    assert parser.parse_args([*words, *theirs]) == parser.parse_args([*words, *ours])

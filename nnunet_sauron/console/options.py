@@ -30,7 +30,7 @@ def add_verb(
         epilog=f"example:\n  {' '.join(['nnUNetv2_sauron', name, example]).rstrip()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verb.set_defaults(run=run)
+    verb.set_defaults(run=run, parser=verb)
     return verb
 
 

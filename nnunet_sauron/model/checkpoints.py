@@ -88,6 +88,10 @@ def load(path: Path):
                 f"use a machine with more; the file is not damaged."
             ) from error
         kind = _kind(path)
+        if kind == "bundle":
+            raise ValueError(
+                f"{path} is a bundle for machines without PyTorch; name the model that it was exported from."
+            ) from error
         if isinstance(error, (ImportError, AttributeError)) and kind in ("whole zip", "pickle"):
             raise ValueError(f"{path} is whole, but needs what is not installed here. {_missing(error)}") from error
         if kind != "whole zip":
@@ -104,7 +108,7 @@ def load(path: Path):
 
 def _kind(path: Path) -> str:
     """Whether a file is a "whole zip" as PyTorch writes them, with right checksums, a "broken zip" (or nothing at all),
-    a "pickle" of PyTorch's old form, or "another" one."""
+    a "pickle" of PyTorch's old form, a "bundle" that `export` wrote, or "another" one."""
     with path.open("rb") as file:
         begins = file.read(4)
     if begins[:1] == b"\x80":
@@ -114,7 +118,7 @@ def _kind(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             if not any(name.endswith("data.pkl") for name in archive.namelist()):
-                return "another"
+                return "bundle" if "bundle.json" in archive.namelist() else "another"
             return "broken zip" if archive.testzip() else "whole zip"
     except Exception:  # as many classes as there are kinds of damage
         return "broken zip"

@@ -272,12 +272,13 @@ def _chosen_folds(
     if missing or not there:
         first = missing[0] if missing else "*"
         others = dict.fromkeys(name for fold in missing or folds for name in files.get(fold, []))
+        go_on = continue_command(folder, missing[0] if missing else "FOLD")
         has = ", ".join(f"fold_{fold}: {' '.join(files[fold]) or 'none'}" for fold in folds) or "no fold at all"
         raise FileNotFoundError(
             f"{folder} has no fold_{first}/{checkpoint_name}. Checkpoints there are: {has}. "
-            + (f"Read another one with -chk {shlex.quote(next(iter(others)))}, or let " if others else "Let ")
-            + f"the training end, which writes {CHECKPOINT}. To go on: "
-            + continue_command(folder, missing[0] if missing else "FOLD")
+            + (f"Read another one with -chk {shlex.quote(next(iter(others)))}" if others else "")
+            + ("." if CHECKPOINT in others else ", or let " if others else "Let ")
+            + ("" if CHECKPOINT in others else f"the training end, which writes {CHECKPOINT}. To go on: {go_on}")
         )
     if wanted:
         return list(dict.fromkeys(wanted)), []

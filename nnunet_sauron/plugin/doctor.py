@@ -20,7 +20,7 @@ from pathlib import Path
 from .. import __version__
 from ..console.json_output import print_json
 from .commands import EXTERNAL, SETTINGS
-from .installation import PLANNERS, SHIMS, TRAINERS, Shim, find_nnunet, shim_state
+from .installation import PLANNERS, SHIMS, TRAINERS, Shim, find_nnunet, shim_state, trainer_names
 
 PROCESSES = {"nnUNet_def_n_proc": 1, "nnUNet_n_proc_DA": 0}  # the least that nnU-Net works with
 DISTRIBUTION, RUNTIME = "nnunet-sauron", "nnunet-sauron-runtime"
@@ -179,7 +179,9 @@ def _data_folder(variable: str, purpose: str, *, needed: bool, written: bool) ->
 def _settings() -> Check:
     name = f"settings ({SETTINGS})"
     try:
-        importlib.import_module("nnunet_sauron.trainers.settings").check_variable()
+        trainers = importlib.import_module("nnunet_sauron.trainers")
+        classes = [getattr(trainers, name) for name in trainer_names()]
+        importlib.import_module("nnunet_sauron.trainers.settings").check_variable(classes)
     except (OSError, ValueError) as error:
         return Check(name, False, str(error), f"Mend the variable, or: unset {SETTINGS}")
     except ImportError as error:  # which the search for trainers explains

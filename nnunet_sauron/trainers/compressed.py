@@ -78,7 +78,7 @@ class CompressedTrainer(Distils, KeepsSettings, ResizingTrainer):
 
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
         check_building(type(self))
-        self._given = Given(type(self), TrainingSettings, self.Settings, SnapshotSettings)
+        self._given = Given(type(self), *self.settings_classes())
         training, settings, snapshot_settings = self._given.settings()
         self._more_settings = [settings]
         self._no_training: str | None = None
@@ -104,6 +104,11 @@ class CompressedTrainer(Distils, KeepsSettings, ResizingTrainer):
         self.kept_settings()
         self.logger.plot_progress_png = Throttled(self, self.logger.plot_progress_png)
         self._snapshots = Snapshots(self, snapshot_settings)
+
+    @classmethod
+    def settings_classes(cls) -> tuple[type, ...]:
+        """The dataclasses of all its settings."""
+        return TrainingSettings, cls.Settings, SnapshotSettings
 
     @staticmethod
     @functools.wraps(ResizingTrainer.build_network_architecture)

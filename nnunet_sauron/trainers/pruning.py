@@ -59,7 +59,7 @@ class PruningTrainer(ResizingTrainer):
         if not hasattr(nnunet_logger, "MetaLogger"):
             raise RuntimeError("This nnU-Net is too old for nnunet-sauron; 2.8 is needed: pip install -U nnunetv2")
         check_building(type(self))
-        self._given = Given(type(self), TrainingSettings, self.Method.Settings, SnapshotSettings, *self.MoreSettings)
+        self._given = Given(type(self), *self.settings_classes())
         training, self.pruning_settings, snapshot_settings, *self._more_settings = self._given.settings()
         self.planned = PlannedNetwork(plans, configuration, dataset_json)
         self.given_widths: dict[str, int] | None = None
@@ -78,6 +78,11 @@ class PruningTrainer(ResizingTrainer):
         self._plot = Throttled(self, self._plot_pruning)
         self._snapshots = Snapshots(self, snapshot_settings)
         self._last_regulariser: torch.Tensor | None = None
+
+    @classmethod
+    def settings_classes(cls) -> tuple[type, ...]:
+        """The dataclasses of all its settings."""
+        return TrainingSettings, cls.Method.Settings, SnapshotSettings, *cls.MoreSettings
 
     def _check_settings(self, num_epochs: int) -> None:
         """Refuse settings that cannot be met before nnU-Net's constructor writes a log."""

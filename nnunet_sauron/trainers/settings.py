@@ -19,7 +19,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
@@ -30,6 +30,7 @@ VARIABLE = "nnunet_sauron"
 SETTINGS_FILE = "settings.json"
 PATHS = {"start_from": (), "widths_from": (), "teacher": ("start", "source")}
 """Settings that are paths, and the words that they may be instead."""
+NO_SETTING, LISTED = "is not a setting of", ". Settings come from the environment variable"
 WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a word", type(None): "None"}
 
 
@@ -135,7 +136,7 @@ class Given:
             name, equals, text = (part.strip() for part in item.partition("="))
             if not equals or name not in self._known:
                 hint = "" if equals else f". (A value that holds a comma is given by a file, {VARIABLE}=@FILE)"
-                raise ValueError(f"'{item}' is not a setting of {self._trainer_name}{self._nearest(name)}{hint}")
+                raise ValueError(f"'{item}' {NO_SETTING} {self._trainer_name}{self._nearest(name)}{hint}")
             if name in found:
                 raise ValueError(f"{name} is given twice in {VARIABLE}; leave one value for it")
             self.values[name] = _absolute(name, _parsed(name, text, self._kinds[name]))
@@ -145,7 +146,7 @@ class Given:
     def _take_file(self, path: Path) -> None:
         for name, value in _read(path).items():
             if name not in self._known:
-                raise ValueError(f"'{name}' in {path} is not a setting of {self._trainer_name}{self._nearest(name)}")
+                raise ValueError(f"'{name}' in {path} {NO_SETTING} {self._trainer_name}{self._nearest(name)}")
             try:
                 self.values[name] = _absolute(name, _checked(name, value, self._kinds[name]))
             except ValueError as error:
@@ -222,7 +223,7 @@ class Given:
     def _listed(self, error: ValueError) -> ValueError:
         listing = "\n".join(f"    {name}={_default(field)}" for name, field in self._known.items())
         return ValueError(
-            f"{str(error).rstrip('.')}. Settings come from the environment variable {VARIABLE}, as in "
+            f"{str(error).rstrip('.')}{LISTED} {VARIABLE}, as in "
             f'{VARIABLE}="num_epochs=50" or {VARIABLE}="@{SETTINGS_FILE}", or from class attributes of a subclass. '
             f"Valid ones and their defaults:\n"
             f"{listing}"
@@ -234,24 +235,25 @@ def _of(settings_class: type, values: Mapping) -> dict:
     return {field.name: values[field.name] for field in fields(settings_class) if field.name in values}
 
 
-def check_variable() -> None:
-    """Raise what every trainer raises at the variable, whatever its own settings.
+def check_variable(trainer_classes: Iterable[type]) -> None:
+    """Raise what the variable makes every one of some trainers raise: it suits none of them.
+
+    Args:
+        trainer_classes: Each with `settings_classes`.
 
     Raises:
-        OSError, ValueError: As `Given`.
+        OSError, ValueError: As `Given` and `Given.settings`, without the list of settings; of a trainer that knows all
+            names, if one does.
     """
-    _refuse_other_spellings()
-    path, items = _split(os.environ.get(VARIABLE, ""))
-    given = [] if path is None else list(_read(path).items())
-    for item in items:
-        name, equals, text = (part.strip() for part in item.partition("="))
-        if not equals:
-            raise ValueError(f"'{item}' in {VARIABLE} is no setting, expected NAME=VALUE")
-        given.append((name, text))
-    hints = _hints(TrainingSettings)
-    for name, value in given:
-        if name in hints:  # those of all trainers
-            (_parsed if isinstance(value, str) else _checked)(name, value, _kinds(name, hints[name]))
+    said = []
+    for trainer_class in trainer_classes:
+        try:
+            Given(trainer_class, *trainer_class.settings_classes()).settings()
+            return
+        except ValueError as error:
+            said.append(str(error).partition(LISTED)[0])
+    if said:
+        raise ValueError(min(said, key=lambda text: NO_SETTING in text))
 
 
 def _refuse_other_spellings() -> None:

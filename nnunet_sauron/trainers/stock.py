@@ -19,7 +19,7 @@ class StockTrainer(KeepsSettings, CompilesOnCudaOnly):
     bare_network = ResizingTrainer.bare_network
 
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
-        self._given = Given(type(self), TrainingSettings, SnapshotSettings)
+        self._given = Given(type(self), *self.settings_classes())
         settings, snapshot_settings = self._given.settings()
         self._more_settings = []
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -27,6 +27,11 @@ class StockTrainer(KeepsSettings, CompilesOnCudaOnly):
         self.logger.plot_progress_png = Throttled(self, self.logger.plot_progress_png)
         self._snapshots = Snapshots(self, snapshot_settings)
         self.kept_settings()
+
+    @classmethod
+    def settings_classes(cls) -> tuple[type, ...]:
+        """The dataclasses of all its settings."""
+        return TrainingSettings, SnapshotSettings
 
     def on_train_start(self) -> None:
         super().on_train_start()

@@ -26,19 +26,27 @@ def add_parsers(verbs: argparse._SubParsersAction) -> None:
     predict.add_argument("-o", dest="output", type=Path, metavar="OUT", help="folder for CASE.nii.gz, ...")
     predict.add_argument("--check", action="store_true", help="verify the bundle, segment a built-in image, and stop")
     predict.add_argument("--engine", help="openvino (default) or onnxruntime")
-    predict.add_argument("--step", type=float, help="distance of tiles in patches (default: 0.5, as nnU-Net)")
+    # What nnU-Net calls otherwise has its name as well.
     predict.add_argument(
-        "--no-mirroring", action="store_true", help="do not average over mirrored images: up to 8 times faster"
+        "--step", "-step_size", type=float, help="distance of tiles in patches (default: 0.5, as nnU-Net)"
     )
+    predict.add_argument(
+        "--no-mirroring", "--disable_tta", action="store_true",
+        help="do not average over mirrored images: up to 8 times faster",
+    )  # fmt: skip
     predict.add_argument("--threads", type=int, help="processor threads (default: all)")
     predict.add_argument(
         "--max-memory", type=float, metavar="GB", help="beyond it, logits are kept in a temporary file, which is slower"
     )
     predict.add_argument(
-        "--save-probabilities", action="store_true", help="also write CASE.npz, as nnU-Net does; takes memory"
-    )
-    predict.add_argument("--continue-prediction", action="store_true", help="skip cases that are segmented already")
-    predict.set_defaults(run=_predict)
+        "--save-probabilities", "--save_probabilities", action="store_true",
+        help="also write CASE.npz, as nnU-Net does; takes memory",
+    )  # fmt: skip
+    predict.add_argument(
+        "--continue-prediction", "--continue_prediction", action="store_true",
+        help="skip cases that are segmented already",
+    )  # fmt: skip
+    predict.set_defaults(run=_predict, parser=predict)
 
 
 def _predict(options: argparse.Namespace) -> int:

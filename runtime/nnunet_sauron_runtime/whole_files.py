@@ -16,6 +16,7 @@ import numpy as np
 
 CHUNK, PIECE = 1 << 22, 1 << 16  # bytes; the second of what may grow a thousandfold
 PACKED = (b"compresseddata=true", b"encoding:gzip", b"encoding:gz")
+JPEG = b"\xff\xd8\xff"
 FLOATS = {16: "f4", 64: "f8"}  # NIfTI's numbers of types
 
 
@@ -42,8 +43,12 @@ def check_file(file: Path) -> None:
             _check_nifti(file)
         elif name.endswith((".mha", ".nrrd")):
             _check_packed(file)
-        elif name.endswith(".png") and b"IEND" not in file.read_bytes()[-CHUNK:]:
-            raise EOFError("its last chunk is missing")
+        elif name.endswith(".png"):
+            content = file.read_bytes()
+            if content.startswith(JPEG):
+                raise ValueError(f"{file} is a JPEG with the name of a PNG, and lossy; save it as what it is called.")
+            if b"IEND" not in content[-CHUNK:]:
+                raise EOFError("its last chunk is missing")
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(
             f"{file} is damaged or was cut short: {error or type(error).__name__}. Copy it anew."

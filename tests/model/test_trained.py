@@ -276,3 +276,17 @@ def test_densify_names_a_place_that_is_not_there(tmp_path, capsys):
     path = write_model(tmp_path / "model") / "fold_0" / "checkpoint_final.pth"
     assert main(["densify", str(path), "-o", str(tmp_path / "none" / "new.pth")]) == 2
     assert f"{tmp_path / 'none'} is no folder; make it first" in capsys.readouterr().err
+
+
+def test_a_bundle_is_no_checkpoint_and_told_as_one(tmp_path):
+    with zipfile.ZipFile(tmp_path / "small.zip", "w") as archive:
+        archive.writestr("bundle.json", "{}")
+    with pytest.raises(ValueError, match="small.zip is a bundle for machines without PyTorch"):
+        read_checkpoint(tmp_path / "small.zip")
+
+
+def test_a_checkpoint_that_is_not_there_beside_the_final_one(tmp_path):
+    folder = write_model(tmp_path / "model")
+    with pytest.raises(FileNotFoundError) as error:
+        TrainedModel.read(folder, None, "checkpoint_best.pth")
+    assert str(error.value).endswith("Read another one with -chk checkpoint_final.pth.")

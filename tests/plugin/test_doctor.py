@@ -161,7 +161,9 @@ def test_json_says_whether_all_is_well(capsys: pytest.CaptureFixture[str]) -> No
     [
         ("nnUNet_sauron", "num_epochs=3", "settings (nnunet_sauron)", "nnUNet_sauron is not read: it is spelled"),
         ("nnunet_sauron", "num_epochs=x", "settings (nnunet_sauron)", "num_epochs must be a whole number"),
-        ("nnunet_sauron", "num_epochs", "settings (nnunet_sauron)", "'num_epochs' in nnunet_sauron is no setting"),
+        ("nnunet_sauron", "num_epochs", "settings (nnunet_sauron)", "'num_epochs' is not a setting of"),
+        ("nnunet_sauron", "target_macs=2", "settings (nnunet_sauron)", "target_macs must be the fraction that stays"),
+        ("nnunet_sauron", "target_macs=0.2,foo=3", "settings (nnunet_sauron)", "'foo=3' is not a setting of"),
         ("nnunet_sauron", "@/not/there.json", "settings (nnunet_sauron)", "'/not/there.json', which is not there"),
         ("nnUNet_def_n_proc", "abc", "nnUNet_def_n_proc", "'abc' is no whole number"),
         ("nnUNet_n_proc_DA", "1.5", "nnUNet_n_proc_DA", "'1.5' is no whole number"),

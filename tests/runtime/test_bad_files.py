@@ -277,6 +277,8 @@ def with_chunk(file: Path, kind: bytes, content: bytes) -> Path:
 
 
 def test_pngs_whose_values_readers_take_differently_are_refused(tmp_path):
+    from PIL import Image
+
     for mode, kind, content, said in (
         ("RGB", b"sBIT", bytes((5, 8, 8)), "5 of the 8 bits"),
         ("L", b"sBIT", b"\x06", "6 of the 8 bits"),
@@ -288,6 +290,9 @@ def test_pngs_whose_values_readers_take_differently_are_refused(tmp_path):
             read_case([file])
     read_case([with_chunk(png(tmp_path / "a.png", "RGB"), b"sBIT", bytes((8, 8, 8)))])
     read_case([with_chunk(png(tmp_path / "a.png", "P"), b"sBIT", bytes((8, 8, 8)))])
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "b.png", format="JPEG")
+    with pytest.raises(ValueError, match="is a JPEG with the name of a PNG"):
+        read_case([tmp_path / "b.png"])
     for kind in (b"sBIT", b"IHDR"):
         with pytest.raises(ValueError, match=f"is damaged: its {kind.decode()} has 0 bytes"):
             read_case([with_chunk(png(tmp_path / "a.png", "L"), kind, b"")])

@@ -61,7 +61,9 @@ def score_model(
             f"{CHECKPOINT} but after --val_best. Predict with -chk and give --predictions and --labels to be sure."
         )
     if "all" in scores:
-        problems.append(f"{name}: fold all is validated on cases that it was trained with.")
+        problems.append(
+            f"{name}: fold all is validated on cases that it was trained with; means leave it out beside others."
+        )
     return {fold: found for fold, found in scores.items() if found}
 
 

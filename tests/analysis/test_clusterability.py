@@ -290,7 +290,7 @@ def test_table_names_layers_and_says_what_the_columns_mean(tmp_path):
     print_table(clusterability(folders), Console(file=output, width=200))
     text = output.getvalue()
     for words in ("first", "24 -> 12", "SauronTrainer, lambda 0.5", "+1.00 (0.0028)", "Hartigans' dip", "rising",
-                  "2 layers lost channels", "cut_until=0", "Problem: ", "nowhere"):  # fmt: skip
+                  "2 layers lost channels", "delta_opt_after_cuts=True", "Problem: ", "nowhere"):  # fmt: skip
         assert words in text
     write_training(tmp_path / "b", RISING)
     output = io.StringIO()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +12,17 @@ import pytest
 import torch
 from torch import distributed
 
+from nnunet_sauron.analysis.clusterability.plots import NOTE_ON_WIDTHS
 from nnunet_sauron.methods.delta import delta_opt
 from nnunet_sauron.methods.sauron import PublishedSauron, Sauron
 from nnunet_sauron.methods.similar_channels import mean_distances
 from nnunet_sauron.methods.thresholds import Threshold
 from nnunet_sauron.pruning import channel_layout, merge_channels, merging, position_weights, remove_channels
+from nnunet_sauron.trainers import SauronTrainer
 from nnunet_sauron.trainers.log_lines import epoch_line
 
 from ..contracts.pruned_network import make_multiples
-from .small import RandomPatches, SmallTrainer, log_of, small_trainer
+from .small import OnRandomPatches, RandomPatches, SmallTrainer, log_of, small_trainer
 
 
 def trained(folder, trainer_class=SmallTrainer, widths=(6, 8, 10), **changes):
@@ -160,6 +163,15 @@ def test_lambda_0_prunes_only(folder):
     trainer = trained(folder, lambda_=0.0, num_epochs=3)
     assert [record["regulariser"] for record in trainer.history()] == [0.0] * 3
     assert sum(trainer.history()[-1]["widths"].values()) < sum(trainer.dense_widths.values())
+
+
+def test_what_clusterability_advises_keeps_delta_opt_to_the_end_and_cuts_nothing(folder, monkeypatch):
+    (advised,) = re.findall(r'nnunet_sauron="(.*?)"', NOTE_ON_WIDTHS)
+    monkeypatch.setenv("nnunet_sauron", f"{advised},delta_opt_every=1,num_epochs=3")
+    trainer = small_trainer(folder, type("T", (OnRandomPatches, SauronTrainer), {}))
+    trainer.run_training()
+    history = trainer.history()
+    assert len(history) == 3 and all(record["regulariser"] > 0 and not record["keep"] for record in history)
 
 
 def test_redundant_channels_are_those_below_the_threshold_but_the_reference(folder):

@@ -13,7 +13,7 @@ import torch
 
 from ..console.progress import Progress
 from ..files import AGAIN
-from ..model.cases import Case
+from ..model.cases import Case, predict_case
 from ..model.evaluation import CaseScore, evaluate_folder, mean_score
 from ..model.trained import TrainedModel
 
@@ -113,7 +113,7 @@ class Segmenter:
             folder.mkdir(exist_ok=True)
             with self.progress.bar(f"segmenting with the {name} model", len(self.cases)) as step:
                 for case in self.cases:
-                    predictor.predict_from_files_sequential([list(case.files)], [str(folder / case.name)])
+                    predict_case(predictor, case, folder)
                     step(case.name)
         except OSError as error:
             if error.errno not in FULL:

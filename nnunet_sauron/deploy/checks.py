@@ -18,7 +18,7 @@ from nnunet_sauron_runtime.manifest import Manifest
 from SimpleITK import GetArrayFromImage, ReadImage
 from torch import nn
 
-from ..model.cases import Case
+from ..model.cases import Case, predict_case
 from ..model.trained import TrainedModel
 
 MOST = 1e-3
@@ -139,8 +139,7 @@ def compare_with_nnunet(bundle: Path, model: TrainedModel, case: Case) -> dict[s
         case: The image.
     """
     with tempfile.TemporaryDirectory() as place:
-        predictor = model.predictor(torch.device("cpu"))
-        predictor.predict_from_files_sequential([list(case.files)], [str(Path(place, case.name))])
+        predict_case(model.predictor(torch.device("cpu")), case, Path(place))
         (file,) = Path(place).glob(f"{glob.escape(case.name)}.*")
         expected = GetArrayFromImage(ReadImage(str(file)))
     return {

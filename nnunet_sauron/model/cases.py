@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from nnunet_sauron_runtime.preprocessing import MOST_VOXELS
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 
 from ..console.progress import Progress
@@ -220,3 +223,18 @@ def _check_numbers(case: Case, model: TrainedModel) -> None:
             f"({', '.join(case.files)}); expected 0000, 0001, ... without a gap, for {len(model.channel_names)} "
             f"channels ({', '.join(model.channel_names)}). Rename the files, or put those that are missing beside them."
         )
+
+
+def predict_case(predictor: nnUNetPredictor, case: Case, folder: Path) -> None:
+    """Segment a case by nnU-Net, into a file of its name; what nnU-Net prints meanwhile is left out.
+
+    Args:
+        predictor: As `TrainedModel.predictor` makes it.
+        case: The case.
+        folder: Where the segmentation is written, with the data set's ending.
+
+    Raises:
+        OSError: There is no room.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        predictor.predict_from_files_sequential([list(case.files)], [str(folder / case.name)])

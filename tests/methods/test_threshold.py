@@ -62,15 +62,15 @@ def test_waits_rho_epochs_and_then_rises_again():
 
 
 def test_ends_at_tau_max():
-    tau = threshold(rho=1, kappa=2)
+    tau = threshold(rho=2, kappa=2)
     for _ in range(20):
-        tau.update([0.7, 0.7], SETTLED_VAL, STEADY)
+        tau.update([0.7, 0.8, 0.75], SETTLED_VAL, STEADY)
     assert tau.value == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"tau_max": 0.0}, "tau_max"), ({"tau_max": 1.5}, "1.5"), ({"kappa": 0}, "kappa"), ({"rho": 0}, "rho"),
+    [({"tau_max": 0.0}, "tau_max"), ({"tau_max": 1.5}, "1.5"), ({"kappa": 0}, "kappa"), ({"rho": 1}, "rho"),
      ({"mu": 2}, "0.02 for 2 %")],
 )  # fmt: skip
 def test_bad_numbers_are_named(change, said):

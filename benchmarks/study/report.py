@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from collections.abc import Sequence
@@ -100,7 +101,7 @@ def draw(table: list[dict], path: Path) -> None:
         table: Rows with `run`, `macs` and `dice_differences`.
         path: The picture.
     """
-    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(12, 8), layout="constrained")
     axes.axhline(0, color="0.85", linewidth=1, zorder=0)
     for row in table:
         ours = row["run"].lower().startswith(OURS) and not row["run"].endswith(SCRATCH)
@@ -116,7 +117,7 @@ def draw(table: list[dict], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if table:
         _label(figure, axes, table)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
@@ -125,23 +126,25 @@ def _place(row: dict) -> tuple[float, float]:
 
 
 def _label(figure, axes, table: list[dict]) -> None:
-    """Names beside the marks, moved up where they would lie on each other."""
+    """Names beside the marks, moved up or down where they would lie on each other."""
     axes.margins(x=0.2)
     figure.draw_without_rendering()
     taken: list[tuple[float, float]] = []
     for row in sorted(table, key=lambda row: _place(row)[1]):
         place = _place(row)
-        x, y = axes.transData.transform(place)
+        x, mark = axes.transData.transform(place)
         height = 11 * figure.dpi / 100
-        while any(abs(x - other) < 130 and abs(y - at) < height for other, at in taken):
-            y += 1
-        taken.append((x, y))
-        own = y - axes.transData.transform(place)[1]
+        nearest = (way * step for step in itertools.count() for way in (1, -1))
+        own = next(
+            own for own in nearest
+            if not any(abs(x - other) < 170 and abs(mark + own - at) < height for other, at in taken)
+        )  # fmt: skip
+        taken.append((x, mark + own))
         left = row["macs"] < LEFT
         axes.annotate(
             row["run"], place, xytext=(-6 if left else 6, own * 72 / figure.dpi), textcoords="offset points",
             fontsize=7, va="center", ha="right" if left else "left",
-            arrowprops={"arrowstyle": "-", "linewidth": 0.3, "color": "0.7"} if own > height else None,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.3, "color": "0.7"} if abs(own) > height else None,
         )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from nnunet_sauron_runtime import Bundle
 from nnunet_sauron_runtime.engines import INSTALL as ENGINE_PACKAGES
 from nnunet_sauron_runtime.images import read_case, to_array
 from nnunet_sauron_runtime.manifest import Manifest
-from SimpleITK import GetArrayFromImage, ReadImage
+from SimpleITK import GetArrayFromImage, Image, ReadImage
 from torch import nn
 
 from ..model.cases import Case, predict_case
@@ -108,7 +108,7 @@ def check_images(cases: Sequence[Sequence[str]], manifest: Manifest) -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                to_array(read_case([Path(file) for file in files]), manifest)
+                to_array(_read(files), manifest)
         except ValueError as error:
             raise ValueError(
                 f"{', '.join(files)}: a bundle cannot be compared on it: {str(error).rstrip('.')}. Mend it, or leave "
@@ -126,7 +126,7 @@ def compare_bundles(one: Path, other: Path, cases: Sequence[Sequence[str]]) -> d
     found = {}
     for engine in ENGINES:
         pair = [Bundle(path, engine=engine, threads=torch.get_num_threads()) for path in (one, other)]
-        found[engine] = _agreement([[_segmentation(bundle, files) for bundle in pair] for files in cases])
+        found[engine] = _agreement([_segmentation(bundle, images) for bundle in pair] for images in map(_read, cases))
     return found
 
 
@@ -142,18 +142,21 @@ def compare_with_nnunet(bundle: Path, model: TrainedModel, case: Case) -> dict[s
         predict_case(model.predictor(torch.device("cpu")), case, Path(place))
         (file,) = Path(place).glob(f"{glob.escape(case.name)}.*")
         expected = GetArrayFromImage(ReadImage(str(file)))
-    return {
-        engine: _agreement([
-            [_segmentation(Bundle(bundle, engine=engine, threads=torch.get_num_threads()), case.files), expected]
-        ])
-        for engine in ENGINES
-    }  # fmt: skip
+    images, found = _read(case.files), {}
+    for engine in ENGINES:
+        opened = Bundle(bundle, engine=engine, threads=torch.get_num_threads())
+        found[engine] = _agreement([(_segmentation(opened, images), expected)])
+    return found
 
 
-def _segmentation(bundle: Bundle, files: Sequence[str]) -> np.ndarray:
+def _read(files: Sequence[str]) -> list[Image]:
+    return read_case([Path(file) for file in files])
+
+
+def _segmentation(bundle: Bundle, images: Sequence[Image]) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return GetArrayFromImage(bundle.predict(read_case([Path(file) for file in files]), mirroring=False))
+        return GetArrayFromImage(bundle.predict(images, mirroring=False))
 
 
 def _agreement(pairs: Iterable[Sequence[np.ndarray]]) -> Agreement:

@@ -40,7 +40,7 @@ class TuckerTrainer(CompressedTrainer):
     TuckerTrainer
     """
 
-    Settings = TuckerSettings
+    MoreSettings = (TuckerSettings,)
 
     @staticmethod
     def build_network_architecture(
@@ -55,7 +55,7 @@ class TuckerTrainer(CompressedTrainer):
         begins = self._start is not None and self._start.checkpoint is not None
         super().initialize()
         if begins:
-            (settings,) = self._more_settings
+            settings = self.settings(TuckerSettings)
             manager = self.configuration_manager
             channels = determine_num_input_channels(self.plans_manager, manager, self.dataset_json)
             ranks = ranks_for(

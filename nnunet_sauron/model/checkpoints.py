@@ -171,9 +171,9 @@ def logged(checkpoint: Mapping) -> Mapping[str, list]:
 def logged_settings(checkpoint: Mapping) -> Mapping:
     """The settings that one of our trainings had in its last epoch, by name; none of another training."""
     series = logged(checkpoint)
-    if series.get(PRUNING):
-        return series[PRUNING][-1].get("settings", {})
-    return series[SETTINGS][-1] if series.get(SETTINGS) else {}
+    if series.get(SETTINGS):
+        return series[SETTINGS][-1]
+    return series[PRUNING][-1].get(SETTINGS, {}) if series.get(PRUNING) else {}  # where they stood at first
 
 
 def densify_checkpoint(source: Path, target: Path) -> dict:

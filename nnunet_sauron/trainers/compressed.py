@@ -6,22 +6,16 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..model.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
 from ..model.networks import BUILT_BY, find_trainer, network_of_trainer, take_builder
-from ..model.snapshots import Snapshots, SnapshotSettings
 from ..plugin.commands import train_command
 from ..pruning import accept_pruned_weights, channel_layout, widths_of
-from .continuing import check_plans
 from .kept_settings import KeepsSettings, check_not_own, has_begun
 from .resizing import MIRRORING, ResizingTrainer, check_building, mirroring_of
-from .settings import SETTINGS_FILE, Given, TrainingSettings
+from .settings import SETTINGS_FILE, TrainingSettings
 from .start import Start, start_path, why_it_does_not_fit
 from .teacher import Distils, TeacherSource
-from .throttled import Throttled
 
-NUM_EPOCHS = 50
 INITIAL_LR = 5e-3  # half of nnU-Net's
 SERIES = "distillation"
 SOURCE = "source"
@@ -74,19 +68,18 @@ class CompressedTrainer(Distils, KeepsSettings, ResizingTrainer):
             architecture, or the teacher of another data set or other classes.
     """
 
-    Settings = CompressedSettings  # a subclass may add its own
+    MoreSettings = (CompressedSettings,)
+    numbers = TrainingSettings(num_epochs=50, initial_lr=INITIAL_LR)
 
-    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
+    def _check_before_writing(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
         check_building(type(self))
-        self._given = Given(type(self), *self.settings_classes())
-        training, settings, snapshot_settings = self._given.settings()
-        self._more_settings = [settings]
         self._no_training: str | None = None
         self._unread: FileNotFoundError | None = None
         self._start: Start | None = None
-        try:  # here, so that nothing is written of a training that cannot begin
-            if settings.start_from:
-                path = start_path(settings.start_from, fold)
+        start_from = self.settings(CompressedSettings).start_from
+        try:
+            if start_from:
+                path = start_path(start_from, fold)
                 check_not_own("start_from", [path], type(self), plans, configuration, fold)
                 self._start = Start(path, fold, plans["dataset_name"])
             beginning = self._start.checkpoint if self._start else {}
@@ -97,18 +90,6 @@ class CompressedTrainer(Distils, KeepsSettings, ResizingTrainer):
                 raise
             self._unread = error  # a training that is continued does not need it
         self.mirroring = mirroring_of(self._start.checkpoint if self._start else {})
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs, self.initial_lr = NUM_EPOCHS, INITIAL_LR
-        training.apply_to(self)
-        self._series()
-        self.kept_settings()
-        self.logger.plot_progress_png = Throttled(self, self.logger.plot_progress_png)
-        self._snapshots = Snapshots(self, snapshot_settings)
-
-    @classmethod
-    def settings_classes(cls) -> tuple[type, ...]:
-        """The dataclasses of all its settings."""
-        return TrainingSettings, cls.Settings, SnapshotSettings
 
     @staticmethod
     @functools.wraps(ResizingTrainer.build_network_architecture)
@@ -167,16 +148,15 @@ class CompressedTrainer(Distils, KeepsSettings, ResizingTrainer):
         if self.current_epoch == 0:
             self.print_to_log_file(f"{type(self).__name__}: started from {self._start}")
             self.print_to_log_file(f"It has {self._size}; widths stay as they are")
-            if self._source is None and self._more_settings[0].teacher == SOURCE:
+            if self._source is None and self.settings(CompressedSettings).teacher == SOURCE:
                 self.print_to_log_file(
                     "WARNING: there is no teacher, since compress did not write that model, or it does not say what it "
                     "was made from. Name one: teacher=MODEL_FOLDER"
                 )
-        self._snapshots.start()
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
-        series = self._series()
+        series = self.distillation()
         del series[self.current_epoch :]
         source = self._source or TeacherSource("")
         series.append({
@@ -185,7 +165,7 @@ class CompressedTrainer(Distils, KeepsSettings, ResizingTrainer):
         })  # fmt: skip
 
     def on_epoch_end(self) -> None:
-        distance = self._series()[self.current_epoch]["loss"]
+        distance = self.distillation()[self.current_epoch]["loss"]
         if distance is not None:
             self.print_to_log_file(f"distance to the teacher {distance:.4f}")
         super().on_epoch_end()
@@ -197,15 +177,13 @@ class CompressedTrainer(Distils, KeepsSettings, ResizingTrainer):
             take_builder(self, checkpoint)
             self.initialize()
         widths = self._widths(checkpoint, filename_or_checkpoint)
-        check_plans(self, checkpoint, filename_or_checkpoint)
+        self.check_plans(checkpoint, filename_or_checkpoint)
         self.take_widths(widths)
         self.mirroring = mirroring_of(checkpoint)
         if "optimizer_state" in checkpoint:
             super().load_checkpoint(filename_or_checkpoint)
-            series = self._series()
-            # A shorter one would cut nnU-Net's progress plot.
-            series += [{} for _ in range(self.current_epoch - len(series))]
-            self._fill_up()
+            series = self.distillation()
+            series += [{} for _ in range(self.current_epoch - len(series))]  # a shorter one would cut nnU-Net's plot
             self._choose_teacher({}, series[-1] if series else {})
             self._teacher = None  # read once training starts: to validate, none is needed
         else:  # written by compress: to be validated (--val)
@@ -215,7 +193,7 @@ class CompressedTrainer(Distils, KeepsSettings, ResizingTrainer):
 
     def _choose_teacher(self, start: dict, before: dict) -> None:
         """By the settings, then by what a continued training was `before`, then by what its `start` was made from."""
-        (settings,) = self._more_settings
+        settings = self.settings(CompressedSettings)
         of_source = settings.teacher == SOURCE
         path, checkpoint = settings.teacher, CHECKPOINT
         if of_source:
@@ -225,9 +203,9 @@ class CompressedTrainer(Distils, KeepsSettings, ResizingTrainer):
         self._source = TeacherSource(path, folds, checkpoint) if path else None
         self._labels = before.get("labels", True) if settings.labels is None else settings.labels
 
-    def _series(self) -> list[dict]:
+    def distillation(self) -> list[dict]:
         """A record per finished epoch."""
-        return self.logger.local_logger.my_fantastic_logging.setdefault(SERIES, [])
+        return self.series().setdefault(SERIES, [])
 
     def _widths(self, checkpoint: dict, name: str | Path) -> dict[str, int]:
         widths = widths_of(self.bare_network, checkpoint["network_weights"])

@@ -73,10 +73,6 @@ def last_cut_epoch(trainer: PruningTrainer) -> int:
 
 
 def _record(trainer: PruningTrainer, widths: dict[str, int], keep: dict[str, list[int]], held: str | None) -> dict:
-    # The same settings in every record: a checkpoint then holds them once, and not for each epoch.
-    settings = trainer.settings_now()
-    for before in trainer.history()[: trainer.current_epoch][-1:]:
-        settings = before["settings"] if before["settings"] == settings else settings
     record = {
         "widths": widths,
         "parameters": trainer.planned.cost.parameters(widths),
@@ -84,7 +80,6 @@ def _record(trainer: PruningTrainer, widths: dict[str, int], keep: dict[str, lis
         "regulariser": trainer.epoch_regulariser,
         "keep": keep,
         "held": held,
-        "settings": settings,
     }
     if trainer.given_widths:
         record["given_widths"] = trainer.given_widths

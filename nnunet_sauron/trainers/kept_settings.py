@@ -8,30 +8,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import torch
+from nnunetv2.training.logging import nnunet_logger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from ..files import read_json_object
-from ..model.checkpoints import CHECKPOINT, SETTINGS, logged
-from ..model.snapshots import Snapshots
+from ..model.checkpoints import CHECKPOINT, SETTINGS, logged_settings
+from ..model.snapshots import Snapshots, SnapshotSettings
 from ..plugin.commands import train_command
 from .settings import SETTINGS_FILE, Given, TrainingSettings, write_settings
+from .throttled import Throttled
 
 CHANGEABLE = ("save_every", "snapshot_every", "num_val_iterations_per_epoch")
-
-
-def changeable(more_settings: Iterable) -> set[str]:
-    """The settings that may change when a training is continued: some numbers, and its teacher; not its start.
-
-    Args:
-        more_settings: A trainer's own settings classes, or instances of them.
-    """
-    return {*CHANGEABLE, *(field.name for settings in more_settings for field in fields(settings))} - {"start_from"}
-
-
-def settings_of(trainer: nnUNetTrainer, *settings) -> dict:
-    """nnU-Net's own numbers that a trainer has now, and all fields of these settings, by name."""
-    training = {name: getattr(trainer, name) for name in asdict(TrainingSettings())}
-    return training | {name: value for one in settings for name, value in asdict(one).items()}
+"""Settings of every trainer that may change when a training is continued."""
 
 
 def tell_settings(trainer: nnUNetTrainer, settings: Mapping, given: Given) -> None:
@@ -118,19 +107,62 @@ def check_not_own(
 
 
 class KeepsSettings(nnUNetTrainer):
-    """For trainers that remove no channels: keeps the settings in a series of nnU-Net's logger, an entry per epoch.
+    """The base of all trainers here: settings come from class attributes and the variable, and stay with the training.
 
-    A subclass sets `_given`, `_more_settings` and `_snapshots` in its constructor; `_given` reads `TrainingSettings`
-    first, then the classes of `_more_settings`, then `SnapshotSettings`.
+    They are read and checked before nnU-Net's constructor, which writes a log. A series of nnU-Net's logger keeps them,
+    an entry per finished epoch, and so does every checkpoint.
+
+    Attributes:
+        MoreSettings: Settings classes of the trainer's own. All of their fields may change when a training is
+            continued, but for `start_from`.
+        numbers: nnU-Net's own numbers for which the trainer has other defaults.
+
+    Raises:
+        OSError, ValueError: A setting is unknown or bad. Nothing is written then.
+        RuntimeError: nnU-Net is too old.
     """
 
-    _given: Given
-    _more_settings: list
-    _snapshots: Snapshots
+    MoreSettings: tuple[type, ...] = ()
+    numbers = TrainingSettings()
+
+    # nnU-Net reads this signature and stores these arguments: it must be exactly its own.
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
+        if not hasattr(nnunet_logger, "MetaLogger"):
+            raise RuntimeError("This nnU-Net is too old for nnunet-sauron; 2.8 is needed: pip install -U nnunetv2")
+        self._given = Given(type(self), *self.settings_classes())
+        self._take_settings(self._given.settings())
+        self._check_before_writing(plans, configuration, fold, dataset_json)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.numbers.apply_to(self)
+        self._apply_settings()
+        self.kept_settings()  # a series that begins later would cut nnU-Net's progress plot short
+        self.logger.plot_progress_png = Throttled(self, self.logger.plot_progress_png)
+
+    @classmethod
+    def settings_classes(cls) -> tuple[type, ...]:
+        """The dataclasses of all its settings."""
+        return TrainingSettings, SnapshotSettings, *cls.MoreSettings
+
+    def _check_before_writing(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
+        """Refuse what cannot be trained, and read the models to start from, before nnU-Net's constructor."""
+
+    def settings(self, kind: type):
+        """Its settings of a class or of a subclass of it."""
+        return next(one for one in self._settings if isinstance(one, kind))
+
+    def settings_now(self) -> dict:
+        """All settings of this training, by name; of nnU-Net's own numbers those that it has now."""
+        numbers = {field.name: getattr(self, field.name) for field in fields(TrainingSettings)}
+        others = (one for one in self._settings if not isinstance(one, TrainingSettings))
+        return numbers | {name: value for one in others for name, value in asdict(one).items()}
+
+    def series(self) -> dict[str, list]:
+        """All series of nnU-Net's logger, by name."""
+        return self.logger.local_logger.my_fantastic_logging
 
     def kept_settings(self) -> list[dict]:
         """An entry per finished epoch."""
-        return self.logger.local_logger.my_fantastic_logging.setdefault(SETTINGS, [])
+        return self.series().setdefault(SETTINGS, [])
 
     def initialize(self) -> None:
         self._given.enforce(self)
@@ -139,17 +171,26 @@ class KeepsSettings(nnUNetTrainer):
     def on_train_start(self) -> None:
         super().on_train_start()
         tell_settings(self, self.settings_now(), self._given)
+        self._snapshots.start()
 
     def on_epoch_end(self) -> None:
-        entries = self.kept_settings()
+        entries, now = self.kept_settings(), self.settings_now()
         del entries[self.current_epoch :]
-        entries.append(self.settings_now())
+        entries.append(entries[-1] if entries[-1:] == [now] else now)  # a checkpoint then holds them once
         super().on_epoch_end()
         self._snapshots.after_epoch()
 
-    def settings_now(self) -> dict:
-        """All settings of this training, by name."""
-        return settings_of(self, *self._more_settings, self._snapshots.settings)
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        super().load_checkpoint(filename_or_checkpoint)
+        entries = self.kept_settings()
+        entries += [{} for _ in range(self.current_epoch - len(entries))]  # checkpoints did not hold them at first
+
+    def _take_settings(self, settings: tuple) -> None:
+        self._settings = settings
+
+    def _apply_settings(self) -> None:
+        self.settings(TrainingSettings).apply_to(self)
+        self._snapshots = Snapshots(self, self.settings(SnapshotSettings))
 
     def _continue_with(self, checkpoint: dict) -> None:
         """Take the settings of the training that is continued, before the network is set up or loaded.
@@ -157,17 +198,16 @@ class KeepsSettings(nnUNetTrainer):
         Raises:
             ValueError: The environment gives another value for a setting that cannot change in a running training.
         """
-        entries = logged(checkpoint).get(SETTINGS)
-        if not entries or not entries[-1]:  # checkpoints did not hold them at first
+        before = logged_settings(checkpoint)
+        if not before:  # checkpoints did not hold them at first
             return
         had = self.settings_now()
-        training, *self._more_settings, snapshots = self._given.continued(entries[-1], changeable(self._more_settings))
-        training.apply_to(self)
-        self._snapshots = Snapshots(self, snapshots)
+        of_its_own = {field.name for settings in self.MoreSettings for field in fields(settings)} - {"start_from"}
+        self._take_settings(self._given.continued(before, {*CHANGEABLE, *of_its_own}))
+        self._apply_settings()
         if self.was_initialized and self.settings_now() != had:
-            self.optimizer, self.lr_scheduler = self.configure_optimizers()
+            self._settings_changed()
 
-    def _fill_up(self) -> None:
-        """Fill the series up after a load: a shorter one would cut nnU-Net's progress plot short."""
-        entries = self.kept_settings()
-        entries += [{} for _ in range(self.current_epoch - len(entries))]
+    def _settings_changed(self) -> None:
+        """Make anew what was made by other settings."""
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()

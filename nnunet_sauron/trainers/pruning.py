@@ -12,31 +12,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nnunetv2.training.logging import nnunet_logger
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import distributed, nn
 
 from ..files import remove_leftovers
 from ..methods.base import PruningMethod
-from ..model.checkpoints import PRUNING
+from ..model.checkpoints import PRUNING, logged, logged_settings, read_checkpoint
 from ..model.history_plots import plot_pruning
-from ..model.snapshots import Snapshots, SnapshotSettings
-from ..pruning import accepts_pruned_weights, channel_layout
-from .continuing import take_over
+from ..pruning import accepts_pruned_weights, channel_layout, widths_of
 from .decision import decide, is_last_cut
-from .kept_settings import has_begun, settings_of, tell_settings
+from .kept_settings import KeepsSettings, has_begun
 from .log_lines import epoch_line, target_line
 from .planned import PlannedNetwork
 from .rate import RateAfterCuts
 from .removal import remove
 from .resizing import ResizingTrainer, check_building
-from .settings import Given, TrainingSettings
+from .settings import TrainingSettings
 from .throttled import Throttled
 
 NNUNET_EPOCHS = 1000  # nnU-Net's length of training, which its constructor sets
 
 
-class PruningTrainer(ResizingTrainer):
+class PruningTrainer(KeepsSettings, ResizingTrainer):
     """Trains, removes channels, and predicts with the network that is left. A subclass need only name its `Method`.
 
     Attributes:
@@ -52,47 +49,33 @@ class PruningTrainer(ResizingTrainer):
     """
 
     Method: type[PruningMethod]
-    MoreSettings: tuple[type, ...] = ()
-
-    # nnU-Net reads this signature and stores these arguments: it must be exactly its own.
-    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
-        if not hasattr(nnunet_logger, "MetaLogger"):
-            raise RuntimeError("This nnU-Net is too old for nnunet-sauron; 2.8 is needed: pip install -U nnunetv2")
-        check_building(type(self))
-        self._given = Given(type(self), *self.settings_classes())
-        training, self.pruning_settings, snapshot_settings, *self._more_settings = self._given.settings()
-        self.planned = PlannedNetwork(plans, configuration, dataset_json)
-        self.given_widths: dict[str, int] | None = None
-        self._refused: Exception | None = None
-        try:
-            self._check_settings(training.num_epochs or NNUNET_EPOCHS)
-        except (FileNotFoundError, ValueError) as error:
-            if not has_begun(type(self), plans, configuration, fold):
-                raise
-            self._refused = error  # a training that is continued takes the settings, and widths, of its checkpoint
-        self._read_before_writing(plans, configuration, fold, dataset_json)
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        training.apply_to(self)
-        self.series().setdefault(PRUNING, [])
-        self.logger.plot_progress_png = Throttled(self, self.logger.plot_progress_png)
-        self._plot = Throttled(self, self._plot_pruning)
-        self._snapshots = Snapshots(self, snapshot_settings)
-        self._last_regulariser: torch.Tensor | None = None
+    _last_regulariser: torch.Tensor | None = None
+    _refused: Exception | None = None
 
     @classmethod
     def settings_classes(cls) -> tuple[type, ...]:
         """The dataclasses of all its settings."""
-        return TrainingSettings, cls.Method.Settings, SnapshotSettings, *cls.MoreSettings
+        return *super().settings_classes(), cls.Method.Settings
 
-    def _check_settings(self, num_epochs: int) -> None:
-        """Refuse settings that cannot be met before nnU-Net's constructor writes a log."""
-        self.given_widths = self.planned.widths_in(getattr(self.pruning_settings, "widths_from", None))
-        self.planned.check_merge_batches(self.pruning_settings)
-        method = self.Method.for_settings(self.pruning_settings, num_epochs)
-        method.prepare(self.planned.layout, self.planned.cost, self.given_widths)
+    def _take_settings(self, settings: tuple) -> None:
+        super()._take_settings(settings)
+        self.pruning_settings = self.settings(self.Method.Settings)
 
-    def _read_before_writing(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
-        """Read the models that a subclass starts from, before nnU-Net's constructor writes a log."""
+    def _check_before_writing(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
+        check_building(type(self))
+        self.planned = PlannedNetwork(plans, configuration, dataset_json)
+        self.given_widths: dict[str, int] | None = None
+        self._plot = Throttled(self, self._plot_pruning)
+        try:
+            self.given_widths = self.planned.widths_in(getattr(self.pruning_settings, "widths_from", None))
+            self.planned.check_merge_batches(self.pruning_settings)
+            num_epochs = self.settings(TrainingSettings).num_epochs or NNUNET_EPOCHS
+            method = self.Method.for_settings(self.pruning_settings, num_epochs)
+            method.prepare(self.planned.layout, self.planned.cost, self.given_widths)
+        except (FileNotFoundError, ValueError) as error:
+            if not has_begun(type(self), plans, configuration, fold):
+                raise
+            self._refused = error  # a training that is continued takes the settings, and widths, of its checkpoint
 
     def history(self) -> list[dict]:
         """A record per finished epoch, in a series of nnU-Net's logger and so in every checkpoint.
@@ -103,22 +86,13 @@ class PruningTrainer(ResizingTrainer):
             For each epoch `widths` (channels per unit in that epoch), `parameters`, `macs`, `regulariser` (mean of the
             method's loss term), `state` (the method's), `keep` (the channels that are kept, of the units that are cut
             before the next epoch), `held` (why there is no cut, or None), `given_widths` (of the model that
-            `widths_from` names), `settings`, and, of a method with a target, `target`: its `name` and `value`, the
-            fraction `asked` for, the fraction `left` after that cut, whether the target is `reached` (None while cuts
-            go on), and `why` it is not, or None.
+            `widths_from` names), and, of a method with a target, `target`: its `name` and `value`, the fraction
+            `asked` for, the fraction `left` after that cut, whether the target is `reached` (None while cuts go on),
+            and `why` it is not, or None.
         """
-        return self.series()[PRUNING]
-
-    def series(self) -> dict[str, list]:
-        """All series of nnU-Net's logger, by name."""
-        return self.logger.local_logger.my_fantastic_logging
-
-    def settings_now(self) -> dict:
-        """All settings of this training, by name."""
-        return settings_of(self, self.pruning_settings, self._snapshots.settings, *self._more_settings)
+        return self.series().setdefault(PRUNING, [])
 
     def initialize(self) -> None:
-        self._given.enforce(self)
         super().initialize()
         if not accepts_pruned_weights(self.bare_network):
             raise ValueError(
@@ -128,7 +102,7 @@ class PruningTrainer(ResizingTrainer):
         self._dense_layout = channel_layout(self.bare_network)
         self.dense_widths = self._dense_layout.widths
         self.dense_cost = self.planned.cost.parameters(self.dense_widths), self.planned.cost.macs(self.dense_widths)
-        self.make_method()
+        self._make_method()
         # Here and not in _build_loss, which subclasses override to bring a loss of their own.
         self.loss = _RegularisedLoss(self.loss, self)
 
@@ -136,8 +110,12 @@ class PruningTrainer(ResizingTrainer):
         # Every cut would throw compiled graphs away; compiling takes minutes.
         return "nnUNet_compile" in os.environ and super()._do_i_compile()
 
-    def make_method(self) -> None:
-        """Make the method, for the dense network and the settings now."""
+    def _settings_changed(self) -> None:
+        self._make_method()
+        super()._settings_changed()
+
+    def _make_method(self) -> None:
+        """For the dense network and the settings now."""
         if self._refused:
             raise self._refused
         self.method = self.Method.for_settings(self.pruning_settings, self.num_epochs)
@@ -149,12 +127,10 @@ class PruningTrainer(ResizingTrainer):
         super().on_train_start()
         self.method.attach(self.bare_network, channel_layout(self.bare_network))
         self.optimizer.register_step_pre_hook(lambda *_: self.method.before_update())
-        tell_settings(self, self.settings_now(), self._given)
         for sentence in self._without_effect():
             self.print_to_log_file(f"WARNING: {sentence}.")
         if self.history():
             self.method.load_state(self.history()[-1]["state"])
-        self._snapshots.start()
 
     def _without_effect(self) -> list[str]:
         found, rate = self.pruning_settings.without_effect(), self.pruning_settings.rate_after_cuts
@@ -218,7 +194,6 @@ class PruningTrainer(ResizingTrainer):
         if self.local_rank == 0:
             self._plot()
         self.current_epoch += 1
-        self._snapshots.after_epoch()  # this epoch's network still: its cut is made before the next one
 
     def _decide(self) -> dict:
         return decide(self)
@@ -239,7 +214,25 @@ class PruningTrainer(ResizingTrainer):
         Raises:
             FileNotFoundError, ValueError: There is none, it cannot be read, or it is of another architecture.
         """
-        take_over(self, filename_or_checkpoint)
+        checkpoint = read_checkpoint(filename_or_checkpoint)
+        history = logged(checkpoint).get(PRUNING)
+        if history:
+            self._refused = None
+            self.given_widths = history[-1].get("given_widths") or self.planned.widths_in(
+                logged_settings(checkpoint).get("widths_from")  # checkpoints did not hold the widths at first
+            )
+            self._continue_with(checkpoint)
+        if not self.was_initialized:
+            self.initialize()
+        widths = widths_of(self.bare_network, checkpoint["network_weights"])
+        if widths is None or history is None:
+            raise ValueError(
+                f"{filename_or_checkpoint} does not fit: it was made by {checkpoint.get('trainer_name')}, with a "
+                f"network of other layers than {type(self).__name__} builds from these plans, or without a pruning "
+                f"history. To start from the weights of another training, use -pretrained_weights."
+            )
+        self.check_plans(checkpoint, filename_or_checkpoint)
+        self.take_widths(widths)
         super().load_checkpoint(filename_or_checkpoint)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,6 +14,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from ..files import remove_leftovers, write_atomically
+from ..model.checkpoints import plain, trained_with
 from ..model.compiling import CompilesOnCudaOnly
 from ..pruning import accept_pruned_weights, channel_layout, resize
 
@@ -41,6 +42,12 @@ def check_building(trainer_class: type) -> None:
                 f"cannot be combined. Change the plans' architecture, or let {trainer_class.__name__} have a "
                 f"build_network_architecture that calls its other base's with changed arguments."
             )
+
+
+def _differences(then: Mapping, now: Mapping, names: Iterable[str] = ()) -> list[str]:
+    """In words, of these names or of all."""
+    pairs = ((name, plain(then.get(name)), plain(now.get(name))) for name in names or {**then, **now})
+    return [f"{name}={before} (now {after})" for name, before, after in pairs if before != after]
 
 
 class ResizingTrainer(CompilesOnCudaOnly):
@@ -87,6 +94,32 @@ class ResizingTrainer(CompilesOnCudaOnly):
         if not self.enable_deep_supervision:
             self.unwrap()
             self.wrap()
+
+    def check_plans(self, checkpoint: dict, path: str) -> None:
+        """Refuse to continue where the plans describe another network now; warn of another patch or spacing.
+
+        nnU-Net stops at weights that do not fit, but a network that takes the checkpoint's widths would accept them.
+
+        Raises:
+            ValueError: The network differs.
+        """
+        if not {"plans", "configuration"} <= checkpoint.get("init_args", {}).keys():
+            return
+        before, configuration, _ = trained_with(checkpoint, path)
+        then, now = (
+            manager.configuration
+            for manager in (before.get_configuration(configuration), self.configuration_manager)
+        )  # fmt: skip
+        if differ := _differences(then["architecture"]["arch_kwargs"], now["architecture"]["arch_kwargs"]):
+            raise ValueError(
+                f"{path} was trained with plans {before.plans_name} whose network had {', '.join(differ)}. Restore "
+                f"these plans (a copy is plans.json in the model's folder), or begin anew without --c."
+            )
+        if differ := _differences(then, now, ("patch_size", "batch_size", "spacing", "normalization_schemes")):
+            self.print_to_log_file(
+                f"WARNING: {path} was trained with plans {before.plans_name} that had {', '.join(differ)}. If that is "
+                f"not meant, restore these plans (a copy is plans.json in the model's folder)."
+            )
 
     def on_train_start(self) -> None:
         if self.local_rank == 0:

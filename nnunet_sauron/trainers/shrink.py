@@ -51,8 +51,9 @@ class ShrinkTrainer(Distils, PruningTrainer):
     Method = Shrink
     MoreSettings = (StartSettings,)
 
-    def _read_before_writing(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
-        (settings,) = self._more_settings
+    def _check_before_writing(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
+        super()._check_before_writing(plans, configuration, fold, dataset_json)
+        settings = self.settings(StartSettings)
         path = start_path(settings.start_from, fold) if settings.start_from else None
         check_not_own("start_from", [path] if path else [], type(self), plans, configuration, fold)
         self._start: Start | None = None
@@ -106,7 +107,7 @@ class ShrinkTrainer(Distils, PruningTrainer):
         super().on_train_start()
         if self._start and self.current_epoch == 0:
             self.print_to_log_file(f"Started from {self._start}")
-            if self._larger_source and self._more_settings[0].teacher == START:
+            if self._larger_source and self.settings(StartSettings).teacher == START:
                 self.print_to_log_file(
                     f"WARNING: that model, which is the teacher, was itself compressed. The better teacher is what it "
                     f"was made from: teacher={self._larger_source}"
@@ -126,7 +127,7 @@ class ShrinkTrainer(Distils, PruningTrainer):
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         super().load_checkpoint(filename_or_checkpoint)
         self.mirroring = {MIRRORING: self.inference_allowed_mirroring_axes}
-        teacher = self._more_settings[0].teacher
+        teacher = self.settings(StartSettings).teacher
         if teacher == START:
             teacher = self.history()[-1].get("teacher") if self.history() else None
         source = TeacherSource(teacher) if teacher else None

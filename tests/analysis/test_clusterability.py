@@ -64,7 +64,7 @@ def write_training(
         layers = {"first": maps(width, spread), "wide": maps(2 * width, spread, seed=5), "narrow": maps(3, spread)}
         np.savez(folder / f"epoch_{epoch:04d}.npz", **layers)
     settings = {"lambda_": lambda_} if lambda_ is not None else {"rate": 0.5}
-    logging = {"pruning": [{"settings": settings}]} if trainer != "StockTrainer" else {}
+    logging = {"pruning": [{}], "settings": [settings]} if trainer != "StockTrainer" else {}
     content = {"network_weights": {}, "trainer_name": trainer, "logging": logging}
     if checkpoint:
         torch.save(content, folder.parent / "checkpoint_final.pth")

@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 
 from nnunet_sauron import cli, trainers
-from nnunet_sauron.model.snapshots import SnapshotSettings
 from nnunet_sauron.planning import planners
-from nnunet_sauron.trainers.compressed import CompressedSettings
-from nnunet_sauron.trainers.settings import VARIABLE, Given, TrainingSettings
+from nnunet_sauron.trainers.settings import VARIABLE, Given
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -66,10 +64,7 @@ def test_settings_are_ones_that_its_trainer_has(page, line, monkeypatch, tmp_pat
         if name.lower() == VARIABLE:
             monkeypatch.delenv(name)
     monkeypatch.setenv(VARIABLE, SETTINGS.search(line)[1])
-    more = (CompressedSettings,) if trainer is trainers.CompressedTrainer else ()
-    if issubclass(trainer, trainers.PruningTrainer):
-        more = trainer.Method.Settings, *trainer.MoreSettings
-    Given(trainer, TrainingSettings, SnapshotSettings, *more).settings()
+    Given(trainer, *trainer.settings_classes()).settings()
 
 
 def test_readme_is_a_page_or_two():

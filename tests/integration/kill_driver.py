@@ -140,6 +140,7 @@ def _seen(folder: Path) -> dict:
         else:
             checkpoints[path.name] = {
                 "pruning": logged["pruning"],
+                "settings": logged["settings"],
                 "train_losses": [float(loss) for loss in logged["train_losses"]],
                 "val_losses": [float(loss) for loss in logged["val_losses"]],
             }

@@ -88,7 +88,7 @@ def test_what_was_decided_is_what_an_uninterrupted_run_would_have_decided(final)
 
 def test_thresholds_and_waiting_epochs_are_those_of_the_recorded_losses(final):
     history = final["pruning"]
-    used = SauronSettings(**{field.name: history[0]["settings"][field.name] for field in fields(SauronSettings)})
+    used = SauronSettings(**{field.name: final["settings"][0][field.name] for field in fields(SauronSettings)})
     thresholds = {name: used.threshold(NUM_EPOCHS) for name in history[0]["widths"]}
     losses = [loss + record["regulariser"] for loss, record in zip(final["train_losses"], history, strict=True)]
     for epoch, record in enumerate(history):

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from nnunet_sauron import cli, trainers
-from nnunet_sauron.model.snapshots import SnapshotSettings
-from nnunet_sauron.trainers.settings import VARIABLE, Given, TrainingSettings
+from nnunet_sauron.trainers.settings import VARIABLE, Given
 
 from .conftest import STUDY
 
@@ -28,12 +27,6 @@ def small_grid(folder: Path, *runs: dict, **changes) -> Grid:
     path = folder / "grid.yaml"
     path.write_text(yaml.safe_dump({**BASE, "runs": list(runs), **changes}))
     return Grid(path, folder / "work")
-
-
-def settings_classes(trainer: type) -> tuple[type, ...]:
-    if issubclass(trainer, trainers.PruningTrainer):
-        return trainer.Method.Settings, *trainer.MoreSettings
-    return (trainer.Settings,) if issubclass(trainer, trainers.CompressedTrainer) else ()
 
 
 def test_there_are_grids():
@@ -57,7 +50,7 @@ def test_every_command_of_a_grid_is_one_that_exists(path, tmp_path, monkeypatch)
         assert words[:4] == ["nnUNetv2_train", grid.dataset, grid.configuration, str(fold)]
         trainer = {**vars(trainers), "TuckerTrainer": TuckerTrainer}[words[words.index("-tr") + 1]]
         monkeypatch.setenv(VARIABLE, variables[VARIABLE])
-        Given(trainer, TrainingSettings, SnapshotSettings, *settings_classes(trainer)).settings()
+        Given(trainer, *trainer.settings_classes()).settings()
 
 
 def test_a_run_begins_with_other_runs_models(tmp_path):

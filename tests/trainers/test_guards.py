@@ -120,5 +120,9 @@ def test_as_published_nothing_is_held_or_capped_and_cuts_go_on_to_the_end(folder
     history = trainer.history()
     assert [record["held"] for record in history] == [None] * 6 + ["outside of the cutting phase"]
     assert history[0]["keep"].keys() == trainer.dense_widths.keys()
-    assert not history[-1]["settings"]["merge"] and history[-1]["settings"]["prune_batches"] == 1
-    assert history[-1]["settings"]["rho"] == 5 and history[-1]["settings"]["delta_opt_every"] == 1
+    settings = trainer.settings_now()
+    assert not settings["merge"] and (settings["prune_batches"], settings["rho"], settings["delta_opt_every"]) == (
+        1,
+        5,
+        1,
+    )

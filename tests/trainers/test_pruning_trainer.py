@@ -18,11 +18,12 @@ from nnunet_sauron.methods.sauron import PublishedSauron, Sauron
 from nnunet_sauron.methods.similar_channels import mean_distances
 from nnunet_sauron.methods.thresholds import Threshold
 from nnunet_sauron.pruning import channel_layout, merge_channels, merging, position_weights, remove_channels
-from nnunet_sauron.trainers import SauronTrainer
+from nnunet_sauron.trainers import CompressedTrainer, SauronTrainer
 from nnunet_sauron.trainers.log_lines import epoch_line
 
 from ..contracts.pruned_network import make_multiples
-from .small import OnRandomPatches, RandomPatches, SmallTrainer, log_of, small_trainer
+from . import small
+from .small import OnRandomPatches, RandomPatches, SmallTrainer, log_of, plans, small_trainer
 
 
 def trained(folder, trainer_class=SmallTrainer, widths=(6, 8, 10), **changes):
@@ -243,7 +244,7 @@ def test_a_cut_of_multiples_that_merges_leaves_the_output_as_it_was(folder, merg
     assert sum(trainer.history()[-1]["widths"].values()) < sum(trainer.history()[0]["widths"].values())
     before, after = outputs[:2]
     assert torch.allclose(before, after, atol=1e-4) == merge
-    assert trainer.history()[-1]["settings"]["merge"] == merge
+    assert trainer.settings_now()["merge"] == merge
 
 
 @pytest.mark.parametrize("regions", [False, True])
@@ -356,16 +357,16 @@ def test_where_a_fit_fails_half_way_the_rest_is_dropped(folder, monkeypatch, err
 
 def test_settings_that_stay_are_stored_once(folder):
     trainer = trained(folder, num_epochs=3)
-    stored = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)["logging"]["pruning"]
-    assert len({id(record["settings"]) for record in stored}) == 1
-    assert stored[0]["settings"]["num_epochs"] == 3
+    stored = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)["logging"]["settings"]
+    assert len(stored) == 3 and len({id(record) for record in stored}) == 1
+    assert stored[0]["num_epochs"] == 3
 
 
 def test_settings_come_from_the_class_then_from_the_environment(folder, monkeypatch):
     monkeypatch.setenv("nnunet_sauron", "num_epochs=2, min_channels=5,rho=3,enable_deep_supervision=False")
     trainer = trained(folder, min_channels=3, lambda_=0.25)
     assert trainer.num_epochs == 2 and len(trainer.history()) == 2
-    settings = trainer.history()[-1]["settings"]
+    settings = trainer.kept_settings()[-1]
     assert (settings["min_channels"], settings["lambda_"], settings["rho"]) == (5, 0.25, 3)
     assert trainer.enable_deep_supervision is False
     log = log_of(trainer)
@@ -398,6 +399,27 @@ def test_checkpoint_that_cannot_be_used_is_refused_with_a_reason(folder):
         trainer.load_checkpoint(str(final))
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         trainer.load_checkpoint(str(final.with_name("none.pth")))
+
+
+@pytest.mark.parametrize("name", ["SmallTrainer", "CompressedTrainer"])
+def test_plans_made_anew_are_noticed_when_a_training_is_continued(folder, monkeypatch, name):
+    path = Path(trained(folder, num_epochs=2).output_folder) / "checkpoint_final.pth"
+    trainer_class = SmallTrainer if name == "SmallTrainer" else type(name, (OnRandomPatches, CompressedTrainer), {})
+
+    def continued(**changes):
+        of_plans = plans()
+        configuration = of_plans["configurations"]["2d"]
+        for key, value in changes.items():
+            (configuration if key in configuration else configuration["architecture"]["arch_kwargs"])[key] = value
+        monkeypatch.setattr(small, "plans", lambda *_: of_plans)
+        trainer = small_trainer(folder, trainer_class)
+        trainer.load_checkpoint(str(path))
+        return log_of(trainer)
+
+    assert "was trained with plans" not in continued()
+    assert "had patch_size=[16, 16] (now [8, 16])" in continued(patch_size=[8, 16])
+    with pytest.raises(ValueError, match=r"whose network had nonlin=torch.nn.LeakyReLU \(now torch.nn.ReLU\)"):
+        continued(nonlin="torch.nn.ReLU")
 
 
 def test_checkpoint_that_cannot_be_written_leaves_the_old_one(folder, monkeypatch):
@@ -463,7 +485,7 @@ def test_after_the_cuts_the_learning_rate_starts_again(folder, cuts):
     plain = [0.004 * (1 - epoch / 6) ** 0.9 for epoch in range(6)]
     again = [0.008 * (1 - epoch / 3) ** 0.9 for epoch in range(3)]
     assert trainer.series()["lrs"] == pytest.approx([*plain[:3], *again] if cuts else plain)
-    assert trainer.history()[-1]["settings"]["rate_after_cuts"] == 2
+    assert trainer.kept_settings()[-1]["rate_after_cuts"] == 2
 
 
 def test_pruning_png_is_drawn_beside_progress_png(folder):
@@ -527,6 +549,17 @@ class TestContinuing:
         assert (trainer.num_epochs, trainer.initial_lr, trainer.pruning_settings.min_channels) == (4, 0.02, 3)
         assert trainer.method.settings.min_channels == 3 and trainer.method.num_epochs == 4
         assert trainer.lr_scheduler.max_steps == 4 and trainer.optimizer.param_groups[0]["initial_lr"] == 0.02
+
+    def test_also_of_a_time_when_the_history_held_them(self, folder, monkeypatch, begun):
+        path = Path(begun.output_folder) / "checkpoint_final.pth"
+        checkpoint = torch.load(path, weights_only=False)
+        settings = checkpoint["logging"].pop("settings")
+        for record, of_epoch in zip(checkpoint["logging"]["pruning"], settings, strict=True):
+            record["settings"] = of_epoch
+        torch.save(checkpoint, path)
+        trainer = self.continued(folder, monkeypatch, None)
+        assert trainer.settings_now() == begun.settings_now()
+        assert trainer.kept_settings() == [{}] * 4  # as long as nnU-Net's series
 
     def test_a_finished_training_stays_finished(self, folder, monkeypatch, begun):
         trainer = self.continued(folder, monkeypatch, None)

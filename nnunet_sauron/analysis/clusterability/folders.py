@@ -13,7 +13,7 @@ import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 
 from ...model.cases import find_cases, preprocess, read_case
-from ...model.checkpoints import logged, read_checkpoint
+from ...model.checkpoints import logged_settings, read_checkpoint
 from ...model.snapshots import FOLDER, MAX_PATCHES, pooled_maps, snapshots
 from ...model.trained import CHECKPOINT, TrainedModel, folds_in
 from ...plugin.commands import told_by_name, train_command
@@ -138,8 +138,7 @@ def _model(fold_folder: Path, found: Mapping[int, Path | dict], name: str | None
             raise ValueError(f"{fold_folder} has no checkpoint" + (" yet" if name is None else f" {name}"))
         content = read_checkpoint(checkpoint)
         trainer = content.get("trainer_name", trainer)
-        history = logged(content).get("pruning")
-        lambda_ = float(history[-1].get("settings", {}).get("lambda_", math.nan)) if history else math.nan
+        lambda_ = float(logged_settings(content).get("lambda_", math.nan))
     except (ValueError, OSError, MemoryError) as error:
         problems.append(f"lambda_ is not known: {error}")
     return TrainedFold("", fold_folder.parent, fold_folder.name.removeprefix("fold_"), trainer, lambda_, found)

@@ -20,7 +20,6 @@ from nnunet_sauron.demo.steps import (
     Step,
     command_environment,
     demo_steps,
-    drop_unreadable_checkpoints,
     model_folder,
     run_demo,
     with_small_batch,
@@ -175,18 +174,6 @@ def test_training_goes_on_from_a_checkpoint_and_begins_without_one(tmp_path, mon
     train.run(print)
     assert ["--c" in command for command, _ in commands] == [False, True]
     assert all(options["environment"]["nnunet_sauron"] == steps.SETTINGS["SauronTrainer"] for _, options in commands)
-
-
-def test_checkpoints_cut_short_are_dropped(tmp_path):
-    torch.save({"weights": torch.zeros(1000)}, tmp_path / "checkpoint_best.pth")
-    whole = (tmp_path / "checkpoint_best.pth").read_bytes()
-    (tmp_path / "checkpoint_latest.pth").write_bytes(whole[: len(whole) // 2])
-    assert drop_unreadable_checkpoints(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_best.pth"]
-
-    (tmp_path / "checkpoint_best.pth").write_bytes(whole[:-30])
-    assert not drop_unreadable_checkpoints(tmp_path)
-    assert not list(tmp_path.iterdir())
 
 
 def test_half_done_predictions_are_removed_first(tmp_path, monkeypatch):

@@ -10,8 +10,9 @@ import torch
 
 from ..console.json_output import print_json
 from ..console.terminal import PlainTable, plain_console
+from ..model.checkpoints import CHECKPOINT
 from ..model.device import chosen_device, machine
-from ..model.trained import CHECKPOINT, TrainedModel
+from ..model.trained import TrainedModel
 from ..pruning.cost import forward_on_meta
 from ..pruning.timing import Timing, time_networks
 from .report.compare import short_names

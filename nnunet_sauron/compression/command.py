@@ -13,6 +13,7 @@ from pathlib import Path
 from ..console.progress import Progress
 from ..files import check_writable
 from ..model.cases import check_cases, find_cases
+from ..model.checkpoints import CHECKPOINT
 from ..model.device import chosen_device
 from ..plugin.commands import predict_command
 from ..pruning.timing import SCATTER
@@ -21,7 +22,7 @@ from .compressor import Compressed
 from .goal import Goal
 from .images import batches, patches
 from .model_compressor import ModelCompressor
-from .model_folder import CHECKPOINT, STOCK, TRAINER, notes_of, read_prunable, write_model
+from .model_folder import STOCK, TRAINER, notes_of, read_prunable, write_model
 from .plots import plot_trade_off
 from .recovery import Recovery, recovery_folder
 from .stages import check_plain, plain_plans

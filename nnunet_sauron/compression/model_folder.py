@@ -15,9 +15,10 @@ from .. import __version__
 from ..console.json_data import json_data
 from ..files import new_folder
 from ..model.cases import Case
+from ..model.checkpoints import CHECKPOINT, COMPRESSION, MIRRORING
 from ..model.evaluation import mean_score
 from ..model.networks import BUILT_BY
-from ..model.trained import CHECKPOINT, COMPRESSION, TrainedModel
+from ..model.trained import TrainedModel
 from ..pruning.channels import check_prunable
 from ..pruning.merging import check_mergeable
 from .agreement import Measured
@@ -28,7 +29,7 @@ from .plots import plot_widths
 TRAINER = "CompressedTrainer"
 STOCK = "nnUNetTrainer"
 # Keys that are copied into a checkpoint of the stock trainer; other trainers may keep what only they can read.
-COPIED_FOR_STOCK = ("current_epoch", "inference_allowed_mirroring_axes", "_best_ema")
+COPIED_FOR_STOCK = ("current_epoch", MIRRORING, "_best_ema")
 
 
 def read_prunable(folder: Path, folds: list[str] | None = None, checkpoint_name: str = CHECKPOINT) -> TrainedModel:

@@ -18,10 +18,9 @@ from .. import __version__
 from ..console.progress import Progress
 from ..files import AGAIN, locked, write_atomically
 from ..model.cases import Case
-from ..model.checkpoints import DamagedFileError, load
+from ..model.checkpoints import MIRRORING, DamagedFileError, load
 from ..model.evaluation import mean_score
 from ..model.trained import TrainedModel
-from ..trainers.resizing import MIRRORING
 from ..trainers.teacher import Teacher, is_supervised
 from .agreement import Measured
 from .augmented import AugmentedPatches, store_images

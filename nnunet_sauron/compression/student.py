@@ -6,7 +6,6 @@ teacher's outputs (`methods/distillation.py`).
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import os
@@ -24,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..console.progress import Progress
 from ..methods.distillation import distillation_loss
+from ..pruning.eval_mode import mixed_precision
 from ..trainers.compressed import INITIAL_LR
 from ..trainers.teacher import Teacher
 
@@ -194,7 +194,7 @@ class StudentTraining:
         network.decoder.deep_supervision = False
         both = each = 0
         for patch, expected in zip(self.held_out, self.expected, strict=True):
-            with self._mixed_precision():
+            with mixed_precision(self.device):
                 found = self._segmented(network(patch))
             positions = [0, *range(2, found.ndim)]
             # On the CPU: MPS has no float64.
@@ -211,7 +211,7 @@ class StudentTraining:
             data = next(stream).to(self.device, non_blocking=True)
             target = self.teacher.logits(data)
             self.optimizer.zero_grad(set_to_none=True)
-            with self._mixed_precision():
+            with mixed_precision(self.device):
                 loss = distillation_loss(self.student(data), target, regions=self.teacher.regions)
             self.scaler.scale(loss).backward()
             self.scaler.unscale_(self.optimizer)
@@ -261,9 +261,6 @@ class StudentTraining:
         best = logits.argmax(1, keepdim=True)
         classes = torch.arange(1, logits.shape[1], device=logits.device).view(1, -1, *[1] * (logits.ndim - 2))
         return best == classes
-
-    def _mixed_precision(self) -> contextlib.AbstractContextManager:
-        return torch.autocast("cuda") if self.device.type == "cuda" else contextlib.nullcontext()
 
     def _weights(self) -> dict[str, torch.Tensor]:
         # Moved as a whole: nnU-Net's modules have several names, and each tensor is to be stored once.

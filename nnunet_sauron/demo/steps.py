@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager
@@ -52,9 +51,6 @@ COMPRESS = ("--macs", str(LEFT), "--recover", "16", "--recover-steps", "40")
 LANES = {"StockTrainer": 1, "SauronTrainer": 2, "ShrinkTrainer": 2}
 THREADS = max(1, (os.cpu_count() or 1) // 2)
 MODELS = (*SETTINGS, COMPRESSED)  # the first is what the others are compared with
-
-# The checkpoint that `nnUNetv2_train --c` takes is the first of these.
-CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
 Follow = Callable[[str], None]
 
@@ -191,25 +187,6 @@ def model_folder(folder: Path, name: str) -> Path:
     return folder / "nnUNet_results" / DATASET_NAME / f"{name}__{PLANS}__{CONFIGURATION}"
 
 
-def drop_unreadable_checkpoints(fold_folder: Path) -> bool:
-    """Delete checkpoints that an interrupted training left half-written.
-
-    nnU-Net writes them in place, and `--c` stops at one that is cut short. PyTorch's are zip files, whose directory
-    comes last: without it the file is not whole.
-
-    Args:
-        fold_folder: The training's output folder, existing or not.
-
-    Returns:
-        Whether there is one left to continue from.
-    """
-    existing = [fold_folder / name for name in CHECKPOINTS if (fold_folder / name).is_file()]
-    readable = [path for path in existing if zipfile.is_zipfile(path)]
-    for path in set(existing) - set(readable):
-        path.unlink()
-    return bool(readable)
-
-
 def _run_steps(steps: list[Step], demo_folder: DemoFolder, console: Console) -> None:
     display = Display(console, len(steps))
     numbered = list(enumerate(steps, start=1))
@@ -263,7 +240,7 @@ def _plan(folder: Path, follow: Follow) -> None:
 
 def _train(folder: Path, trainer: str, follow: Follow) -> None:
     command = ["nnUNetv2_train", str(DATASET_ID), CONFIGURATION, "0", "-tr", trainer, "-p", PLANS, "-device", "cpu"]
-    if drop_unreadable_checkpoints(model_folder(folder, trainer) / "fold_0"):
+    if any((model_folder(folder, trainer) / "fold_0").glob("checkpoint_*.pth")):
         command.append("--c")
     # Augmentation in the training's own process: on two cores, workers would compete with it. Threads that sleep while
     # they wait: on a busy machine, spinning ones make an epoch several times as long.

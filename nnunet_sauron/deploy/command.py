@@ -23,7 +23,8 @@ from ..console.numbers import with_prefix
 from ..console.progress import Progress
 from ..files import check_writable
 from ..model.cases import Case, check_cases, find_cases
-from ..model.trained import CHECKPOINT, TrainedModel
+from ..model.checkpoints import CHECKPOINT
+from ..model.trained import TrainedModel
 from ..plugin.commands import command
 from .checks import (
     Agreement,

@@ -15,7 +15,9 @@ from ..files import AGAIN, write_atomically
 from ..pruning import accept_pruned_weights, channel_layout, densify
 from .architecture import network_of_plans
 
-CHECKPOINT = "checkpoint_final.pth"
+CHECKPOINT, LATEST, BEST = CHECKPOINTS = tuple(f"checkpoint_{name}.pth" for name in ("final", "latest", "best"))
+"""nnU-Net's; its `--c` takes the first of them that is there."""
+MIRRORING = "inference_allowed_mirroring_axes"  # nnU-Net's key of a checkpoint
 # PyTorch has an OSError with EINVAL for a file that was cut short, too.
 NOT_OPENED = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 # As PyTorch and the C++ library say it.

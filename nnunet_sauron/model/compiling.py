@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 VARIABLE = "nnUNet_compile"
 
@@ -25,11 +24,3 @@ def compiling_on_cuda_only(device: torch.device) -> Iterator[None]:
     finally:
         if set_to is not None:
             os.environ[VARIABLE] = set_to
-
-
-class CompilesOnCudaOnly(nnUNetTrainer):
-    """nnU-Net's training, whose final validation compiles nothing on other devices."""
-
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        with compiling_on_cuda_only(self.device):
-            super().perform_actual_validation(save_probabilities)

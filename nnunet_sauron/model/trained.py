@@ -19,14 +19,13 @@ from torch import nn
 
 from ..files import read_json_object
 from ..plugin.commands import continue_command
-from .checkpoints import CHECKPOINT, COMPRESSION, checkpoints_in, read_checkpoint, trained_with
+from .checkpoints import CHECKPOINT, MIRRORING, checkpoints_in, read_checkpoint, trained_with
 from .compiling import compiling_on_cuda_only
 from .evaluation import Segmentations
 from .labels import class_values, foreground_values
 from .networks import BUILT_BY, NetworkBuilder
 
 ALL = "all"  # nnU-Net's name for the fold that trains on everything
-__all__ = ["CHECKPOINT", "COMPRESSION", "TrainedModel"]
 # Of the training that is over; the optimiser's tensors may have other shapes than the weights.
 NOT_TAKEN_ALONG = ("optimizer_state", "grad_scaler_state")
 
@@ -179,7 +178,7 @@ class TrainedModel:
     @property
     def mirror_axes(self) -> tuple[int, ...] | None:
         """Axes of a patch that may be mirrored, as in its training; None for none."""
-        return next(iter(self.checkpoints.values())).get("inference_allowed_mirroring_axes")
+        return next(iter(self.checkpoints.values())).get(MIRRORING)
 
     @property
     def input_channels(self) -> int:

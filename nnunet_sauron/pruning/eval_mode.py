@@ -1,10 +1,10 @@
-"""Run a network in evaluation mode for a while, or copy it, without a trace in the network itself."""
+"""Run a network in evaluation mode for a while, or copy it, without a trace in it; and with which precision."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -30,6 +30,11 @@ def eval_mode(network: nn.Module, hooks: Mapping[nn.Module, Callable] | None = N
             handle.remove()
         for module, training in modes.items():
             module.training = training
+
+
+def mixed_precision(device: torch.device) -> AbstractContextManager:
+    """nnU-Net's rule: autocast on CUDA alone."""
+    return torch.autocast("cuda") if device.type == "cuda" else nullcontext()
 
 
 def copy_network(network: nn.Module) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+
+from .eval_mode import mixed_precision
 
 LEAST_REPEATS = 3
 RATIO_REPEATS = 9  # of `time_left`, each time
@@ -139,7 +140,7 @@ def time_left(
 
 
 def _time_once(network: nn.Module, patch: torch.Tensor, device: torch.device) -> float:
-    with torch.inference_mode(), torch.autocast("cuda") if device.type == "cuda" else contextlib.nullcontext():
+    with torch.inference_mode(), mixed_precision(device):
         _wait_for(device)
         start = time.perf_counter()
         network(patch)

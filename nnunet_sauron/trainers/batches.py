@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
+
+from ..pruning.eval_mode import mixed_precision
 
 if TYPE_CHECKING:
     from .pruning import PruningTrainer
@@ -47,5 +48,5 @@ def _loss(trainer: PruningTrainer, batch: dict) -> torch.Tensor:
     """As nnU-Net's training step computes it."""
     data, target = batch["data"].to(trainer.device), batch["target"]
     target = [one.to(trainer.device) for one in target] if isinstance(target, list) else target.to(trainer.device)
-    with torch.autocast("cuda") if trainer.device.type == "cuda" else nnUNetTrainer.dummy_context():
+    with mixed_precision(trainer.device):
         return trainer.loss(trainer.bare_network(data), target)

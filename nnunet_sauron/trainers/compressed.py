@@ -6,14 +6,13 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..model.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
+from ..model.checkpoints import CHECKPOINT, COMPRESSION, MIRRORING, read_checkpoint
 from ..model.networks import BUILT_BY, find_trainer, network_of_trainer, take_builder
 from ..plugin.commands import train_command
 from ..pruning import accept_pruned_weights, channel_layout, widths_of
-from .kept_settings import KeepsSettings, check_not_own, has_begun
-from .resizing import MIRRORING, ResizingTrainer, check_building, mirroring_of
+from .resizing import ResizingTrainer, mirroring_of
 from .settings import SETTINGS_FILE, TrainingSettings
-from .start import Start, start_path, why_it_does_not_fit
+from .start import Start, check_not_own, has_begun, start_path, why_it_does_not_fit
 from .teacher import Distils, TeacherSource
 
 INITIAL_LR = 5e-3  # half of nnU-Net's
@@ -49,7 +48,7 @@ class CompressedSettings:
             raise ValueError("labels=False and teacher=None leave nothing to learn from; set one of them otherwise.")
 
 
-class CompressedTrainer(Distils, KeepsSettings, ResizingTrainer):
+class CompressedTrainer(Distils, ResizingTrainer):
     """nnU-Net's training from a compressed checkpoint: 50 epochs of the poly schedule from half of its rate.
 
     The distance to the teacher's output for the same batch is added to nnU-Net's loss (`methods/distillation.py`). The
@@ -71,8 +70,8 @@ class CompressedTrainer(Distils, KeepsSettings, ResizingTrainer):
     MoreSettings = (CompressedSettings,)
     numbers = TrainingSettings(num_epochs=50, initial_lr=INITIAL_LR)
 
-    def _check_before_writing(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
-        check_building(type(self))
+    def _prepare(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
+        super()._prepare(plans, configuration, fold, dataset_json)
         self._no_training: str | None = None
         self._unread: FileNotFoundError | None = None
         self._start: Start | None = None

@@ -17,23 +17,23 @@ from torch import distributed, nn
 
 from ..files import remove_leftovers
 from ..methods.base import PruningMethod
-from ..model.checkpoints import PRUNING, logged, logged_settings, read_checkpoint
+from ..model.checkpoints import LATEST, PRUNING, logged, logged_settings, read_checkpoint
 from ..model.history_plots import plot_pruning
 from ..pruning import accepts_pruned_weights, channel_layout, widths_of
 from .decision import decide, is_last_cut
-from .kept_settings import KeepsSettings, has_begun
 from .log_lines import epoch_line, target_line
 from .planned import PlannedNetwork
 from .rate import RateAfterCuts
 from .removal import remove
-from .resizing import ResizingTrainer, check_building
+from .resizing import ResizingTrainer
 from .settings import TrainingSettings
+from .start import has_begun
 from .throttled import Throttled
 
 NNUNET_EPOCHS = 1000  # nnU-Net's length of training, which its constructor sets
 
 
-class PruningTrainer(KeepsSettings, ResizingTrainer):
+class PruningTrainer(ResizingTrainer):
     """Trains, removes channels, and predicts with the network that is left. A subclass need only name its `Method`.
 
     Attributes:
@@ -61,8 +61,8 @@ class PruningTrainer(KeepsSettings, ResizingTrainer):
         super()._take_settings(settings)
         self.pruning_settings = self.settings(self.Method.Settings)
 
-    def _check_before_writing(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
-        check_building(type(self))
+    def _prepare(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
+        super()._prepare(plans, configuration, fold, dataset_json)
         self.planned = PlannedNetwork(plans, configuration, dataset_json)
         self.given_widths: dict[str, int] | None = None
         self._plot = Throttled(self, self._plot_pruning)
@@ -190,7 +190,7 @@ class PruningTrainer(KeepsSettings, ResizingTrainer):
         # nnU-Net has counted the epoch already, and stores its counter plus one.
         self.current_epoch -= 1
         if record["keep"]:
-            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+            self.save_checkpoint(str(Path(self.output_folder) / LATEST))
         if self.local_rank == 0:
             self._plot()
         self.current_epoch += 1

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from types import MappingProxyType
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
-from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from ..files import remove_leftovers, write_atomically
-from ..model.checkpoints import plain, trained_with
-from ..model.compiling import CompilesOnCudaOnly
+from ..model.checkpoints import MIRRORING, plain, trained_with
 from ..pruning import accept_pruned_weights, channel_layout, resize
-
-MIRRORING = "inference_allowed_mirroring_axes"  # nnU-Net's key of a checkpoint
+from .base import BaseTrainer
 
 
 def mirroring_of(checkpoint: dict) -> dict:
@@ -26,32 +21,8 @@ def mirroring_of(checkpoint: dict) -> dict:
     return {key: value for key, value in checkpoint.items() if key == MIRRORING}
 
 
-def check_building(trainer_class: type) -> None:
-    """Raise ValueError where another base than nnU-Net's own trainer builds a network, as its variant with batch norm.
-
-    It would be passed over or, as the first of the bases, build a network that no pruned weights can be loaded into.
-    A subclass that builds its own network from ours decides for itself.
-    """
-    builders = [base for base in trainer_class.__mro__ if "build_network_architecture" in vars(base)]
-    if issubclass(builders[0], ResizingTrainer) and not builders[0].__module__.startswith("nnunet_sauron."):
-        return
-    for base in builders:
-        if base is not nnUNetTrainer and not issubclass(base, ResizingTrainer):
-            raise ValueError(
-                f"{trainer_class.__name__} has the base {base.__name__}, which builds a network of its own, and that "
-                f"cannot be combined. Change the plans' architecture, or let {trainer_class.__name__} have a "
-                f"build_network_architecture that calls its other base's with changed arguments."
-            )
-
-
-def _differences(then: Mapping, now: Mapping, names: Iterable[str] = ()) -> list[str]:
-    """In words, of these names or of all."""
-    pairs = ((name, plain(then.get(name)), plain(now.get(name))) for name in names or {**then, **now})
-    return [f"{name}={before} (now {after})" for name, before, after in pairs if before != after]
-
-
-class ResizingTrainer(CompilesOnCudaOnly):
-    """Builds nnU-Net's network so that pruned weights load into it, in training and in prediction; saves atomically.
+class ResizingTrainer(BaseTrainer):
+    """Builds nnU-Net's network so that pruned weights load into it, in training and in prediction.
 
     Attributes:
         mirroring: Of the model that a training starts from, as `mirroring_of` gives it. It replaces nnU-Net's own,
@@ -59,6 +30,9 @@ class ResizingTrainer(CompilesOnCudaOnly):
     """
 
     mirroring: Mapping = MappingProxyType({})
+
+    def _prepare(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
+        _check_building(type(self))
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):  # noqa: N802  (nnU-Net's)
         *others, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -70,14 +44,6 @@ class ResizingTrainer(CompilesOnCudaOnly):
     @functools.wraps(nnUNetTrainer.build_network_architecture)  # its signature differs between versions of nnU-Net
     def build_network_architecture(*args, **kwargs) -> nn.Module:
         return accept_pruned_weights(nnUNetTrainer.build_network_architecture(*args, **kwargs))
-
-    @property
-    def bare_network(self) -> nn.Module:
-        """The network without the wrappers of DDP and torch.compile."""
-        network = self.network
-        if isinstance(network, DistributedDataParallel):
-            network = network.module
-        return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def take_widths(self, widths: dict[str, int]) -> None:
         """Give the network other widths and a new optimiser; a load must follow, since weights are lost."""
@@ -121,17 +87,6 @@ class ResizingTrainer(CompilesOnCudaOnly):
                 f"not meant, restore these plans (a copy is plans.json in the model's folder)."
             )
 
-    def on_train_start(self) -> None:
-        if self.local_rank == 0:
-            remove_leftovers(Path(self.output_folder), "checkpoint_*.pth")
-        super().on_train_start()
-
-    def save_checkpoint(self, filename: str) -> None:
-        if self.local_rank == 0 and not self.disable_checkpointing:
-            write_atomically(Path(filename), super().save_checkpoint)
-        else:
-            super().save_checkpoint(filename)
-
     def unwrap(self) -> None:
         """Take the network out of DDP's wrapper, before its parameters are replaced."""
         if self.is_ddp:
@@ -145,3 +100,27 @@ class ResizingTrainer(CompilesOnCudaOnly):
                     head.requires_grad_(False)
             devices = [self.local_rank] if self.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.network, device_ids=devices)
+
+
+def _differences(then: Mapping, now: Mapping, names: Iterable[str] = ()) -> list[str]:
+    """In words, of these names or of all."""
+    pairs = ((name, plain(then.get(name)), plain(now.get(name))) for name in names or {**then, **now})
+    return [f"{name}={before} (now {after})" for name, before, after in pairs if before != after]
+
+
+def _check_building(trainer_class: type) -> None:
+    """Raise ValueError where another base than nnU-Net's own trainer builds a network, as its variant with batch norm.
+
+    It would be passed over or, as the first of the bases, build a network that no pruned weights can be loaded into.
+    A subclass that builds its own network from ours decides for itself.
+    """
+    builders = [base for base in trainer_class.__mro__ if "build_network_architecture" in vars(base)]
+    if issubclass(builders[0], ResizingTrainer) and not builders[0].__module__.startswith("nnunet_sauron."):
+        return
+    for base in builders:
+        if base is not nnUNetTrainer and not issubclass(base, ResizingTrainer):
+            raise ValueError(
+                f"{trainer_class.__name__} has the base {base.__name__}, which builds a network of its own, and that "
+                f"cannot be combined. Change the plans' architecture, or let {trainer_class.__name__} have a "
+                f"build_network_architecture that calls its other base's with changed arguments."
+            )

@@ -8,13 +8,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from ..methods.shrink import Shrink
 from ..model.architecture import network_of_plans
-from ..model.checkpoints import COMPRESSION
+from ..model.checkpoints import COMPRESSION, MIRRORING
 from ..model.networks import builds_what_plans_say
 from ..pruning import widths_of
-from .kept_settings import check_not_own, has_begun
 from .pruning import PruningTrainer
-from .resizing import MIRRORING, mirroring_of
-from .start import Start, start_path, why_it_does_not_fit
+from .resizing import mirroring_of
+from .start import Start, check_not_own, has_begun, start_path, why_it_does_not_fit
 from .teacher import Distils, TeacherSource
 
 START = "start"
@@ -51,8 +50,8 @@ class ShrinkTrainer(Distils, PruningTrainer):
     Method = Shrink
     MoreSettings = (StartSettings,)
 
-    def _check_before_writing(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
-        super()._check_before_writing(plans, configuration, fold, dataset_json)
+    def _prepare(self, plans: dict, configuration: str, fold: int | str, dataset_json: dict) -> None:
+        super()._prepare(plans, configuration, fold, dataset_json)
         settings = self.settings(StartSettings)
         path = start_path(settings.start_from, fold) if settings.start_from else None
         check_not_own("start_from", [path] if path else [], type(self), plans, configuration, fold)

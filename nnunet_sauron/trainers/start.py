@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import nn
@@ -106,6 +107,32 @@ def seen_cases(checkpoint: dict, path: str | Path, fold: int | str, dataset: str
         f"WARNING: {path} is a model of fold {of_model}, which was trained on validation cases of fold {fold}: the "
         f"validation Dice of this training is no cross-validation"
     )
+
+
+def has_begun(trainer_class: type, plans: dict, configuration: str, fold: int | str) -> bool:
+    """Whether a training's folder holds a checkpoint already; usable before nnU-Net's constructor writes a log."""
+    folder = _fold_folder(trainer_class, plans, configuration, fold)
+    return folder is not None and any(folder.glob("checkpoint_*.pth"))
+
+
+def _fold_folder(trainer_class: type, plans: dict, configuration: str, fold: int | str) -> Path | None:
+    """Where nnU-Net's constructor will let a training write; None where its variable is not set."""
+    results = os.environ.get("nnUNet_results")
+    model = f"{trainer_class.__name__}__{plans['plans_name']}__{configuration}"
+    return Path(results, plans["dataset_name"], model, f"fold_{fold}") if results else None
+
+
+def check_not_own(
+    name: str, files: Iterable[Path], trainer_class: type, plans: dict, configuration: str, fold: int | str
+) -> None:
+    """Raise ValueError if one of the files that a setting names lies where this training writes its own."""
+    own = _fold_folder(trainer_class, plans, configuration, fold)
+    for file in files:
+        if own is not None and file.resolve().parent == own.resolve():
+            raise ValueError(
+                f"{name}: {file} lies in the folder that this training writes its own checkpoints into. Move that "
+                f"model to another folder first, and name it there."
+            )
 
 
 def _digests(network: nn.Module) -> dict[str, str]:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from ..model.checkpoints import read_checkpoint
-from ..model.compiling import CompilesOnCudaOnly
-from .kept_settings import KeepsSettings
-from .resizing import ResizingTrainer
+from .base import BaseTrainer
 
 
-class StockTrainer(KeepsSettings, CompilesOnCudaOnly):
+class StockTrainer(BaseTrainer):
     """nnUNetTrainer; only its own numbers follow the settings (`num_epochs`, ...), nothing else is changed."""
-
-    bare_network = ResizingTrainer.bare_network
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         self._continue_with(read_checkpoint(filename_or_checkpoint))

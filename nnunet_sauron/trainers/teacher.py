@@ -3,7 +3,6 @@ trainer does with it."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from ..model.checkpoints import CHECKPOINT, logged_settings, plain, read_checkpo
 from ..model.labels import class_values
 from ..model.networks import NetworkBuilder
 from ..model.trained import ALL, folds_in
-from .kept_settings import check_not_own
-from .start import seen_cases
+from ..pruning.eval_mode import mixed_precision
+from .start import check_not_own, seen_cases
 
 TERM = "distillation"  # of a training step's results
 LAST_WEIGHT_OF_DDP = 1e-6  # nnU-Net's
@@ -117,8 +116,7 @@ class Teacher:
             (B, classes, *voxels) for every output of deep supervision, the full resolution first.
         """
         # Not inference_mode: its tensors cannot take part in the student's gradient.
-        mixed = torch.autocast("cuda") if self.device.type == "cuda" else contextlib.nullcontext()
-        with torch.no_grad(), mixed:
+        with torch.no_grad(), mixed_precision(self.device):
             of_networks = [_as_list(network(data)) for network in self.networks]
             if len(of_networks) == 1:
                 return of_networks[0]

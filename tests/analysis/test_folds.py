@@ -6,10 +6,10 @@ import os
 
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_sauron import trainers
 from nnunet_sauron.cli import main
-from nnunet_sauron.model.compiling import CompilesOnCudaOnly
 from nnunet_sauron.model.device import chosen_device
 from nnunet_sauron.model.trained import TrainedModel
 
@@ -159,7 +159,7 @@ class TestCompiling:
         seen = []
         monkeypatch.setenv("nnUNet_compile", "t")
         monkeypatch.setattr(
-            CompilesOnCudaOnly.__mro__[1],
+            nnUNetTrainer,
             "perform_actual_validation",
             lambda self, save_probabilities: seen.append((os.environ.get("nnUNet_compile"), save_probabilities)),
         )

@@ -13,12 +13,10 @@ import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 
 from ...model.cases import find_cases, preprocess, read_case
-from ...model.checkpoints import logged_settings, read_checkpoint
+from ...model.checkpoints import CHECKPOINT, CHECKPOINTS, logged_settings, read_checkpoint
 from ...model.snapshots import FOLDER, MAX_PATCHES, pooled_maps, snapshots
-from ...model.trained import CHECKPOINT, TrainedModel, folds_in
+from ...model.trained import TrainedModel, folds_in
 from ...plugin.commands import told_by_name, train_command
-
-CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
 
 @dataclass(frozen=True)

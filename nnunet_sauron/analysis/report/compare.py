@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from ...console.progress import Progress
+from ...model.checkpoints import CHECKPOINT
 from ...model.evaluation import TOLERANCE_MM
-from ...model.trained import CHECKPOINT, TrainedModel
+from ...model.trained import TrainedModel
 from ...plugin.commands import checkpoint_flag, command
 from .bundles import is_bundle, open_bundle, score_bundle
 from .contents import COMPARED, ModelReport, Report

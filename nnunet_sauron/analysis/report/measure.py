@@ -9,8 +9,8 @@ from nnunet_sauron_runtime import Bundle
 from torch import nn
 
 from ...console.progress import Progress
-from ...model.checkpoints import PRUNING, logged
-from ...model.trained import CHECKPOINT, COMPRESSION, TrainedModel, folds_in
+from ...model.checkpoints import CHECKPOINT, COMPRESSION, PRUNING, logged
+from ...model.trained import TrainedModel, folds_in
 from ...plugin.commands import train_command
 from ...pruning import channel_layout
 from ...pruning.timing import SCATTER, time_networks

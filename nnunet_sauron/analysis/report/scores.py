@@ -10,11 +10,11 @@ from nnunetv2.paths import nnUNet_preprocessed
 
 from ...console.progress import Progress
 from ...files import read_json_object
+from ...model.checkpoints import BEST, CHECKPOINT, COMPRESSION
 from ...model.evaluation import CaseScore, Segmentations, evaluate_folder
-from ...model.trained import CHECKPOINT, COMPRESSION, TrainedModel
+from ...model.trained import TrainedModel
 from ...plugin.commands import predict_command, train_command
 
-BEST = "checkpoint_best.pth"
 MOST_NAMED = 5
 PREDICTIONS = "predictions"  # stands for a fold where scores are of a folder of predictions
 

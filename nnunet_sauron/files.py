@@ -120,9 +120,11 @@ def _folder_beside(target: Path, replace: bool) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
                 os.replace(target, old)  # at once: while it is being removed, half of it would stand there
             os.replace(beside, target)
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
+        except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
+            raise
+        # From here on a folder of that name is another process's: the lock went with the renaming.
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,21 @@ class TestFolder:
             ):
                 pass
         assert names(tmp_path) == ["data", "data/of the first"]
+
+    def test_the_next_process_may_begin_before_the_old_folder_is_gone(self, tmp_path, monkeypatch):
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data/old").touch()
+        remove = shutil.rmtree
+        second = new_folder(tmp_path / "data", replace=True)
+
+        def slowly(path, **options):
+            if (tmp_path / "data/first").exists():
+                monkeypatch.setattr(shutil, "rmtree", remove)
+                (second.__enter__() / "second").touch()
+            remove(path, **options)
+
+        monkeypatch.setattr(shutil, "rmtree", slowly)
+        with new_folder(tmp_path / "data", replace=True) as beside:
+            (beside / "first").touch()
+        second.__exit__(None, None, None)
+        assert names(tmp_path) == ["data", "data/second"]

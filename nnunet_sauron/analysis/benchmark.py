@@ -56,11 +56,11 @@ def benchmark(
     device = chosen_device(device)
     networks, shapes = {}, {}
     for name, folder in zip(short_names(folders), folders, strict=True):
-        model = TrainedModel.read(folder, folds, checkpoint)
+        model = TrainedModel.read(folder, folds, checkpoint, first_only=True)
         for line in model.remarks:
             say(f"{name}: {line}")
         size = tuple(patch_size or model.patch_size)
-        for fold in folds or [next(iter(model.checkpoints))]:
+        for fold in model.checkpoints:
             network, channels = model.network(fold), model.input_channels
             _check(network, channels, size, model)
             key = f"{name} fold {fold}, {batch_size} x {' x '.join(map(str, size))}"

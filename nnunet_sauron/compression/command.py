@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..console.progress import Progress
@@ -192,14 +192,11 @@ class _Work:
     def __init__(self, options: Options, *, first_fold_only: bool = False):
         options.check()
         self.device, self.progress = chosen_device(options.device), Progress()
-        self.model = read_prunable(options.folder, options.folds, options.checkpoint)
+        self.model = read_prunable(options.folder, options.folds, options.checkpoint, first_only=first_fold_only)
         self.remarks = self.model.remarks
         if options.uniform_stages:
             check_plain(self.model)
         self.own_builder = [self.model.builder.trainer_name] if self.model.builder.differs else []
-        if first_fold_only:
-            fold, checkpoint = next(iter(self.model.checkpoints.items()))
-            self.model = replace(self.model, checkpoints={fold: checkpoint})
         self.fitted_on, self.held_out = split(find_cases(options.images, self.model), options.max_images)
         self._segmenter = Segmenter(self.model, self.held_out, self.device, self.progress, options.labels)
         every_case, references = [*self.fitted_on, *self.held_out], self._segmenter.references

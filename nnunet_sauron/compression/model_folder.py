@@ -32,14 +32,16 @@ STOCK = "nnUNetTrainer"
 COPIED_FOR_STOCK = ("current_epoch", MIRRORING, "_best_ema")
 
 
-def read_prunable(folder: Path, folds: list[str] | None = None, checkpoint_name: str = CHECKPOINT) -> TrainedModel:
+def read_prunable(
+    folder: Path, folds: list[str] | None = None, checkpoint_name: str = CHECKPOINT, *, first_only: bool = False
+) -> TrainedModel:
     """Read the folder of a model whose network can be pruned.
 
     Raises:
         FileNotFoundError: The folder, a file in it or a fold is missing.
         ValueError: A checkpoint cannot be read, its network cannot be pruned, or it is the second stage of a cascade.
     """
-    model = TrainedModel.read(folder, folds, checkpoint_name)
+    model = TrainedModel.read(folder, folds, checkpoint_name, first_only=first_only)
     model.check_reads_images_alone()
     configuration = model.manager.get_configuration(model.configuration)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -139,8 +138,7 @@ def compare_with_nnunet(bundle: Path, model: TrainedModel, case: Case) -> dict[s
         case: The image.
     """
     with tempfile.TemporaryDirectory() as place:
-        predict_case(model.predictor(torch.device("cpu")), case, Path(place))
-        (file,) = Path(place).glob(f"{glob.escape(case.name)}.*")
+        file = predict_case(model.predictor(torch.device("cpu")), case, Path(place))
         expected = GetArrayFromImage(ReadImage(str(file)))
     images, found = _read(case.files), {}
     for engine in ENGINES:

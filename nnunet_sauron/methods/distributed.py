@@ -16,7 +16,7 @@ def decided_on_one_rank(decide: Callable[[], Decision]) -> Decision:
 
     On different GPUs a tie, or rounding, may come out differently.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if number_of_ranks() == 1:
         return decide()
     decision = [decide() if distributed.get_rank() == 0 else None]
     distributed.broadcast_object_list(decision, src=0)
@@ -25,6 +25,11 @@ def decided_on_one_rank(decide: Callable[[], Decision]) -> Decision:
 
 def summed_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """Sum a tensor over all ranks, in place; without DDP it stays as it is."""
-    if distributed.is_available() and distributed.is_initialized():
+    if number_of_ranks() > 1:
         distributed.all_reduce(tensor)
     return tensor
+
+
+def number_of_ranks() -> int:
+    """1 without DDP, also where PyTorch was built without it."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

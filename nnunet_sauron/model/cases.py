@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import math
 import re
@@ -19,7 +20,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from ..console.progress import Progress
 from .evaluation import check_same_voxels, read_labels
 from .preprocessing import check_preprocessing
-from .reading import missing_spacing, not_finite, read_image
+from .reading import check_file, missing_spacing, not_finite, read_image
 from .trained import TrainedModel
 
 
@@ -225,7 +226,7 @@ def _check_numbers(case: Case, model: TrainedModel) -> None:
         )
 
 
-def predict_case(predictor: nnUNetPredictor, case: Case, folder: Path) -> None:
+def predict_case(predictor: nnUNetPredictor, case: Case, folder: Path) -> Path:
     """Segment a case by nnU-Net, into a file of its name; what nnU-Net prints meanwhile is left out.
 
     Args:
@@ -233,8 +234,17 @@ def predict_case(predictor: nnUNetPredictor, case: Case, folder: Path) -> None:
         case: The case.
         folder: Where the segmentation is written, with the data set's ending.
 
+    Returns:
+        The file.
+
     Raises:
         OSError: There is no room.
     """
+    file = folder / (case.name + predictor.dataset_json["file_ending"])
     with contextlib.redirect_stdout(io.StringIO()):
         predictor.predict_from_files_sequential([list(case.files)], [str(folder / case.name)])
+    try:
+        check_file(file)  # SimpleITK does not tell that a NIfTI file did not fit onto the disk
+    except ValueError as error:
+        raise OSError(errno.ENOSPC, f"{file.name} was written in part") from error
+    return file

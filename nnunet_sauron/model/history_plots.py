@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("agg")  # as nnU-Net does: trainings run without a screen
-import matplotlib.pyplot as plt
+import matplotlib.style
 import numpy as np
+from matplotlib.figure import Figure
 
 from ..files import write_atomically
 from .checkpoints import PRUNING
@@ -29,8 +28,8 @@ def plot_pruning(
     history = series[PRUNING]
     names = list(dense_widths)
     # nnU-Net's progress plot leaves seaborn's style with 2.5 times larger fonts behind.
-    with plt.style.context(["default", {"font.size": 9, "axes.titlesize": 11}], after_reset=True):
-        figure = plt.figure(figsize=(13, 4.4 + 0.17 * len(names)), layout="constrained")
+    with matplotlib.style.context(["default", {"font.size": 9, "axes.titlesize": 11}], after_reset=True):
+        figure = Figure(figsize=(13, 4.4 + 0.17 * len(names)), layout="constrained")
         grid = figure.add_gridspec(2, 2, width_ratios=[3, 2])
         draw_channels(figure, figure.add_subplot(grid[:, 0]), history, dense_widths)
         if "tau" in history[-1]["state"]:
@@ -41,7 +40,6 @@ def plot_pruning(
         _cost(figure.add_subplot(right[0]), history, dense_cost)
         _epoch_time(figure.add_subplot(right[1]), series)
         write_atomically(path, lambda target: figure.savefig(target, dpi=110, format="png"))
-        plt.close(figure)
 
 
 def draw_channels(figure, axes, history: list[dict], dense: dict[str, int]) -> None:
@@ -102,7 +100,7 @@ def _epoch_time(axes, series: dict[str, list]) -> None:
 
 def draw_thresholds(axes, history: list[dict], names: list[str]) -> None:
     """Sauron's threshold of every unit over the epochs."""
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(names)))
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(names)))
     for name, colour in zip(names, colours, strict=True):
         axes.plot([epoch["state"]["tau"][name] for epoch in history], color=colour, linewidth=1)
     axes.set(title="Threshold tau (dark: first layer, light: last)", xlabel="epoch", ylabel="tau")

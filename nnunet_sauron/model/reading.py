@@ -11,7 +11,6 @@ import gzip
 import io
 import logging
 import math
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import tifffile
-from nnunet_sauron_runtime.whole_files import check_name, chunks, is_packed
+from nnunet_sauron_runtime.whole_files import check_readable, chunks, is_packed, told_by_nifti
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
@@ -73,16 +72,7 @@ def read_segmentation(reader: BaseReaderWriter, file: str | Path) -> tuple[np.nd
 
 def check_file(file: Path) -> None:
     """Raise ValueError unless it is a file that can be opened, and whole as far as its kind tells."""
-    check_name(file)
-    if file.is_dir():
-        raise ValueError(f"{file} is a folder; expected an image file. Remove it or give another.")
-    if not file.exists():
-        broken = "is a link to a file that is not there" if file.is_symlink() else "is not there"
-        raise ValueError(f"{file} {broken}; expected an image file. Put it there or leave the case out.")
-    if not os.access(file, os.R_OK):
-        raise ValueError(f"{file} must not be read: no permission. Change it: chmod u+r FILE")
-    if file.stat().st_size == 0:
-        raise ValueError(f"{file} is empty (0 bytes); expected an image. Copy it anew or leave the case out.")
+    check_readable(file)
     try:
         _check_length(file)
     except (EOFError, OSError, zlib.error) as error:
@@ -161,19 +151,9 @@ def _check_length(file: Path) -> None:
                 length += len(chunk)
         else:
             length = file.stat().st_size
-    expected = _expected_gipl(header) if ".gipl" in name else _expected_nifti(header)
+    expected = _expected_gipl(header) if ".gipl" in name else told_by_nifti(header)[0]
     if expected is not None and length < expected:
         raise EOFError(f"it has {length} bytes{' when unpacked' if packed else ''}, its header tells of {expected}")
-
-
-def _expected_nifti(header: bytes) -> int | None:
-    for kind, size in ((nibabel.Nifti1Header, 348), (nibabel.Nifti2Header, 540)):
-        if len(header) >= size and size in (int.from_bytes(header[:4], order) for order in ("little", "big")):
-            with contextlib.suppress(Exception):  # nonsense in it is found by the reader
-                told = kind(header[:size], check=False)
-                voxels = math.prod(int(length) for length in told.get_data_shape())
-                return int(told["vox_offset"]) + voxels * told.get_data_dtype().itemsize
-    return None
 
 
 def _expected_gipl(header: bytes) -> int | None:

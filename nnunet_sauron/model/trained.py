@@ -60,6 +60,7 @@ class TrainedModel:
         on_error: Callable[[str], None] | None = None,
         *,
         every_fold: bool = False,
+        first_only: bool = False,
     ) -> TrainedModel:
         """Read a model's folder.
 
@@ -69,6 +70,7 @@ class TrainedModel:
             checkpoint_name: Such as checkpoint_best.pth.
             on_error: Given what is wrong with a fold, which is then left out; without it, that is raised.
             every_fold: With no `folds`, "all" is read beside numbered ones.
+            first_only: With no `folds`, no other than the first is read.
 
         Raises:
             FileNotFoundError: The folder, a file in it or a fold is missing.
@@ -86,6 +88,8 @@ class TrainedModel:
             for name in ("plans.json", "dataset.json")
         )
         chosen, left_out = _chosen_folds(folder, folds, checkpoint_name, every_fold)
+        if first_only and folds is None:
+            chosen = chosen[:1]
         checkpoints = {}
         for fold in chosen:
             try:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from torch import distributed
 
+from ..methods.distributed import number_of_ranks
 from ..methods.limits import PruningSettings
 from ..model.architecture import network_of_plans
 from ..model.checkpoints import read_checkpoint
@@ -59,9 +59,9 @@ class PlannedNetwork:
 
     def check_merge_batches(self, settings: PruningSettings) -> None:
         """Raise ValueError if `merge_batches` is too small for a stable fit of the dense network's layers."""
-        batch_size, batches = self._batch_size, settings.merge_batches
-        if distributed.is_initialized():  # nnU-Net divides a batch among the ranks, and each fits on its own part
-            batch_size = max(1, batch_size // distributed.get_world_size())
+        batches = settings.merge_batches
+        # nnU-Net divides a batch among the ranks, and each fits on its own part.
+        batch_size = max(1, self._batch_size // number_of_ranks())
         least = -(-patches_needed(self._voxels, self.layout.widths, LEAST_SAMPLES_PER_CHANNEL) // batch_size)
         if settings.merge and batches is not None and batches < least:
             raise ValueError(

@@ -28,15 +28,23 @@ def check_name(path: Path) -> None:
         raise ValueError(f"{path} has a name that is no UTF-8; rename it, or its folder.") from error
 
 
-def check_file(file: Path) -> None:
-    """Raise ValueError unless a file can be read, and is whole and finite as far as its kind tells."""
+def check_readable(file: Path) -> None:
+    """Raise ValueError unless it is a file that can be opened and is not empty."""
     check_name(file)
-    if file.is_dir() or not file.exists():
-        raise ValueError(f"{file} is {'a folder' if file.is_dir() else 'not there'}; expected an image file.")
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; expected an image file. Remove it or give another.")
+    if not file.exists():
+        broken = "is a link to a file that is not there" if file.is_symlink() else "is not there"
+        raise ValueError(f"{file} {broken}; expected an image file. Put it there or leave the case out.")
     if not os.access(file, os.R_OK):
         raise ValueError(f"{file} must not be read: no permission. Change it: chmod u+r FILE")
     if file.stat().st_size == 0:
-        raise ValueError(f"{file} is empty (0 bytes); expected an image. Copy it anew.")
+        raise ValueError(f"{file} is empty (0 bytes); expected an image. Copy it anew or leave the case out.")
+
+
+def check_file(file: Path) -> None:
+    """Raise ValueError unless a file can be read, and is whole and finite as far as its kind tells."""
+    check_readable(file)
     name = file.name.lower()
     try:
         if name.endswith((".nii", ".nii.gz")):
@@ -59,7 +67,7 @@ def _check_nifti(file: Path) -> None:
     packed = is_packed(file)
     with gzip.open(file) if packed else file.open("rb") as opened:
         header = opened.read(540)
-        expected, start, kind = _told(header)
+        expected, start, kind = told_by_nifti(header)
         if not packed and kind is None:
             length = file.stat().st_size
         else:  # to its end, where the checksum stands
@@ -104,8 +112,12 @@ def is_nifti_2(file: Path) -> bool:
     return 540 in (int.from_bytes(begins, order) for order in ("little", "big"))
 
 
-def _told(header: bytes) -> tuple[int | None, int | None, np.dtype | None]:
-    """The bytes that a NIfTI file should have, where its voxels start, and their type if it is one of floats."""
+def told_by_nifti(header: bytes) -> tuple[int | None, int | None, np.dtype | None]:
+    """The bytes that a NIfTI file should have, where its voxels start, and their type if it is one of floats.
+
+    Args:
+        header: The file's first 540 bytes.
+    """
     for size, shape, kind, start in (
         (348, ("8h", 40), ("2h", 70), ("f", 108)),
         (540, ("8q", 16), ("2h", 12), ("q", 168)),

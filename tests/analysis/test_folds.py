@@ -36,6 +36,12 @@ class TestFolds:
             TrainedModel.read(folder, [fold])
         assert "--c" not in str(raised.value)
 
+    @pytest.mark.parametrize("verb", [("benchmark", "--repeats", "1", "-m"), ("feature_maps", "--list", "-m")])
+    def test_no_other_is_read_than_the_one_that_is_used(self, tmp_path, verb, capsys):
+        folder = write_model(tmp_path / "model", folds=(0, 3))
+        (folder / "fold_3/checkpoint_final.pth").write_bytes(b"cut short")
+        assert main([*verb, str(folder)]) == 0, capsys.readouterr().err
+
     def test_a_hidden_checkpoint_is_not_recommended(self, tmp_path):
         folder = write_model(tmp_path / "model")
         (folder / "fold_0/._checkpoint_best.pth").write_bytes(b"x")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import subprocess
@@ -33,6 +32,7 @@ from nnunet_sauron.pruning import (
 from nnunet_sauron.pruning.timing import Timing
 from nnunet_sauron.pruning.tolerance import weighted
 
+from ..full_disk import full_disk
 from .small_model import write_images, write_model
 
 SHAPE = (3, 24, 24)  # of an image
@@ -195,18 +195,13 @@ def test_a_clock_that_finds_the_old_network_fast_enough_is_not_believed(folders,
 
 def test_a_full_temporary_folder_is_named(folders, monkeypatch, capsys):
     write_model(folders / "model")
-    real = TrainedModel.predictor
+    write = SimpleITK.WriteImage
 
-    def full(*arguments):
-        predictor = real(*arguments)
+    def write_to_full_disk(*arguments):
+        with full_disk(room=20):
+            write(*arguments)  # which tells nothing
 
-        def write(*_, **__):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        predictor.predict_from_files_sequential = write
-        return predictor
-
-    monkeypatch.setattr(TrainedModel, "predictor", full)
+    monkeypatch.setattr(SimpleITK, "WriteImage", write_to_full_disk)
     assert compress(folders, "--macs", "0.5") == 2
     said = capsys.readouterr().err
     assert "The temporary folder /" in said and "TMPDIR" in said and "give the same command again" in said

@@ -259,6 +259,9 @@ def test_an_nnunet_that_computes_something_else_is_said(model, tmp_path, capsys,
     said = capsys.readouterr().err
     assert re.search(r"nnU-Net's prediction of c\d and that of openvino: Dice [01]\.\d{4}, \d+ of 1440 voxels", said)
     assert "before you trust the bundle" not in said and "I am process" not in said
+    (tmp_path / "of nnU-Net's names").mkdir()
+    shutil.copy(images / "c0_0000.nii.gz", tmp_path / "of nnU-Net's names/dataset_0000.nii.gz")
+    assert export(model, tmp_path / "c.zip", "-i", tmp_path / "of nnU-Net's names") == 0
     monkeypatch.setattr(DefaultPreprocessor, "_normalize", lambda self, data, *_: -data)
     assert export(model, tmp_path / "b.zip", "-i", images) == 0
     assert "more than rounding does: look at both before you trust the bundle" in capsys.readouterr().err

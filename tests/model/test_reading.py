@@ -102,6 +102,16 @@ def test_damage_is_named(tmp_path, capfd, reader, ending, damage):
     assert capfd.readouterr().out == ""
 
 
+def test_voxels_that_begin_behind_the_header_though_it_tells_of_no_offset(tmp_path):
+    path = write(NibabelIO, tmp_path / "case_0000.nii", voxels(NibabelIO))
+    content = path.read_bytes()
+    path.write_bytes(content[:108] + bytes(4) + content[112:348] + content[352:])  # vox_offset: 0
+    assert read_image(SimpleITKIO(), [path])[0].shape == (1, 6, 20, 24)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="case_0000.nii is damaged or was cut short"):
+        read_image(SimpleITKIO(), [path])
+
+
 @pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])
 def test_channels_in_different_places_are_said_in_one_line_a_case(tmp_path, capsys, reader):
     model = TrainedModel.read(write_model(tmp_path / "model", channels=("T1", "T2"), reader=reader))

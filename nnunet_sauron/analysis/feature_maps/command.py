@@ -75,7 +75,7 @@ def write_feature_maps(
 
 
 def _read(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> tuple[TrainedModel, Sequence[str]]:
-    model = TrainedModel.read(folder, folds, checkpoint)
+    model = TrainedModel.read(folder, folds, checkpoint, first_only=True)
     for line in model.remarks:
         print(line, file=sys.stderr)
-    return model, list(model.checkpoints) if folds else [next(iter(model.checkpoints))]
+    return model, list(model.checkpoints)

@@ -64,7 +64,7 @@ def rows(found: dict[str, list[dict]]) -> list[dict]:
     """One row a run, largest network first; differences are to the mean of stock's trainings of the same folds.
 
     `epochs` and `minutes` of training are means over folds: those of the model that the run starts from or learns from,
-    if there is one, then its own.
+    if there is one, then its own. A GPU's minutes are left out, and all of them where a part was trained on one alone.
     """
     stock: dict[int, list[dict]] = {}
     for one in found.get(BASELINE, []):
@@ -88,8 +88,9 @@ def rows(found: dict[str, list[dict]]) -> list[dict]:
         before = results[0]["start"] or results[0].get("teacher")
         stages = [stage for stage in (found.get(before), results) if stage]
         times = [[one["epoch_seconds"] for one in stage] for stage in stages]
+        on_cpu = [[one["epoch_seconds"] for one in stage if not one["machine"]["gpu"]] for stage in stages]
         row["epochs"] = [statistics.fmean(map(len, of_folds)) for of_folds in times]
-        row["minutes"] = [statistics.fmean(map(sum, of_folds)) / 60 for of_folds in times]
+        row["minutes"] = [statistics.fmean(map(sum, of_folds)) / 60 for of_folds in on_cpu] if all(on_cpu) else []
         table.append(row)
     return sorted(table, key=lambda row: -(row["macs"] or 0))
 
@@ -157,7 +158,7 @@ def _values(values: list[float], digits: int) -> str:
 
 
 def _sum(values: list[float], digits: int) -> str:
-    return " + ".join(f"{value:.{digits}f}" for value in values)
+    return " + ".join(f"{value:.{digits}f}" for value in values) or "-"
 
 
 def _signed(value: float | None, digits: int) -> str:

@@ -19,7 +19,7 @@ def write_results(
 ) -> None:
     one = {
         "run": name, "fold": fold, "dice": dice, "hd95_mm": 2 - dice, "macs": macs, "parameters": macs // 2,
-        "epoch_seconds": [60.0] * epochs, "start": start, **more,
+        "epoch_seconds": [60.0] * epochs, "start": start, "machine": {"gpu": None}, **more,
     }  # fmt: skip
     folder.mkdir(exist_ok=True)
     (folder / f"{name}_fold{fold}.json").write_text(json.dumps(one))
@@ -57,6 +57,15 @@ def test_what_starts_from_a_model_is_told_with_that_models_length(results):
     rows = {row["run"]: row for row in report.rows(report.read(results))}
     assert rows["compressed-10"]["epochs"] == [50, 20] and rows["compressed-10"]["minutes"] == [50, 20]
     assert rows["lunet-16"]["minutes"] == [50] and rows["lunet-16-teacher"]["minutes"] == [50, 50]
+
+
+def test_a_gpus_minutes_are_left_out(results, capsys):
+    write_results(results, "stock", 1, 0.86, 1000, 7, machine={"gpu": "H100"})
+    write_results(results, "lunet-16", 0, 0.80, 90, 7, machine={"gpu": "H100"})
+    rows = {row["run"]: row for row in report.rows(report.read(results))}
+    assert rows["stock"]["minutes"] == [50] and rows["lunet-16"]["minutes"] == []
+    report.write(results)
+    assert "| 7 | - | 0 |" in capsys.readouterr().out
 
 
 def test_the_report_names_what_is_missing(results, capsys):

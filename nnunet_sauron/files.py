@@ -170,6 +170,16 @@ def check_writable(output: Path, remedy: str = "choose another folder with -o") 
         raise OSError(f"{output} cannot be written ({error}); {remedy}.") from error
 
 
+def check_new(output: Path, what: str, hint: str = "") -> None:
+    """Raise OSError unless an output, which is `what`, is not there yet and can be written; `hint` follows if it is."""
+    if os.path.lexists(output):  # also a link that leads nowhere
+        raise FileExistsError(f"{output} exists; give the name of {what} that does not.{hint}")
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise FileNotFoundError(f"{parent} is no folder; make it first, or give another -o.")
+    check_writable(parent)
+
+
 def read_json_object(path: Path, remedy: str) -> dict:
     """The object in a JSON file.
 

@@ -1,1 +1,1 @@
-"""A trained model made smaller without training."""
+"""A trained model made smaller from unlabelled images, and its recovery by distillation."""

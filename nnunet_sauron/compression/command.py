@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..console.progress import Progress
-from ..files import check_writable
+from ..files import check_new
 from ..model.cases import check_cases, find_cases
 from ..model.checkpoints import CHECKPOINT
 from ..model.device import chosen_device
@@ -66,14 +65,9 @@ class Options:
         for flag, number in (("--max-images", self.max_images), ("--round-to", self.round_to)):
             if number < 1:
                 raise ValueError(f"{flag} must be at least 1; got {number}.")
-        if os.path.lexists(self.output):  # also a link that leads nowhere
-            left = recovery_folder(self.output)
-            too = f" ({left} is the rest of an interrupted --recover and can be removed)" if left.is_dir() else ""
-            raise FileExistsError(f"{self.output} exists; give the name of a folder that does not.{too}")
-        parent = self.output.absolute().parent
-        if not parent.is_dir():
-            raise FileNotFoundError(f"{parent} is no folder; make it first, or give another -o.")
-        check_writable(parent)
+        left = recovery_folder(self.output)
+        rest = f" ({left} is the rest of an interrupted --recover and can be removed)" if left.is_dir() else ""
+        check_new(self.output, "a folder", rest)
 
 
 def compress(
@@ -102,8 +96,9 @@ def compress(
 
 def _compress(work: _Work, options: Options, goal: Goal, recover: Recovery | None, *, json_output: bool) -> None:
     with _nnunet_is_silent():
-        inputs = work.patches()
         merged = recover.merged if recover else {}  # of an interrupted run
+        inputs = [] if merged else work.patches()
+        work.segment_with_old_model()
         if not merged:
             work.compressor.rank(inputs)
             tolerances = work.compressor.tolerances(goal)
@@ -148,7 +143,9 @@ def show_trade_off(options: Options, goal: Goal | None = None, *, json_output: b
     work = _Work(options, first_fold_only=True)
     (fold,) = work.model.checkpoints
     with _nnunet_is_silent():
-        work.compressor.rank(work.patches())
+        inputs = work.patches()
+        work.segment_with_old_model()
+        work.compressor.rank(inputs)
         tolerances = {*TOLERANCES, *(work.compressor.tolerances(goal).values() if goal else ())}
         points = []
         for tolerance in sorted(tolerances):
@@ -207,17 +204,20 @@ class _Work:
             )
 
     def patches(self) -> list:
-        """Patches to fit on, (B, channels, *patch) each; the held-out images are segmented by the old model."""
+        """Patches to fit on, (B, channels, *patch) each; layers for which they are too few are left alone."""
         cut = patches(self.model, self.fitted_on, max(len(self.fitted_on), self.compressor.wanted))
         self.remarks += self.compressor.leave_alone(len(cut))
-        for remark in self.remarks:
-            print(remark, file=sys.stderr)
         self.progress.say(
             f"{len(cut)} patches of {len(self.fitted_on)} images to fit on, {len(self.held_out)} images held out to "
             f"compare segmentations"
         )
-        self._segmenter.segment_with_old_model()
         return batches(cut)
+
+    def segment_with_old_model(self) -> None:
+        """Say the remarks so far, and segment the held-out images, to compare with later."""
+        for remark in self.remarks:
+            print(remark, file=sys.stderr)
+        self._segmenter.segment_with_old_model()
 
     def measure(self, found: dict[str, Compressed], before_recovery: Measured | None = None) -> Measured:
         """Score networks on the held-out images."""
@@ -250,5 +250,5 @@ class _Work:
 
 
 def _nnunet_is_silent() -> contextlib.redirect_stdout:
-    """nnU-Net prints a line for each case that it predicts."""
+    """nnU-Net prints what it preprocesses, and how."""
     return contextlib.redirect_stdout(io.StringIO())

@@ -177,16 +177,16 @@ class FoldCompressor:
         resize(network, after)  # pads with zeros where a stage's width is above the layer's own
         times = self._times(network)
         return Compressed(
-            tolerance,
-            self.before,
-            after,
-            (self.cost.parameters(self.before), self.cost.parameters(after)),
-            (self.cost.macs(self.before), self.cost.macs(after)),
-            (times["before"].median, times["after"].median),
+            tolerance=tolerance,
+            before=self.before,
+            after=after,
+            parameters=(self.cost.parameters(self.before), self.cost.parameters(after)),
+            macs=(self.cost.macs(self.before), self.cost.macs(after)),
+            seconds=(times["before"].median, times["after"].median),
             # Moved as a whole: nnU-Net's modules have several names, and each tensor is to be stored once.
-            network.cpu().state_dict(),
-            self.left_alone,
-            any(timing.scatters for timing in times.values()),
+            weights=network.cpu().state_dict(),
+            left_alone=self.left_alone,
+            busy=any(timing.scatters for timing in times.values()),
         )
 
     def _time_left(self, widths: dict[str, int]) -> float:

@@ -160,10 +160,12 @@ class StudentTraining:
         )
         stream = iter(loader)
         with progress.bar(f"{name}: recovering", len(steps)) as step:
-            while self.epoch < self._length():
+            self._cool_down_if_flat()  # a state that is resumed may be due
+            while self.epoch < self._length:
                 self.best.loss.append(self._train_epoch(stream, step))
                 self.epoch += 1
                 self._validate()
+                self._cool_down_if_flat()
                 if not progress.console.is_terminal:
                     progress.say(
                         f"{name}: epoch {self.epoch} of {settings.epochs}, loss {self.best.loss[-1]:.4f}, agreement "
@@ -223,16 +225,19 @@ class StudentTraining:
             step(f"loss {losses[-1]:.3f}, agreement {self.best.agreement[-1]:.4f}")
         return float(np.mean(losses))
 
+    @property
     def _length(self) -> int:
-        """Number of epochs: that of the settings, or fewer where the agreement no longer rises.
+        """Number of epochs: that of the settings, or fewer where the agreement no longer rises."""
+        return self.cool_down.stop if self.cool_down else self.settings.epochs
+
+    def _cool_down_if_flat(self) -> None:
+        """Begin the last epochs where the agreement no longer rises.
 
         The last epochs of a polynomial schedule, with their small learning rates, bring much of the gain. So a recovery
         that stops early first lets its learning rate fall to zero, in a few epochs.
         """
-        epochs = self.settings.epochs
-        if self.cool_down is None and self.epoch + COOL_DOWN < epochs and self._no_longer_rises():
+        if self.cool_down is None and self.epoch + COOL_DOWN < self.settings.epochs and self._no_longer_rises():
             self.cool_down = range(self.epoch, self.epoch + COOL_DOWN)
-        return self.cool_down.stop if self.cool_down else epochs
 
     def _set_learning_rate(self) -> None:
         if not self.cool_down:

@@ -21,7 +21,7 @@ from ..compression.images import patches
 from ..console.json_output import print_json
 from ..console.numbers import with_prefix
 from ..console.progress import Progress
-from ..files import check_writable
+from ..files import check_new
 from ..model.cases import Case, check_cases, find_cases
 from ..model.checkpoints import CHECKPOINT
 from ..model.trained import TrainedModel
@@ -141,12 +141,7 @@ def export(
 
 def _refuse_early(output: Path, precision: str, images: Path | None, previous_stage: Path | None) -> None:
     """Raise what `export` raises for its words alone."""
-    if os.path.lexists(output):
-        raise FileExistsError(f"{output} exists; give the name of a file or folder that does not.")
-    parent = output.absolute().parent
-    if not parent.is_dir():
-        raise FileNotFoundError(f"{parent} is no folder; make it first, or give another -o.")
-    check_writable(parent)
+    check_new(output, "a file or folder")
     if precision == "int8" and images is None:
         raise ValueError("int8 is calibrated on images: give some raw ones, such as imagesTr, with -i.")
     if precision == "int8" and previous_stage is not None:

@@ -218,8 +218,12 @@ def _check_pipeline(model: TrainedModel) -> None:
                 refuse("resampling function", function, (RESAMPLING,))
             _check_resampling(model, what, configuration.configuration[f"resampling_fn_{what}_kwargs"])
         properties = model.manager.foreground_intensity_properties_per_channel
-        if min(len(configuration.normalization_schemes), len(configuration.use_mask_for_norm)) < channels:
-            raise ValueError(f"plans.json of {model.folder} tells fewer normalisations than there are channels.")
+        told = min(len(configuration.normalization_schemes), len(configuration.use_mask_for_norm))
+        if told < channels:
+            raise ValueError(
+                f"plans.json of {model.folder} tells {told} normalisations, and there are {channels} channels; copy it "
+                f"anew from where the model was trained."
+            )
         for channel, scheme in enumerate(configuration.normalization_schemes[:channels]):
             missing = [number for number in NUMBERS if _number(properties[str(channel)].get(number)) is None]
             if missing and scheme == "CTNormalization":
@@ -237,7 +241,7 @@ def _check_pipeline(model: TrainedModel) -> None:
     if model.mirror_axes and not set(model.mirror_axes) <= set(axes):
         raise ValueError(
             f"{model.folder} mirrors along the axes {tuple(model.mirror_axes)}, its patches have the axes "
-            f"{tuple(axes)}: its checkpoint does not fit its plans."
+            f"{tuple(axes)}: its checkpoint does not fit its plans. Copy both anew from where it was trained."
         )
 
 

@@ -1,1 +1,1 @@
-"""Pruning methods, one file each."""
+"""Pruning methods, and what they share: targets, limits, measuring, distillation."""

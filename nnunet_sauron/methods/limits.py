@@ -86,6 +86,17 @@ def require(condition: bool, name: str, expected: str, value) -> None:
         raise ValueError(f"{name} must be {expected}; got {value}.")
 
 
+def require_one_at_most(targets: Sequence[str]) -> None:
+    """Raise ValueError, which names them, if several targets are given."""
+    if len(targets) > 1:
+        raise ValueError(f"Only one target can be met, but {' and '.join(targets)} are given; choose one.")
+
+
+def require_fraction(name: str, value: float | None) -> None:
+    """Raise ValueError unless a target is in (0, 1], or None."""
+    require(value is None or 0 < value <= 1, name, "the fraction that stays, in (0, 1]", value)
+
+
 def channels_to_keep(
     redundant: Sequence[int], width: int, settings: PruningSettings, learning_rate_left: float = 1.0
 ) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from .delta import NORMALISATIONS
-from .limits import PruningSettings, require
+from .limits import PruningSettings, require, require_fraction
 from .targets import DEFAULT_MACS
 from .thresholds import Threshold
 
@@ -85,7 +85,7 @@ class SauronSettings(PruningSettings):
         for name in ("prune_batches", "patches", "cuts", "delta_opt_every"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         if self.target_macs is not None:
-            require(0 < self.target_macs <= 1, "target_macs", "the fraction that stays, in (0, 1]", self.target_macs)
+            require_fraction("target_macs", self.target_macs)
             require(not self.published, "target_macs", "None with published=True, which has no target",
                     self.target_macs)  # fmt: skip
         self.threshold(num_epochs=1)

@@ -24,7 +24,7 @@ from ..pruning.timing import time_left
 from ..pruning.tolerance import LATENCY_STEPS, STEPS, tolerance_for, weighted, widths_at
 from .base import PruningMethod, TrainingState
 from .distributed import decided_on_one_rank
-from .limits import PruningSettings, channels_to_keep, require
+from .limits import PruningSettings, channels_to_keep, require, require_fraction, require_one_at_most
 from .measuring import NOTHING_MEASURED
 from .schedule import Schedule
 from .targets import DEFAULT_MACS
@@ -63,12 +63,11 @@ class ShrinkSettings(PruningSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         given = [name for name in TARGETS if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"Only one target can be met, but {' and '.join(given)} are given; choose one.")
+        require_one_at_most(given)
         if not given:
             object.__setattr__(self, "target_macs", DEFAULT_MACS)
         for name in given:
-            require(0 < getattr(self, name) <= 1, name, "the fraction that stays, in (0, 1]", getattr(self, name))
+            require_fraction(name, getattr(self, name))
         for name in ("cuts", "patches"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
 

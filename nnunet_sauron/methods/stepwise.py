@@ -25,7 +25,8 @@ class StepwiseSettings(TargetSettings):
 
     Attributes:
         k: Channels removed in a step: at most, beside a target, and the last step makes up for those that were held
-            back. None: as many as the target asks for, spread evenly over the steps.
+            back; more where `round_to` asks for it. None: as many as the target asks for, spread evenly over the
+            steps.
         recovery_epochs: Epochs of training from one step to the next, 1 in the papers. None: at least 1, and as many as
             lead to at most 50 steps, evenly spread.
         transposed_convolutions: Whether the outputs of transposed convolutions are cut as well. None: as published

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..pruning.channels import ChannelLayout
 from ..pruning.cost import CostModel
-from .limits import PruningSettings, require
+from .limits import PruningSettings, require, require_fraction, require_one_at_most
 
 FRACTIONS = ("target_channels", "target_parameters", "target_macs")
 TARGETS = ("rate", *FRACTIONS, "widths_from")
@@ -49,14 +49,11 @@ class TargetSettings(PruningSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = self.given_targets()
-        if len(given) > 1:
-            raise ValueError(f"Only one target can be met, but {' and '.join(given)} are given; choose one.")
+        require_one_at_most(self.given_targets())
         fits = self.rate is None or 0 <= self.rate < 1
         require(fits, "rate", "the fraction of a layer's channels to remove, in [0, 1)", self.rate)
         for name in FRACTIONS:
-            value = getattr(self, name)
-            require(value is None or 0 < value <= 1, name, "the fraction that stays, in (0, 1]", value)
+            require_fraction(name, getattr(self, name))
         if self.widths_from is not None:
             if self.round_to != 1:
                 raise ValueError(
@@ -142,10 +139,13 @@ def make_target(
     end = measure(least)
     if end <= asked:
         return Target(name, least, measure, start, asked, asked)
-    limits += f" and {len(fixed)} layers that this method never cuts"
+    limits += f" and {len(fixed)} layers that this method never cuts" if fixed else ""
     if fraction is None:
         return Target(name, least, measure, start, end, asked, f"{limits} allow no less than {end / start:.4g}")
-    raise ValueError(f"{name}={fraction} cannot be met: with {limits}, {rounded_up(end / start)} is the least.")
+    raise ValueError(
+        f"{name}={fraction} cannot be met: with {limits}, {rounded_up(end / start)} is the least. Choose a larger "
+        f"target."
+    )
 
 
 def least_widths(settings: PruningSettings, dense: Mapping[str, int], fixed: Iterable[str]) -> dict[str, int]:
@@ -204,5 +204,8 @@ def _checked(
                 f"{dense[name]}; take a model that was pruned from these plans."
             )
         if width < dense[name] and name in fixed:
-            raise ValueError(f"widths_from={settings.widths_from} needs a cut in {name}, which this method never cuts.")
+            raise ValueError(
+                f"widths_from={settings.widths_from} needs a cut in {name}, which transposed_convolutions=False rules "
+                f"out; leave that setting out."
+            )
     return dict(given)

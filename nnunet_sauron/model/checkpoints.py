@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from ..files import AGAIN, write_atomically
+from ..files import AGAIN, check_new, write_atomically
 from ..pruning import accept_pruned_weights, channel_layout, densify
 from .architecture import network_of_plans
 
@@ -45,7 +45,9 @@ def read_checkpoint(path: str | Path) -> dict:
         raise FileNotFoundError(_not_there(path))
     checkpoint = load(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), Mapping):
-        raise DamagedFileError(f"{path} is no checkpoint of nnU-Net: it has no 'network_weights'.")
+        raise DamagedFileError(
+            f"{path} is no checkpoint of nnU-Net: it has no 'network_weights'. Give a .pth file that nnU-Net wrote."
+        )
     return checkpoint
 
 
@@ -153,7 +155,9 @@ def trained_with(checkpoint: dict, path: str | Path) -> tuple[PlansManager, str,
     missing = [name for name in ("plans", "configuration", "dataset_json") if name not in arguments]
     if missing:
         where = f"'init_args' without {', '.join(missing)}" if "init_args" in checkpoint else "no 'init_args'"
-        raise ValueError(f"{path} does not hold the plans it was trained with ({where}).")
+        raise ValueError(
+            f"{path} does not hold the plans it was trained with ({where}). Give one as nnU-Net v2 writes it."
+        )
     return PlansManager(arguments["plans"]), arguments["configuration"], arguments["dataset_json"]
 
 
@@ -196,10 +200,7 @@ def densify_checkpoint(source: Path, target: Path) -> dict:
         FileExistsError, FileNotFoundError: `target` exists, or its folder does not.
         OSError: `target` could not be written.
     """
-    if target.exists():
-        raise FileExistsError(f"{target} exists; choose another name or remove it first.")
-    if not target.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{target.absolute().parent} is no folder; make it first, or give another -o.")
+    check_new(target, "a file")
     checkpoint = read_checkpoint(source)
     described = trained_with(checkpoint, source)
     try:

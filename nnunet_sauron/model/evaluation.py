@@ -14,6 +14,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
+from ..console.errors import in_words
 from .labels import class_values, foreground_values
 from .reading import read_segmentation
 
@@ -130,15 +131,13 @@ def evaluate_folder(
         on_note: Given, once, what to know about the distances if files do not tell their spacing.
 
     Returns:
-        One score a reference, sorted by case.
+        One score a reference, sorted by case. The values are those of MONAI's `compute_dice`,
+        `compute_hausdorff_distance` and `compute_surface_dice`, given the image's spacing; see `score_class`.
 
     Raises:
         FileNotFoundError: If a folder or all references are missing, or one of them or its prediction is.
         ValueError: If a file cannot be read, has values that are no class, or a prediction's size or spacing is not
             its reference's, or the tolerance is negative.
-
-    The values are those of MONAI's `compute_dice`, `compute_hausdorff_distance` and `compute_surface_dice`, given the
-    image's spacing; see `score_class`.
     """
     predictions, references = Path(predictions), Path(references)
     if not 0 <= tolerance_mm < math.inf:
@@ -168,7 +167,8 @@ def evaluate_folder(
         except Exception as error:  # one bad case must not stop the others
             if on_error is None:
                 raise
-            on_error(f"{error}" if isinstance(error, (ValueError, OSError, RuntimeError)) else f"{name}: {error!r}")
+            said = in_words(error)
+            on_error(said if name in said else f"{name}: {said}")
         after_case(name)
     return scores
 

@@ -100,7 +100,7 @@ class TrainedModel:
                 on_error(str(error))
                 left_out.append(f"Fold {fold} is left out: its {checkpoint_name} cannot be read.")
         if not checkpoints:
-            raise ValueError(f"No fold of {folder} can be read.")
+            raise ValueError(f"No fold of {folder} can be read; copy them anew from where they were trained.")
         configuration = next(iter(checkpoints.values()))["init_args"]["configuration"]
         model = cls(folder, plans, dataset_json, configuration, checkpoints, checkpoint_name, tuple(left_out))
         model._check()
@@ -273,16 +273,7 @@ def _chosen_folds(
             f"{ALL}: -f {' '.join(folds[:2])}."
         )
     if missing or not there:
-        first = missing[0] if missing else "*"
-        others = dict.fromkeys(name for fold in missing or folds for name in files.get(fold, []))
-        go_on = continue_command(folder, missing[0] if missing else "FOLD")
-        has = ", ".join(f"fold_{fold}: {' '.join(files[fold]) or 'none'}" for fold in folds) or "no fold at all"
-        raise FileNotFoundError(
-            f"{folder} has no fold_{first}/{checkpoint_name}. Checkpoints there are: {has}. "
-            + (f"Read another one with -chk {shlex.quote(next(iter(others)))}" if others else "")
-            + ("." if CHECKPOINT in others else ", or let " if others else "Let ")
-            + ("" if CHECKPOINT in others else f"the training end, which writes {CHECKPOINT}. To go on: {go_on}")
-        )
+        raise FileNotFoundError(_no_such_checkpoint(folder, missing, checkpoint_name, files))
     if wanted:
         return list(dict.fromkeys(wanted)), []
     left_out = [
@@ -296,3 +287,16 @@ def _chosen_folds(
             f"Fold {ALL} is left out beside {', '.join(there)}, as in nnU-Net's prediction; -f {ALL} takes it."
         )
     return there, left_out
+
+
+def _no_such_checkpoint(folder: Path, missing: list[str], name: str, files: Mapping[str, list[str]]) -> str:
+    """What folds have instead of a checkpoint of this name, and what to do; without `missing`, none has it."""
+    others = dict.fromkeys(other for fold in missing or files for other in files[fold])
+    has = ", ".join(f"fold_{fold}: {' '.join(found) or 'none'}" for fold, found in files.items()) or "no fold at all"
+    said = f"{folder} has no fold_{missing[0] if missing else '*'}/{name}. Checkpoints there are: {has}."
+    end = f"the training end, which writes {CHECKPOINT}. To go on: "
+    end += continue_command(folder, missing[0] if missing else "FOLD")
+    if not others:
+        return f"{said} Let {end}"
+    said += f" Read another one with -chk {shlex.quote(next(iter(others)))}"
+    return f"{said}." if CHECKPOINT in others else f"{said}, or let {end}"

@@ -17,7 +17,6 @@ class ConfigurationSize:
     """Cost of a configuration's network.
 
     Attributes:
-        stages: Resolution stages.
         widths: Channels of each encoder stage's output, highest resolution first.
         parameters: Number of parameters.
         macs: Multiply-accumulates of one patch, as in prediction.
@@ -26,13 +25,17 @@ class ConfigurationSize:
         feature_map_values: Values in the feature maps of a batch: nnU-Net's memory estimate times `batch_size`.
     """
 
-    stages: int
     widths: tuple[int, ...]
     parameters: int
     macs: int
     patch_size: tuple[int, ...]
     batch_size: int
     feature_map_values: int
+
+    @property
+    def stages(self) -> int:
+        """Resolution stages."""
+        return len(self.widths)
 
 
 def configuration_size(plans: PlansManager, configuration: str, dataset_json: dict) -> ConfigurationSize:
@@ -47,13 +50,12 @@ def configuration_size(plans: PlansManager, configuration: str, dataset_json: di
     manager = plans.get_configuration(configuration)
     input_channels = determine_num_input_channels(plans, manager, dataset_json)
     return ConfigurationSize(
-        len(network.encoder.output_channels),
-        tuple(network.encoder.output_channels),
-        count_parameters(network),
-        count_macs(network, manager.patch_size, input_channels),
-        tuple(manager.patch_size),
-        manager.batch_size,
-        feature_map_values(network, manager.patch_size) * manager.batch_size,
+        widths=tuple(network.encoder.output_channels),
+        parameters=count_parameters(network),
+        macs=count_macs(network, manager.patch_size, input_channels),
+        patch_size=tuple(manager.patch_size),
+        batch_size=manager.batch_size,
+        feature_map_values=feature_map_values(network, manager.patch_size) * manager.batch_size,
     )
 
 

@@ -169,9 +169,9 @@ class UniformWidths(PerStage):
     """The widths of all stages of a pruned network, for nnU-Net's own network class."""
 
     def architecture(self, configuration: str, old: dict) -> dict:
-        dense = PRUNED.get(_dense_class(old))
-        if dense is not None and old["network_class_name"].endswith(dense.__name__):
-            stock = dense.__base__
+        pruned = PRUNED.get(_dense_class(old))
+        if pruned is not None and old["network_class_name"].endswith(pruned.__name__):
+            stock = pruned.__base__
             arguments = {name: value for name, value in old["arch_kwargs"].items() if name != "widths"}
             name = f"{stock.__module__}.{stock.__qualname__}"
             old = {**old, "network_class_name": name, "arch_kwargs": arguments}

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from .channels import ChannelLayout, channel_layout
+from .channels import channel_layout
 from .removal import Selection, rebuild
 
 
@@ -54,7 +54,27 @@ def widths_of(network: nn.Module, state_dict: Mapping[str, torch.Tensor], prefix
     Returns:
         Widths by unit name, or None when the state dict differs from the network in more than channel counts.
     """
-    return _widths_of(channel_layout(network), network, state_dict, prefix)
+    layout = channel_layout(network)
+    widths: dict[str, int] = {}
+    producers = {name: unit.name for unit in layout.units for name in unit.producers}
+    for axis in layout.axes:
+        # One segment alone tells its width; concatenations are checked below.
+        key = f"{prefix}{axis.module}.{axis.tensor}"
+        if axis.module in producers and axis.tensor == "weight" and axis.segments[0][0] == producers[axis.module]:
+            tensor = state_dict.get(key)
+            if len(axis.segments) == 1 and tensor is not None and tensor.ndim > axis.dim:
+                widths.setdefault(producers[axis.module], tensor.shape[axis.dim])
+    if len(widths) != len(layout.units):
+        return None
+
+    expected = {}
+    for axis in layout.axes:
+        key = f"{prefix}{axis.module}.{axis.tensor}"
+        shape = expected.setdefault(key, [*getattr(network.get_submodule(axis.module), axis.tensor).shape])
+        shape[axis.dim] = sum(widths.get(name, width) for name, width in axis.segments)
+    if any(key not in state_dict or [*state_dict[key].shape] != shape for key, shape in expected.items()):
+        return None
+    return widths
 
 
 def resize(network: nn.Module, widths: Mapping[str, int]) -> None:
@@ -114,26 +134,3 @@ def _resize_before_load(network: nn.Module, state_dict, prefix, *_) -> None:
     widths = widths_of(network, state_dict, prefix)
     if widths is not None:
         resize(network, widths)
-
-
-def _widths_of(layout: ChannelLayout, network: nn.Module, state_dict, prefix: str) -> dict[str, int] | None:
-    widths: dict[str, int] = {}
-    producers = {name: unit.name for unit in layout.units for name in unit.producers}
-    for axis in layout.axes:
-        # One segment alone tells its width; concatenations are checked below.
-        key = f"{prefix}{axis.module}.{axis.tensor}"
-        if axis.module in producers and axis.tensor == "weight" and axis.segments[0][0] == producers[axis.module]:
-            tensor = state_dict.get(key)
-            if len(axis.segments) == 1 and tensor is not None and tensor.ndim > axis.dim:
-                widths.setdefault(producers[axis.module], tensor.shape[axis.dim])
-    if len(widths) != len(layout.units):
-        return None
-
-    expected = {}
-    for axis in layout.axes:
-        key = f"{prefix}{axis.module}.{axis.tensor}"
-        shape = expected.setdefault(key, [*getattr(network.get_submodule(axis.module), axis.tensor).shape])
-        shape[axis.dim] = sum(widths.get(name, width) for name, width in axis.segments)
-    if any(key not in state_dict or [*state_dict[key].shape] != shape for key, shape in expected.items()):
-        return None
-    return widths

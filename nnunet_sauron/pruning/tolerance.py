@@ -107,7 +107,7 @@ def tolerance_for(
     if found is None:
         raise ValueError(
             f"A target of {goal:g} cannot be met: at best {min(measured.values()):.2g} of the cost are left. Choose a "
-            f"larger target" + (" or a smaller --round-to." if round_to > 1 else ".")
+            f"larger target" + (" or a smaller multiple of widths (round_to)." if round_to > 1 else ".")
         )
     low, high = found
     for _ in range(steps):

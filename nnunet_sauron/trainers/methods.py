@@ -15,7 +15,7 @@ from .pruning import PruningTrainer
 
 
 class SauronTrainer(PruningTrainer):
-    """Draws feature maps into clusters and removes the redundant ones, with thresholds that adjust themselves."""
+    """Draws feature maps together and removes the redundant ones, by a threshold for each layer."""
 
     Method = Sauron
 

@@ -142,7 +142,7 @@ class PruningTrainer(ResizingTrainer):
     def on_epoch_start(self) -> None:
         # First, so that nnU-Net's time of an epoch leaves merging out; the log tells how long that took.
         if self.current_epoch > 0 and self.history()[self.current_epoch - 1]["keep"]:
-            self._remove(self.history()[self.current_epoch - 1]["keep"])
+            remove(self, self.history()[self.current_epoch - 1]["keep"])
         super().on_epoch_start()
 
     def on_train_epoch_start(self) -> None:
@@ -197,9 +197,6 @@ class PruningTrainer(ResizingTrainer):
 
     def _decide(self) -> dict:
         return decide(self)
-
-    def _remove(self, keep: dict[str, list[int]]) -> None:
-        remove(self, keep)
 
     def _plot_pruning(self) -> None:
         try:

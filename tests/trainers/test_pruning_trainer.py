@@ -20,6 +20,7 @@ from nnunet_sauron.methods.thresholds import Threshold
 from nnunet_sauron.pruning import channel_layout, merge_channels, merging, position_weights, remove_channels
 from nnunet_sauron.trainers import CompressedTrainer, SauronTrainer
 from nnunet_sauron.trainers.log_lines import epoch_line
+from nnunet_sauron.trainers.removal import remove
 
 from ..contracts.pruned_network import make_multiples
 from . import small
@@ -218,24 +219,24 @@ def test_cuts_are_held_while_the_training_loss_is_worse_than_its_lowest(folder):
 
 
 @pytest.mark.parametrize("merge", [True, False])
-def test_a_cut_of_multiples_that_merges_leaves_the_output_as_it_was(folder, merge):
+def test_a_cut_of_multiples_that_merges_leaves_the_output_as_it_was(folder, monkeypatch, merge):
     class Copies(PublishedSauron):
         def redundant(self, training):
             widths = training.widths_now
             return {name: [c for c in range(width) if c not in originals[name]] for name, width in widths.items()}
 
-    class Watched(SmallTrainer):
-        def _remove(self, keep):
-            outputs.append(self.output())
-            super()._remove(keep)
-            outputs.append(self.output())
+    def watched(trainer, keep):
+        outputs.append(output(trainer.network))
+        remove(trainer, keep)
+        outputs.append(output(trainer.network))
 
-        def output(self):
-            with torch.no_grad():
-                return self.network.eval()(torch.ones(1, 1, 16, 16).cumsum(-1))[0]
+    def output(network):
+        with torch.no_grad():
+            return network.eval()(torch.ones(1, 1, 16, 16).cumsum(-1))[0]
 
     outputs = []
-    trainer = small_trainer(folder, type("T", (Watched,), {
+    monkeypatch.setattr("nnunet_sauron.trainers.pruning.remove", watched)
+    trainer = small_trainer(folder, type("T", (SmallTrainer,), {
         "Method": Copies, "merge": merge, "initial_lr": 0.0, "num_epochs": 3, "max_fraction_per_epoch": None,
     }))  # fmt: skip
     trainer.initialize()
@@ -259,7 +260,7 @@ def test_a_cut_that_merges_counts_positions_by_how_unsure_the_network_is(folder,
     trainer.dataloader_train = iter([{"data": batch} for batch in batches])
     before = copy.deepcopy(trainer.network)
     keep = {name: list(range(width // 2)) for name, width in channel_layout(before).widths.items()}
-    trainer._remove(keep)
+    remove(trainer, keep)
     results = {}
     for name, kind in (("these", regions), ("other", not regions), ("none", None)):
         results[name] = copy.deepcopy(before)
@@ -288,7 +289,7 @@ def test_a_cut_that_merges_fits_on_as_many_batches_as_its_layers_need(folder, wi
     trainer = small_trainer(folder, type("T", (SmallTrainer,), {"merge": True, "merge_batches": given}), widths=widths)
     trainer.initialize()
     trainer.dataloader_train = loader = CountedPatches(trainer, 0)
-    trainer._remove({"encoder.stages.0.0.convs.0": [0, 1]})
+    remove(trainer, {"encoder.stages.0.0.convs.0": [0, 1]})
     assert loader.drawn == drawn
     log = log_of(trainer)
     assert f"least squares on {drawn} batches" in log
@@ -318,7 +319,7 @@ def test_where_there_is_no_float64_channels_are_dropped(folder, monkeypatch):
     trainer.device = torch.device("mps")
     dropped = copy.deepcopy(trainer.network)
     keep = {"encoder.stages.0.0.convs.0": [0, 1]}
-    trainer._remove(keep)
+    remove(trainer, keep)
     remove_channels(dropped, keep)
     after = trainer.network.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in dropped.state_dict().items())

@@ -12,6 +12,7 @@ import torch
 from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.trainers import L1Trainer, SauronTrainer, SFPTrainer, ShrinkTrainer
 from nnunet_sauron.trainers.decision import last_cut_epoch
+from nnunet_sauron.trainers.removal import remove
 from nnunet_sauron.trainers.resizing import MIRRORING
 
 from .small import Gelu, OnRandomPatches, RandomPatches, dataset_json, log_of, plans, small_trainer
@@ -115,7 +116,7 @@ def test_without_a_finite_batch_what_goes_is_dropped(folder):
     batch = next(RandomPatches(trainer, 0))
     batch["data"].fill_(float("inf"))
     trainer.dataloader_train = iter([batch] * 100)
-    trainer._remove({"encoder.stages.0.0.convs.0": [0, 1]})
+    remove(trainer, {"encoder.stages.0.0.convs.0": [0, 1]})
     assert channel_layout(trainer.network).widths["encoder.stages.0.0.convs.0"] == 2
     assert all(p.isfinite().all() for p in trainer.network.parameters())
     assert "dropped, not merged: there is no batch to fit on" in log_of(trainer)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ...console.errors import in_words
 from ...console.progress import Progress
 from ...model.checkpoints import CHECKPOINT
 from ...model.evaluation import TOLERANCE_MM
@@ -17,7 +18,7 @@ from ...model.trained import TrainedModel
 from ...plugin.commands import checkpoint_flag, command
 from .bundles import is_bundle, open_bundle, score_bundle
 from .contents import COMPARED, ModelReport, Report
-from .measure import NetworksToTime, in_words, measure_bundle, measure_model
+from .measure import NetworksToTime, measure_bundle, measure_model
 from .paired import PairedDifference, paired_difference
 from .scores import score_model, was_validated
 
@@ -137,7 +138,8 @@ def short_names(folders: Sequence[Path]) -> list[str]:
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    raise ValueError(f"A model was given twice: {', '.join(str(folder) for folder in folders)}.")
+    twice = next(folder for i, folder in enumerate(folders) if parts[i] in parts[:i])
+    raise ValueError(f"The model {twice} was given twice; give it once.")
 
 
 def common_values(model: ModelReport, baseline: ModelReport, metric: str) -> dict[str, tuple[float, float]]:

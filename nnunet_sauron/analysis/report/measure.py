@@ -8,6 +8,7 @@ import torch
 from nnunet_sauron_runtime import Bundle
 from torch import nn
 
+from ...console.errors import in_words
 from ...console.progress import Progress
 from ...model.checkpoints import CHECKPOINT, COMPRESSION, PRUNING, logged
 from ...model.trained import TrainedModel, folds_in
@@ -149,11 +150,6 @@ class NetworksToTime:
             for key, timing in timed.items():
                 for fold in self._folds[key]:
                     fold.timing[device] = timing
-
-
-def in_words(error: BaseException) -> str:
-    """What an error says; with its class, where the words alone may tell nothing."""
-    return f"{error}" if isinstance(error, (ValueError, OSError, RuntimeError)) else f"{type(error).__name__}: {error}"
 
 
 def _widths(network: nn.Module) -> dict[str, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed
 
+from ...console.errors import in_words
 from ...console.progress import Progress
 from ...files import read_json_object
 from ...model.checkpoints import BEST, CHECKPOINT, COMPRESSION
@@ -181,5 +182,4 @@ def _missing(trained: TrainedModel, fold: str, validation: Path, validated: list
 
 def without_quality(what: str, error: Exception) -> str:
     """The problem of segmentations that could not be scored."""
-    why = error if isinstance(error, (ValueError, OSError, RuntimeError)) else repr(error)
-    return f"{what} has no quality in the report: {why}"
+    return f"{what} has no quality in the report: {in_words(error)}"

@@ -221,8 +221,8 @@ def _check_pipeline(model: TrainedModel) -> None:
         told = min(len(configuration.normalization_schemes), len(configuration.use_mask_for_norm))
         if told < channels:
             raise ValueError(
-                f"plans.json of {model.folder} tells {told} normalisations, and there are {channels} channels; copy it "
-                f"anew from where the model was trained."
+                f"plans.json of {model.folder} tells {told} normalisations, expected one a channel, {channels}; copy "
+                f"it anew from where the model was trained."
             )
         for channel, scheme in enumerate(configuration.normalization_schemes[:channels]):
             missing = [number for number in NUMBERS if _number(properties[str(channel)].get(number)) is None]

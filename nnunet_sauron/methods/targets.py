@@ -205,7 +205,7 @@ def _checked(
             )
         if width < dense[name] and name in fixed:
             raise ValueError(
-                f"widths_from={settings.widths_from} needs a cut in {name}, which transposed_convolutions=False rules "
-                f"out; leave that setting out."
+                f"widths_from={settings.widths_from} needs a cut in {name}, which this method never cuts; leave "
+                f"transposed_convolutions=False out, if it is given."
             )
     return dict(given)

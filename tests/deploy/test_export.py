@@ -133,7 +133,7 @@ SQUARED = {"is_seg": False, "order": 2, "order_z": 0, "force_separate_z": None}
         ({"resampling_fn_probabilities_kwargs": SQUARED}, {}, "'order': 2"),
         ({"resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, "order_z": 1}}, {}, "'order_z': 1"),
         ({"normalization_schemes": ["HistogramNormalization"]}, {}, "HistogramNormalization"),
-        ({"normalization_schemes": []}, {}, "tells 0 normalisations, and there are 1 channels"),
+        ({"normalization_schemes": []}, {}, "tells 0 normalisations, expected one a channel, 1"),
         ({"preprocessor_name": "MyPreprocessor"}, {}, "preprocessor"),
         ({}, {"image_reader_writer": "Tiff3DIO"}, "Tiff3DIO"),
         (

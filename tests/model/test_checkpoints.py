@@ -57,7 +57,7 @@ def test_a_densified_checkpoint_has_its_plans_widths_and_the_same_output(tmp_pat
             torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
 
     before = dense.read_bytes()
-    with pytest.raises(FileExistsError, match=r"dense\.pth exists; choose another name"):
+    with pytest.raises(FileExistsError, match=r"dense\.pth exists; give the name of a file that does not"):
         densify_checkpoint(pruned, dense)
     assert dense.read_bytes() == before
 

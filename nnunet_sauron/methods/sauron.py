@@ -87,7 +87,14 @@ class Sauron(DrawsMapsTogether):
 
     @classmethod
     def for_settings(cls, settings: SauronSettings, num_epochs: int) -> PruningMethod:
-        return (PublishedSauron if settings.published else cls)(settings, num_epochs)
+        if not settings.published:
+            return cls(settings, num_epochs)
+        if cls is not Sauron:
+            raise ValueError(
+                f"published=True has a method of its own, which {cls.__name__} does not change: derive "
+                f"{cls.__name__} from PublishedSauron, or leave published out."
+            )
+        return PublishedSauron(settings, num_epochs)
 
     def prepare(self, layout: ChannelLayout, cost: CostModel, given_widths: dict[str, int] | None) -> None:
         self._cost = cost

@@ -190,6 +190,15 @@ def test_published_is_the_papers_schedule():
         SauronSettings.from_given(published=True, target_macs=0.1)
 
 
+def test_a_subclass_is_not_passed_over_as_published():
+    class Mine(Sauron):
+        pass
+
+    assert type(Mine.for_settings(SauronSettings.from_given(), 10)) is Mine
+    with pytest.raises(ValueError, match="which Mine does not change: derive Mine from PublishedSauron"):
+        Mine.for_settings(SauronSettings.from_given(published=True), 10)
+
+
 @pytest.mark.parametrize("num_epochs", [10, 9])
 def test_delta_opt_ends_with_the_cutting_phase_and_costs_nothing_then(num_epochs):
     network = build().train()

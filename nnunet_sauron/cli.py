@@ -18,10 +18,12 @@ from .deploy import verbs as of_deployment
 from .model import verbs as of_models
 from .planning import verbs as of_planning
 from .plugin import verbs as of_plugin
+from .plugin.environment import prepare_for_nnunet
 
 # In the order of --help. A verbs.py imports what a verb needs when it runs: `path` stands in shell start-up files,
 # where PyTorch's import would be felt.
 ROOMS = (of_plugin, of_planning, of_compression, of_deployment, of_runtime, of_analysis, of_models, of_demo)
+WITHOUT_NNUNET = ("path", "install", "uninstall", "doctor", "predict")
 DEBUG_VARIABLE = "nnunet_sauron_debug"
 # What we, nnU-Net and readers of files raise on purpose; a mistake of ours, such as a TypeError, is not hidden.
 EXPECTED = (ValueError, RuntimeError, OSError, MemoryError, AssertionError, EOFError, ImportError)
@@ -53,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
+        if options.verb not in WITHOUT_NNUNET:
+            prepare_for_nnunet()
         with json_alone() if getattr(options, "json", False) else contextlib.nullcontext():
             code = options.run(options)
         if sys.stdout is not None:

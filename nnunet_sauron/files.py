@@ -180,6 +180,25 @@ def check_new(output: Path, what: str, hint: str = "") -> None:
     check_writable(parent)
 
 
+def move_new(source: Path, target: Path) -> None:
+    """Move a file or a folder to a place where nothing is, also where another process has the same in mind.
+
+    Raises:
+        FileExistsError: Something is there by now; `source` stays.
+        OSError: It could not be moved.
+    """
+    try:
+        if source.is_dir():
+            os.rename(source, target)  # refused where a folder that holds something, or a file, is
+        else:
+            os.link(source, target)
+            source.unlink()
+    except OSError as error:
+        if os.path.lexists(target):
+            raise FileExistsError(f"{target} was made meanwhile, by another process; it stays as it is.") from error
+        os.replace(source, target)  # of a file, where the file system has no hard links
+
+
 def read_json_object(path: Path, remedy: str) -> dict:
     """The object in a JSON file.
 

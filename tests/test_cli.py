@@ -151,6 +151,12 @@ def test_densify_of_a_checkpoint_that_is_not_there_names_it(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_variable_that_nnunet_cannot_read_is_named(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("nnUNet_def_n_proc", "abc")
+    assert main(["densify", "a.pth", "-o", "b.pth"]) == 2
+    assert "nnUNet_def_n_proc: 'abc' is no whole number. Give one, or: unset" in capsys.readouterr().err
+
+
 def test_densify_needs_to_be_told_where_to_write(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["densify", "checkpoint.pth"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_sauron.files import new_folder, remove_leftovers, write_atomically, write_text_atomically
+from nnunet_sauron.files import move_new, new_folder, remove_leftovers, write_atomically, write_text_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -72,6 +72,21 @@ class TestFile:
             (tmp_path / name).touch()
         remove_leftovers(tmp_path, "checkpoint_*.pth")
         assert names(tmp_path) == sorted(kept)
+
+
+class TestMoving:
+    @pytest.mark.parametrize("is_folder", [False, True])
+    def test_what_was_made_meanwhile_stays(self, tmp_path, is_folder):
+        for name in ("mine", "other"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "file").write_text(name)
+        source, target = ((tmp_path / name) if is_folder else tmp_path / name / "file" for name in ("mine", "other"))
+        with pytest.raises(FileExistsError, match="was made meanwhile"):
+            move_new(source, target)
+        assert (tmp_path / "mine/file").is_file() and (tmp_path / "other/file").read_text() == "other"
+        move_new(source, tmp_path / "free")
+        assert not source.exists()
+        assert (tmp_path / "free/file" if is_folder else tmp_path / "free").read_text() == "mine"
 
 
 class TestFolder:

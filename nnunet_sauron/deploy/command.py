@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -15,13 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from nnunet_sauron_runtime.whole_files import check_name
 from torch import nn
 
 from ..compression.images import patches
 from ..console.json_output import print_json
 from ..console.numbers import with_prefix
 from ..console.progress import Progress
-from ..files import check_new
+from ..files import check_new, move_new
 from ..model.cases import Case, check_cases, find_cases
 from ..model.checkpoints import CHECKPOINT
 from ..model.trained import TrainedModel
@@ -135,13 +135,14 @@ def export(
             agreement = _compare(full, bundle, precision, seen, progress)
         if output.suffix.lower() == ".zip":
             bundle = _packed(bundle)
-        os.replace(bundle, output)
+        move_new(bundle, output)
     _print(output, differences, of_nnunet, agreement, json_output)
 
 
 def _refuse_early(output: Path, precision: str, images: Path | None, previous_stage: Path | None) -> None:
     """Raise what `export` raises for its words alone."""
     check_new(output, "a file or folder")
+    check_name(output.absolute())
     if precision == "int8" and images is None:
         raise ValueError("int8 is calibrated on images: give some raw ones, such as imagesTr, with -i.")
     if precision == "int8" and previous_stage is not None:

@@ -17,6 +17,7 @@ from .architecture import network_of_plans
 
 CHECKPOINT, LATEST, BEST = CHECKPOINTS = tuple(f"checkpoint_{name}.pth" for name in ("final", "latest", "best"))
 """nnU-Net's; its `--c` takes the first of them that is there."""
+WRAPPERS = ("module.", "_orig_mod.")
 MIRRORING = "inference_allowed_mirroring_axes"  # nnU-Net's key of a checkpoint
 # PyTorch has an OSError with EINVAL for a file that was cut short, too.
 NOT_OPENED = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
@@ -48,7 +49,16 @@ def read_checkpoint(path: str | Path) -> dict:
         raise DamagedFileError(
             f"{path} is no checkpoint of nnU-Net: it has no 'network_weights'. Give a .pth file that nnU-Net wrote."
         )
+    checkpoint["network_weights"] = _unwrapped(checkpoint["network_weights"])
     return checkpoint
+
+
+def _unwrapped(weights: Mapping) -> Mapping:
+    """Weights by their names in the network itself, where they were saved with the wrapper of DDP or torch.compile."""
+    for prefix in WRAPPERS * len(WRAPPERS):
+        if weights and all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    return weights
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -77,11 +77,21 @@ class TrainedModel:
             ValueError: A checkpoint cannot be read, or plans.json or dataset.json are not those of a model.
         """
         folder = folder.resolve()
+        if folder.is_file() or (folder / "bundle.json").is_file():
+            raise FileNotFoundError(
+                f"{folder} is {'a file' if folder.is_file() else 'a bundle'}, expected the folder of a trained model; "
+                f"bundles are for predict and report."
+            )
         for name in ("plans.json", "dataset.json"):
             if not (folder / name).is_file():
+                above = folder.parent
+                such_as = (
+                    above
+                    if (above / name).is_file()
+                    else ("nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__2d")
+                )
                 raise FileNotFoundError(
-                    f"{folder} has no {name}; give the folder of a trained model, such as "
-                    f"nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__2d."
+                    f"{folder} has no {name}; give the folder of a trained model, such as {such_as}."
                 )
         plans, dataset_json = (
             read_json_object(folder / name, f"copy {name} anew from where the model was trained")

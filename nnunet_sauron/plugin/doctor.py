@@ -20,9 +20,9 @@ from pathlib import Path
 from .. import __version__
 from ..console.json_output import print_json
 from .commands import EXTERNAL, SETTINGS
+from .environment import PROCESSES, wrong_number
 from .installation import PLANNERS, SHIMS, TRAINERS, Shim, find_nnunet, shim_state, trainer_names
 
-PROCESSES = {"nnUNet_def_n_proc": 1, "nnUNet_n_proc_DA": 0}  # the least that nnU-Net works with
 DISTRIBUTION, RUNTIME = "nnunet-sauron", "nnunet-sauron-runtime"
 INSTALL = "Run: nnUNetv2_sauron install"
 INSTALL_PLANNERS = "To use them with -pl, which looks into nnU-Net's own folder only, run: nnUNetv2_sauron install"
@@ -180,27 +180,23 @@ def _settings() -> Check:
     name = f"settings ({SETTINGS})"
     try:
         trainers = importlib.import_module("nnunet_sauron.trainers")
-        classes = [getattr(trainers, name) for name in trainer_names()]
-        importlib.import_module("nnunet_sauron.trainers.settings").check_variable(classes)
+        check_variable = importlib.import_module("nnunet_sauron.trainers.settings").check_variable
+    except Exception as error:  # which the search for trainers explains
+        return Check(name, None, f"not looked at: {_describe(error)}")
+    try:
+        check_variable([getattr(trainers, trainer) for trainer in trainer_names()])
     except (OSError, ValueError) as error:
         return Check(name, False, str(error), f"Mend the variable, or: unset {SETTINGS}")
-    except ImportError as error:  # which the search for trainers explains
-        return Check(name, None, f"not looked at: {_describe(error)}")
     return Check(name, None, os.environ.get(SETTINGS) or "not set")
 
 
 def _number_of_processes(variable: str) -> Check:
+    if wrong := wrong_number(variable):
+        return Check(variable, False, *wrong)
     value = os.environ.get(variable)
-    try:
-        number = None if value is None else int(value)
-    except ValueError:
-        return Check(variable, False, f"'{value}' is no whole number", f"Give one, or: unset {variable}")
-    least = PROCESSES[variable]
-    if number is not None and number < least:
-        return Check(variable, False, f"{number} is below {least}", f"Give at least {least}, or: unset {variable}")
-    if number == 0:
+    if value is not None and int(value) == 0:
         return Check(variable, None, "0: for training alone, nnU-Net's planning stops at it")
-    return Check(variable, None, "not set" if number is None else str(number))
+    return Check(variable, None, value or "not set")
 
 
 def _state(shim: Shim) -> str:
@@ -317,8 +313,11 @@ def _remedy(error: BaseException) -> str:
         return f"{INSTALL}   and if that does not help, reinstall nnunet-sauron."
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"Install the package that has the module {error.name}."
+    if "MPLBACKEND" in os.environ and "backend" in str(error):
+        return "Run: unset MPLBACKEND   (a notebook sets it for its own environment)"
     folder = find_nnunet()
-    searched = [folder / name for name in ("training", "experiment_planning")] if folder else []
-    if files and folder in Path(files[-1]).parents and not any(one in Path(files[-1]).parents for one in searched):
-        return "Mend what the error tells of, such as a variable; if nnU-Net is damaged, reinstall nnunetv2."
+    searched = [Path(one) for one in os.environ.get(EXTERNAL, "").split(os.pathsep) if one]
+    searched += [folder / name for name in ("training", "experiment_planning")] if folder else []
+    if files and not any(one in Path(files[-1]).parents for one in searched):
+        return "Mend what the error tells of, such as a variable; if a package is damaged, reinstall it."
     return "Repair or remove the file named here; nnU-Net imports every file in the folders it searches."

@@ -339,7 +339,10 @@ def _parsed(name: str, text: str, kinds: Collection[type]):
                 break
             except ValueError:
                 continue
-    return _checked(name, value, kinds)
+    try:
+        return _checked(name, value, kinds)
+    except ValueError as error:  # as it was written: 1e2 is a float to Python
+        raise ValueError(str(error).replace(f"'{value}'", f"'{text}'")) from None
 
 
 def _checked(name: str, value, kinds: Collection[type]):

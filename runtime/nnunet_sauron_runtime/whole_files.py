@@ -7,6 +7,7 @@ import gzip
 import math
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,13 @@ def check_name(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{path} has a name that is no UTF-8; rename it, or its folder.") from error
+        encoding = sys.getfilesystemencoding()
+        remedy = (
+            "rename it, or its folder"
+            if encoding == "utf-8"
+            else (f"if it is, this locale's encoding, {encoding}, is at fault: set PYTHONUTF8=1")
+        )
+        raise ValueError(f"{path} has a name that is no UTF-8; {remedy}.") from error
 
 
 def check_readable(file: Path) -> None:

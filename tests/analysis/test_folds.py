@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 import torch
@@ -41,6 +42,18 @@ class TestFolds:
         folder = write_model(tmp_path / "model", folds=(0, 3))
         (folder / "fold_3/checkpoint_final.pth").write_bytes(b"cut short")
         assert main([*verb, str(folder)]) == 0, capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("place", "said"),
+        [("model/fold_0", "such as {}/model."), ("b.zip", "is a file, expected the folder"), ("b", "is a bundle, exp")],
+    )
+    def test_what_is_no_models_folder_is_named(self, tmp_path, place, said):
+        write_model(tmp_path / "model")
+        (tmp_path / "b.zip").touch()
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b/bundle.json").touch()
+        with pytest.raises(FileNotFoundError, match=re.escape(said.format(tmp_path))):
+            TrainedModel.read(tmp_path / place)
 
     def test_a_hidden_checkpoint_is_not_recommended(self, tmp_path):
         folder = write_model(tmp_path / "model")

@@ -220,6 +220,14 @@ def test_a_folder_that_is_no_model_does_not_stop_the_rest(once):
     assert "has no plans.json" in found.problems[0]
 
 
+def test_a_model_of_which_nothing_could_be_used_is_told_by_the_exit_code(tmp_path):
+    model = write_model(tmp_path / "model")
+    path = model / "fold_0/checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    torch.save({**checkpoint, "network_weights": {"other": torch.zeros(1)}}, path)
+    assert main(["report", str(model), "-o", str(tmp_path / "out"), "--timing", "0"]) == 1
+
+
 def test_a_baseline_that_cannot_be_read_is_replaced_and_said(once):
     found = make_report([once / "references", once / SAURON], timing_seconds=0, baseline=once / "references")
     assert found.baseline == SAURON

@@ -8,6 +8,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_sauron.model.checkpoints import densify_checkpoint, read_checkpoint
+from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning import channel_layout
 
 from ..compression.small_model import write_model
@@ -30,6 +31,17 @@ def test_checkpoints_nearby_are_named_where_there_is_none_of_that_name(tmp_path)
             read_checkpoint(folder)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint .*gone.pth. Name the .pth file of a trained model"):
         read_checkpoint(tmp_path / "gone.pth")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_weights_that_were_saved_with_a_wrapper_are_read(tmp_path, prefix):
+    model = write_model(tmp_path / "model")
+    path = model / "fold_0/checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    wrapped = {prefix + name: tensor for name, tensor in checkpoint["network_weights"].items()}
+    torch.save({**checkpoint, "network_weights": wrapped}, path)
+    network = TrainedModel.read(model).network("0")
+    assert all(torch.equal(network.state_dict()[name], one) for name, one in checkpoint["network_weights"].items())
 
 
 def test_a_densified_checkpoint_has_its_plans_widths_and_the_same_output(tmp_path, monkeypatch):

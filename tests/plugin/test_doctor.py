@@ -190,10 +190,18 @@ def test_no_processes_are_enough_for_training_alone(monkeypatch) -> None:
     assert found.ok is None and "planning stops at it" in found.detail
 
 
-def test_nnunets_own_file_is_not_to_be_removed_for_a_variables_value() -> None:
-    environment = {**os.environ, "nnUNet_def_n_proc": "abc"}
+@pytest.mark.parametrize(
+    ("variable", "value", "remedy"),
+    [
+        ("nnUNet_def_n_proc", "abc", "Mend what the error tells of"),
+        ("MPLBACKEND", "of another environment", "unset MPLBACKEND"),
+    ],
+)
+def test_a_file_of_others_is_not_to_be_removed_for_a_variables_value(variable: str, value: str, remedy: str) -> None:
     command = [sys.executable, "-m", "nnunet_sauron.cli", "doctor", "--json"]
+    environment = {**os.environ, variable: value}
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    checks = json.loads(said.stdout)["checks"]
-    assert any("configuration.py" in check["detail"] for check in checks)  # the search stops there
-    assert not any("remove the file" in check["remedy"] for check in checks)
+    checks = {check["name"]: check for check in json.loads(said.stdout)["checks"]}
+    assert remedy in checks["SauronTrainer"]["remedy"] and checks["SauronTrainer"]["ok"] is False
+    assert checks["settings (nnunet_sauron)"]["ok"] is None  # that variable is not at fault
+    assert not any("remove the file" in check["remedy"] for check in checks.values())

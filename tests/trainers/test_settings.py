@@ -164,6 +164,11 @@ def test_a_value_with_a_comma_is_told_of_files(monkeypatch):
         given(monkeypatch, "normalisation=a, b")
 
 
+def test_a_number_is_quoted_as_it_was_written(monkeypatch):
+    with pytest.raises(ValueError, match="num_epochs must be a whole number or None; got '1e2'"):
+        given(monkeypatch, "num_epochs=1e2")
+
+
 def test_a_setting_that_is_given_twice_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="num_epochs is given twice in nnunet_sauron"):
         given(monkeypatch, "num_epochs=5,lambda_=1,num_epochs=50")

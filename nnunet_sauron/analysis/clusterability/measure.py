@@ -103,7 +103,7 @@ def clusterability(
     rows: list[dict] = []
     measured = []
     for model in models:
-        progress(f"{model.name}: {len(model.snapshots)} snapshots")
+        progress(f"{model.name}: {len(model.snapshots)} snapshot{'s' if len(model.snapshots) > 1 else ''}")
         radius: dict[str, float] = {}
         readable = {}
         for epoch, path in model.snapshots.items():

@@ -65,6 +65,8 @@ def write_feature_maps(
     progress = Progress()
     case = case_of(image, model)
     check_cases(model, [case], progress)
+    if labels and not labels.name.startswith(case.name):
+        progress.say(f"{labels.name} is not named after the case {case.name}: is it the reference of that image?")
     for fold in folds:
         found = feature_maps(model, fold, case, layer, slice_index, labels, device, progress.bar)
         if found.note:

@@ -86,7 +86,7 @@ def make_report(
             to_time.add(model, networks)
         scores = score_model(name, trained, of_folder, labels, tolerance_mm, problems, progress)
         models.append(replace(model, scores=scores))
-        if not scores and (of_folder or was_validated(trained)):
+        if not scores and (of_folder or was_validated(trained) or not model.folds):
             left_out.append(of_folder or trained.folder)
     if not models:
         raise FileNotFoundError(" ".join(problems))

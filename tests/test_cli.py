@@ -157,6 +157,13 @@ def test_a_variable_that_nnunet_cannot_read_is_named(monkeypatch: pytest.MonkeyP
     assert "nnUNet_def_n_proc: 'abc' is no whole number. Give one, or: unset" in capsys.readouterr().err
 
 
+def test_a_notebooks_backend_for_pictures_is_no_matter() -> None:
+    command = [sys.executable, "-m", "nnunet_sauron.cli", "report", "not_there", "-o", "out"]
+    environment = {**os.environ, "MPLBACKEND": "of another environment"}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stderr
+    assert "not_there has no plans.json" in said and "backend" not in said
+
+
 def test_densify_needs_to_be_told_where_to_write(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["densify", "checkpoint.pth"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -65,9 +66,10 @@ class Options:
         for flag, number in (("--max-images", self.max_images), ("--round-to", self.round_to)):
             if number < 1:
                 raise ValueError(f"{flag} must be at least 1; got {number}.")
-        left = recovery_folder(self.output)
-        rest = f" ({left} is the rest of an interrupted --recover and can be removed)" if left.is_dir() else ""
-        check_new(self.output, "a folder", rest)
+        left, hint = recovery_folder(self.output), ""
+        if os.path.lexists(self.output) and left.is_dir():
+            hint = f" ({left} is the rest of an interrupted --recover and can be removed)"
+        check_new(self.output, "a folder", hint)
 
 
 def compress(
@@ -96,9 +98,9 @@ def compress(
 
 def _compress(work: _Work, options: Options, goal: Goal, recover: Recovery | None, *, json_output: bool) -> None:
     with _nnunet_is_silent():
-        merged = recover.merged if recover else {}  # of an interrupted run
-        inputs = [] if merged else work.patches()
+        inputs = work.patches()
         work.segment_with_old_model()
+        merged = recover.merged if recover else {}  # of an interrupted run
         if not merged:
             work.compressor.rank(inputs)
             tolerances = work.compressor.tolerances(goal)
@@ -189,7 +191,8 @@ class _Work:
     def __init__(self, options: Options, *, first_fold_only: bool = False):
         options.check()
         self.device, self.progress = chosen_device(options.device), Progress()
-        self.model = read_prunable(options.folder, options.folds, options.checkpoint, first_only=first_fold_only)
+        folds = options.folds[:1] if first_fold_only and options.folds else options.folds
+        self.model = read_prunable(options.folder, folds, options.checkpoint, first_only=first_fold_only)
         self.remarks = self.model.remarks
         if options.uniform_stages:
             check_plain(self.model)

@@ -164,6 +164,8 @@ def _beside(output: Path) -> Iterator[Path]:
                 yield Path(place)
             finally:
                 tempfile.tempdir = before
+    except FileExistsError:
+        raise
     except OSError as error:
         raise OSError(
             f"{output} could not be written: {error}. Make room, or choose another -o, and give the command again."

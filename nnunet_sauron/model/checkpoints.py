@@ -187,7 +187,7 @@ def logged(checkpoint: Mapping) -> Mapping[str, list]:
 def logged_settings(checkpoint: Mapping) -> Mapping:
     """The settings that one of our trainings had in its last epoch, by name; none of another training."""
     series = logged(checkpoint)
-    if series.get(SETTINGS):
+    if series.get(SETTINGS) and series[SETTINGS][-1]:
         return series[SETTINGS][-1]
     return series[PRUNING][-1].get(SETTINGS, {}) if series.get(PRUNING) else {}  # where they stood at first
 

@@ -84,12 +84,9 @@ class TrainedModel:
             )
         for name in ("plans.json", "dataset.json"):
             if not (folder / name).is_file():
-                above = folder.parent
-                such_as = (
-                    above
-                    if (above / name).is_file()
-                    else ("nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__2d")
-                )
+                such_as = "nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__2d"
+                if (folder.parent / name).is_file():
+                    such_as = str(folder.parent)
                 raise FileNotFoundError(
                     f"{folder} has no {name}; give the folder of a trained model, such as {such_as}."
                 )

@@ -57,5 +57,7 @@ def ratios(change: ConfigurationChange) -> dict[str, float]:
 def _as_json(derived: DerivedPlans) -> dict:
     described = asdict(derived)
     for name, change in derived.configurations.items():
+        for key in ("old", "new"):
+            described["configurations"][name][key]["stages"] = getattr(change, key).stages
         described["configurations"][name]["ratios"] = ratios(change)
     return described

@@ -292,13 +292,19 @@ def _describe(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """The file and line that fail, other than those of the import system and of this module."""
+    """The file and line that fail."""
+    file, line = _failing(error)
+    return f"{file}, line {line}" if file else ""
+
+
+def _failing(error: BaseException) -> tuple[str, int | None]:
+    """The file and line that fail, other than those of the import system and of this module; "" without one."""
     if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno}"
+        return error.filename or "", error.lineno
     ours = (__file__, importlib.__file__)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in ours]
     frames = [frame for frame in frames if not frame.filename.startswith("<")]
-    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+    return (frames[-1].filename, frames[-1].lineno) if frames else ("", None)
 
 
 def _remedy(error: BaseException) -> str:
@@ -309,15 +315,16 @@ def _remedy(error: BaseException) -> str:
             "made for the CPU and the other for CUDA. Reinstall both from the same index: "
             "pip install --force-reinstall torch torchvision"
         )
-    if files and Path(files[-1]).name in [shim.file for shim in SHIMS]:
+    file = _failing(error)[0]
+    if Path(file).name in [shim.file for shim in SHIMS]:
         return f"{INSTALL}   and if that does not help, reinstall nnunet-sauron."
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"Install the package that has the module {error.name}."
     if "MPLBACKEND" in os.environ and "backend" in str(error):
         return "Run: unset MPLBACKEND   (a notebook sets it for its own environment)"
     folder = find_nnunet()
-    searched = [Path(one) for one in os.environ.get(EXTERNAL, "").split(os.pathsep) if one]
-    searched += [folder / name for name in ("training", "experiment_planning")] if folder else []
-    if files and not any(one in Path(files[-1]).parents for one in searched):
+    searched = [Path(one).resolve() for one in os.environ.get(EXTERNAL, "").split(os.pathsep) if one]
+    searched += [folder.resolve() / name for name in ("training", "experiment_planning")] if folder else []
+    if file and not any(one in Path(file).resolve().parents for one in searched):
         return "Mend what the error tells of, such as a variable; if a package is damaged, reinstall it."
     return "Repair or remove the file named here; nnU-Net imports every file in the folders it searches."

@@ -14,7 +14,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from ..files import remove_leftovers, write_atomically
-from ..model.checkpoints import SETTINGS, logged_settings
+from ..model.checkpoints import PRUNING, SETTINGS, logged_settings
 from ..model.compiling import compiling_on_cuda_only
 from .kept_settings import check_not_mixed, log_settings
 from .settings import Given, TrainingSettings, write_settings
@@ -33,8 +33,8 @@ class BaseTrainer(nnUNetTrainer):
     an entry per finished epoch, and so does every checkpoint.
 
     Attributes:
-        MoreSettings: Settings classes of the trainer's own. All of their fields may change when a training is
-            continued, but for `start_from`.
+        MoreSettings: Settings classes of the trainer's own; those of a subclass contain, or derive from, its base's.
+            All of their fields may change when a training is continued, but for `start_from`.
         numbers: nnU-Net's own numbers for which the trainer has other defaults.
 
     Raises:
@@ -67,8 +67,19 @@ class BaseTrainer(nnUNetTrainer):
         """Refuse what cannot be trained, and read the models to start from, before nnU-Net's constructor."""
 
     def settings(self, kind: type[Kind]) -> Kind:
-        """Its settings of a class or of a subclass of it."""
-        return next(one for one in self._settings if isinstance(one, kind))
+        """Its settings of a class or of a subclass of it.
+
+        Raises:
+            ValueError: It has none.
+        """
+        for one in self._settings:
+            if isinstance(one, kind):
+                return one
+        names = ", ".join(cls.__name__ for cls in self.settings_classes())
+        raise ValueError(
+            f"{type(self).__name__} has settings of {names}, and {kind.__name__} is none of them. Let its MoreSettings "
+            f"begin with those of its base: MoreSettings = (*Base.MoreSettings, ...)"
+        )
 
     def settings_now(self) -> dict:
         """All settings of this training, by name; of nnU-Net's own numbers those that it has now."""
@@ -126,8 +137,9 @@ class BaseTrainer(nnUNetTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         super().load_checkpoint(filename_or_checkpoint)
-        entries = self.kept_settings()
-        entries += [{} for _ in range(self.current_epoch - len(entries))]  # checkpoints did not hold them at first
+        entries = self.kept_settings()  # at first the pruning history held them, or no series
+        entries += [record.get(SETTINGS, {}) for record in self.series().get(PRUNING, [])[len(entries) :]]
+        entries += [{} for _ in range(self.current_epoch - len(entries))]
 
     def _take_settings(self, settings: tuple) -> None:
         self._settings = settings

@@ -171,7 +171,9 @@ class CompressedTrainer(Distils, ResizingTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         checkpoint = read_checkpoint(filename_or_checkpoint)
-        self._continue_with(checkpoint)
+        is_of_training = "optimizer_state" in checkpoint  # else compress wrote it, with the log of its source
+        if is_of_training:
+            self._continue_with(checkpoint)
         if not self.was_initialized:
             take_builder(self, checkpoint)
             self.initialize()
@@ -179,13 +181,13 @@ class CompressedTrainer(Distils, ResizingTrainer):
         self.check_plans(checkpoint, filename_or_checkpoint)
         self.take_widths(widths)
         self.mirroring = mirroring_of(checkpoint)
-        if "optimizer_state" in checkpoint:
+        if is_of_training:
             super().load_checkpoint(filename_or_checkpoint)
             series = self.distillation()
             series += [{} for _ in range(self.current_epoch - len(series))]  # a shorter one would cut nnU-Net's plot
             self._choose_teacher({}, series[-1] if series else {})
             self._teacher = None  # read once training starts: to validate, none is needed
-        else:  # written by compress: to be validated (--val)
+        else:  # to be validated (--val)
             self._no_training = filename_or_checkpoint
             self.bare_network.load_state_dict(checkpoint["network_weights"])
             self.inference_allowed_mirroring_axes = self.mirroring.get(MIRRORING)

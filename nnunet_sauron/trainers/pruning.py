@@ -69,7 +69,7 @@ class PruningTrainer(ResizingTrainer):
         try:
             self.given_widths = self.planned.widths_in(getattr(self.pruning_settings, "widths_from", None))
             self.planned.check_merge_batches(self.pruning_settings)
-            num_epochs = self.settings(TrainingSettings).num_epochs or NNUNET_EPOCHS
+            num_epochs = self.settings(TrainingSettings).num_epochs or self.numbers.num_epochs or NNUNET_EPOCHS
             method = self.Method.for_settings(self.pruning_settings, num_epochs)
             method.prepare(self.planned.layout, self.planned.cost, self.given_widths)
         except (FileNotFoundError, ValueError) as error:

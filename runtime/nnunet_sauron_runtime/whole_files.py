@@ -19,6 +19,11 @@ CHUNK, PIECE = 1 << 22, 1 << 16  # bytes; the second of what may grow a thousand
 PACKED = (b"compresseddata=true", b"encoding:gzip", b"encoding:gz")
 JPEG = b"\xff\xd8\xff"
 FLOATS = {16: "f4", 64: "f8"}  # NIfTI's numbers of types
+# Of a voxel, by that number: readers go by it, and not by the header's own bits.
+BITS = {
+    1: 1, 2: 8, 4: 16, 8: 32, 16: 32, 32: 64, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64, 1536: 128,
+    1792: 128, 2048: 256, 2304: 32,
+}  # fmt: skip
 
 
 def check_name(path: Path) -> None:
@@ -26,12 +31,9 @@ def check_name(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        encoding = sys.getfilesystemencoding()
-        remedy = (
-            "rename it, or its folder"
-            if encoding == "utf-8"
-            else (f"if it is, this locale's encoding, {encoding}, is at fault: set PYTHONUTF8=1")
-        )
+        encoding, remedy = sys.getfilesystemencoding(), "rename it, or its folder"
+        if encoding != "utf-8":
+            remedy = f"if it is, this locale's encoding, {encoding}, is at fault: set PYTHONUTF8=1"
         raise ValueError(f"{path} has a name that is no UTF-8; {remedy}.") from error
 
 
@@ -139,7 +141,7 @@ def told_by_nifti(header: bytes) -> tuple[int | None, int | None, np.dtype | Non
                 continue  # nonsense, which the reader finds
             floats = np.dtype(order + FLOATS[number]) if number in FLOATS else None
             first = max(size, int(offset))  # as the reader has it
-            return first + math.prod(lengths[:axes]) * bits // 8, first, floats
+            return first + math.prod(lengths[:axes]) * BITS.get(number, bits) // 8, first, floats
     return None, None, None
 
 

@@ -193,6 +193,11 @@ def test_a_clock_that_finds_the_old_network_fast_enough_is_not_believed(folders,
     assert not (folders / "small").exists()
 
 
+def test_the_trade_off_is_that_of_the_first_fold_that_was_given(folders, capsys):
+    write_model(folders / "model", folds=(0, 1, 2))
+    assert compress(folders, "--dry-run", "-f", "1", "2", "--json") == 0, capsys.readouterr().err
+
+
 def test_a_full_temporary_folder_is_named(folders, monkeypatch, capsys):
     write_model(folders / "model")
     write = SimpleITK.WriteImage

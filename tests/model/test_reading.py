@@ -112,6 +112,17 @@ def test_voxels_that_begin_behind_the_header_though_it_tells_of_no_offset(tmp_pa
         read_image(SimpleITKIO(), [path])
 
 
+@pytest.mark.parametrize("bits", [0, 8, 64])
+def test_the_size_of_a_voxel_is_that_of_its_type(tmp_path, bits):
+    path = write(NibabelIO, tmp_path / "case_0000.nii", voxels(NibabelIO, np.int16))
+    content = path.read_bytes()
+    path.write_bytes(content[:72] + bits.to_bytes(2, "little") + content[74:])
+    assert read_image(SimpleITKIO(), [path])[0].shape == (1, 6, 20, 24)
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(ValueError, match="case_0000.nii is damaged or was cut short"):
+        read_image(SimpleITKIO(), [path])
+
+
 @pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])
 def test_channels_in_different_places_are_said_in_one_line_a_case(tmp_path, capsys, reader):
     model = TrainedModel.read(write_model(tmp_path / "model", channels=("T1", "T2"), reader=reader))

@@ -48,7 +48,7 @@ def test_json_says_the_same(source: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (fullres["old"]["widths"], fullres["new"]["widths"]) == ([8, 12, 12], [4, 6, 6])
     assert fullres["ratios"]["macs"] == fullres["new"]["macs"] / fullres["old"]["macs"] < 0.4
     assert fullres["ratios"]["patch_size"] == fullres["ratios"]["batch_size"] == 1
-    assert fullres["limits"] is None
+    assert fullres["limits"] is None and fullres["old"]["stages"] == fullres["new"]["stages"] == 3
 
 
 @pytest.mark.parametrize("words", [["4,5,6"], ["4", "5", "6"], ["4,", "5,6"]])

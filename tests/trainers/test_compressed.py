@@ -329,9 +329,11 @@ def test_a_missing_model_is_refused_before_a_log_is_written(folder, monkeypatch)
     assert not list(folder.rglob("training_log*"))
 
 
-def test_what_compress_wrote_can_be_validated_and_is_no_training_to_continue(folder, model):
+def test_what_compress_wrote_can_be_validated_and_is_no_training_to_continue(folder, model, monkeypatch):
     path = model / "fold_0" / "checkpoint_final.pth"
-    torch.save({"network_weights": weights(path), "inference_allowed_mirroring_axes": (1,)}, path)
+    log = {"settings": [{"start_from": "/of/the/source", "num_epochs": 7}]}  # as compress copies it
+    torch.save({"network_weights": weights(path), "inference_allowed_mirroring_axes": (1,), "logging": log}, path)
+    monkeypatch.setenv("nnunet_sauron", f"start_from={model}")
     trainer = small_trainer(folder, type("T", (SmallCompressedTrainer,), {}))
     trainer.load_checkpoint(str(path))
     assert all(torch.equal(tensor, weights(path)[name]) for name, tensor in trainer.network.state_dict().items())

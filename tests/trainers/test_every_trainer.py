@@ -195,9 +195,8 @@ class TestEveryTrainer:
         torch.manual_seed(1)
         resumed.run_training()
         for a, b in zip(whole.trainer.history(), resumed.history(), strict=True):
-            assert {k: v for k, v in a.items() if k not in ("state", "settings")} == {
-                k: v for k, v in b.items() if k not in ("state", "settings")
-            }
+            assert {k: v for k, v in a.items() if k != "state"} == {k: v for k, v in b.items() if k != "state"}
+        assert resumed.kept_settings() == whole.trainer.kept_settings()
         for name, parameter in resumed.network.named_parameters():
             assert torch.equal(whole.final[name], parameter), name
 

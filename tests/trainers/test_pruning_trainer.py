@@ -560,7 +560,9 @@ class TestContinuing:
         torch.save(checkpoint, path)
         trainer = self.continued(folder, monkeypatch, None)
         assert trainer.settings_now() == begun.settings_now()
-        assert trainer.kept_settings() == [{}] * 4  # as long as nnU-Net's series
+        assert trainer.kept_settings() == settings
+        trainer.run_training()  # which writes the finished training's checkpoint anew
+        assert self.continued(folder, monkeypatch, None).settings_now() == begun.settings_now()
 
     def test_a_finished_training_stays_finished(self, folder, monkeypatch, begun):
         trainer = self.continued(folder, monkeypatch, None)

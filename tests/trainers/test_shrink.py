@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_sauron.model.checkpoints import MIRRORING
 from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.trainers import L1Trainer, SauronTrainer, SFPTrainer, ShrinkTrainer
 from nnunet_sauron.trainers.decision import last_cut_epoch
 from nnunet_sauron.trainers.removal import remove
-from nnunet_sauron.trainers.resizing import MIRRORING
 
 from .small import Gelu, OnRandomPatches, RandomPatches, dataset_json, log_of, plans, small_trainer
 

@@ -65,7 +65,7 @@ def test_a_goal_out_of_reach_is_refused_with_what_can_be_had():
     left = cost_left(in_channels, CHANNELS)
     with pytest.raises(ValueError, match=r"0.1 cannot be met: at best 0.12 of the cost"):
         tolerance_for(0.1, left, RANKINGS)
-    with pytest.raises(ValueError, match="smaller --round-to"):
+    with pytest.raises(ValueError, match="smaller multiple of widths"):
         tolerance_for(0.3, left, RANKINGS, round_to=4)
     for goal in (0.0, 1.0, 1.5):
         with pytest.raises(ValueError, match="between 0 and 1"):

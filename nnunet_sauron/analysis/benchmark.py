@@ -56,7 +56,7 @@ def benchmark(
     device = chosen_device(device)
     networks, shapes = {}, {}
     for name, folder in zip(short_names(folders), folders, strict=True):
-        model = TrainedModel.read(folder, folds, checkpoint, first_only=True)
+        model = TrainedModel.read(folder, folds, checkpoint, first_only=not folds)
         for line in model.remarks:
             say(f"{name}: {line}")
         size = tuple(patch_size or model.patch_size)

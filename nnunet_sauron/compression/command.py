@@ -191,8 +191,7 @@ class _Work:
     def __init__(self, options: Options, *, first_fold_only: bool = False):
         options.check()
         self.device, self.progress = chosen_device(options.device), Progress()
-        folds = options.folds[:1] if first_fold_only and options.folds else options.folds
-        self.model = read_prunable(options.folder, folds, options.checkpoint, first_only=first_fold_only)
+        self.model = read_prunable(options.folder, options.folds, options.checkpoint, first_only=first_fold_only)
         self.remarks = self.model.remarks
         if options.uniform_stages:
             check_plain(self.model)

@@ -70,14 +70,14 @@ class TrainedModel:
             checkpoint_name: Such as checkpoint_best.pth.
             on_error: Given what is wrong with a fold, which is then left out; without it, that is raised.
             every_fold: With no `folds`, "all" is read beside numbered ones.
-            first_only: With no `folds`, no other than the first is read.
+            first_only: No other than the first of them is read.
 
         Raises:
             FileNotFoundError: The folder, a file in it or a fold is missing.
             ValueError: A checkpoint cannot be read, or plans.json or dataset.json are not those of a model.
         """
         folder = folder.resolve()
-        if folder.is_file() or (folder / "bundle.json").is_file():
+        if is_bundle(folder):
             raise FileNotFoundError(
                 f"{folder} is {'a file' if folder.is_file() else 'a bundle'}, expected the folder of a trained model; "
                 f"bundles are for predict and report."
@@ -95,7 +95,7 @@ class TrainedModel:
             for name in ("plans.json", "dataset.json")
         )
         chosen, left_out = _chosen_folds(folder, folds, checkpoint_name, every_fold)
-        if first_only and folds is None:
+        if first_only:
             chosen = chosen[:1]
         checkpoints = {}
         for fold in chosen:
@@ -238,6 +238,11 @@ class TrainedModel:
                 self.mirror_axes,
             )
         return predictor
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether `export` may have written it: a zip, or a folder with bundle.json."""
+    return path.is_file() or (path / "bundle.json").is_file()
 
 
 def folds_in(folder: Path) -> list[str]:

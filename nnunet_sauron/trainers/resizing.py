@@ -72,10 +72,7 @@ class ResizingTrainer(BaseTrainer):
         if not {"plans", "configuration"} <= checkpoint.get("init_args", {}).keys():
             return
         before, configuration, _ = trained_with(checkpoint, path)
-        then, now = (
-            manager.configuration
-            for manager in (before.get_configuration(configuration), self.configuration_manager)
-        )  # fmt: skip
+        then, now = before.get_configuration(configuration).configuration, self.configuration_manager.configuration
         if differ := _differences(then["architecture"]["arch_kwargs"], now["architecture"]["arch_kwargs"]):
             raise ValueError(
                 f"{path} was trained with plans {before.plans_name} whose network had {', '.join(differ)}. Restore "

@@ -339,13 +339,10 @@ def _parsed(name: str, text: str, kinds: Collection[type]):
                 break
             except ValueError:
                 continue
-    try:
-        return _checked(name, value, kinds)
-    except ValueError as error:  # as it was written: 1e2 is a float to Python
-        raise ValueError(str(error).replace(f"'{value}'", f"'{text}'")) from None
+    return _checked(name, value, kinds, text)
 
 
-def _checked(name: str, value, kinds: Collection[type]):
+def _checked(name: str, value, kinds: Collection[type], written: str | None = None):
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
     fits = {
         bool: isinstance(value, bool),
@@ -355,7 +352,7 @@ def _checked(name: str, value, kinds: Collection[type]):
         type(None): value is None,
     }
     if not any(fits[kind] for kind in kinds):
-        raise ValueError(f"{name} must be {' or '.join(WORDS[kind] for kind in kinds)}; got '{value}'")
+        raise ValueError(f"{name} must be {' or '.join(WORDS[kind] for kind in kinds)}; got '{written or value}'")
     return value
 
 

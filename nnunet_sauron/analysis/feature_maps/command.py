@@ -21,8 +21,8 @@ def print_layers(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> 
     Raises:
         FileNotFoundError, ValueError: As `TrainedModel.read`.
     """
-    model, folds = _read(folder, folds, checkpoint)
-    for layer in layer_names(model, folds[0]):
+    model = _read(folder, folds, checkpoint)
+    for layer in layer_names(model, next(iter(model.checkpoints))):
         size = " x ".join(str(length) for length in layer.voxels)
         print(f"{layer.name:40s}{layer.channels:5d} maps of {size}")
 
@@ -60,24 +60,24 @@ def write_feature_maps(
     check_output(output)
     if nifti:
         check_name(output.resolve())
-    model, folds = _read(folder, folds, checkpoint)
+    model = _read(folder, folds, checkpoint)
     model.check_reads_images_alone()
     progress = Progress()
     case = case_of(image, model)
     check_cases(model, [case], progress)
     if labels and not labels.name.startswith(case.name):
         progress.say(f"{labels.name} is not named after the case {case.name}: is it the reference of that image?")
-    for fold in folds:
+    for fold in model.checkpoints:
         found = feature_maps(model, fold, case, layer, slice_index, labels, device, progress.bar)
         if found.note:
             print(found.note)
-        fold_output = output / f"fold_{fold}" if len(folds) > 1 else output
+        fold_output = output / f"fold_{fold}" if len(model.checkpoints) > 1 else output
         for path in write(found, fold_output, nifti, progress.bar):
             print(f"Wrote {path}")
 
 
-def _read(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> tuple[TrainedModel, Sequence[str]]:
-    model = TrainedModel.read(folder, folds, checkpoint, first_only=True)
+def _read(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> TrainedModel:
+    model = TrainedModel.read(folder, folds, checkpoint, first_only=not folds)
     for line in model.remarks:
         print(line, file=sys.stderr)
-    return model, list(model.checkpoints)
+    return model

@@ -36,11 +36,6 @@ class InEngine(nn.Module):
         return self.run(patch.numpy())
 
 
-def is_bundle(path: Path) -> bool:
-    """Whether `export` may have written it: a zip, or a folder with bundle.json."""
-    return path.is_file() or (path / "bundle.json").is_file()
-
-
 def open_bundle(path: Path) -> Bundle:
     """A bundle in the default engine, with PyTorch's number of threads.
 

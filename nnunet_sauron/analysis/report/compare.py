@@ -14,9 +14,9 @@ from ...console.errors import in_words
 from ...console.progress import Progress
 from ...model.checkpoints import CHECKPOINT
 from ...model.evaluation import TOLERANCE_MM
-from ...model.trained import TrainedModel
+from ...model.trained import TrainedModel, is_bundle
 from ...plugin.commands import checkpoint_flag, command
-from .bundles import is_bundle, open_bundle, score_bundle
+from .bundles import open_bundle, score_bundle
 from .contents import COMPARED, ModelReport, Report
 from .measure import NetworksToTime, measure_bundle, measure_model
 from .paired import PairedDifference, paired_difference

@@ -16,6 +16,8 @@ Checks, in this order:
     agreement   output of the pruned network on the device against the CPU
     compress    `nnUNetv2_sauron compress` on the model of StockTrainer's training
     compile     a short training with a cut, with torch.compile and without
+    ranks       a short training with a cut as one rank of DDP over NCCL, which takes nothing but tensors on the card;
+                not in a dry run, since nnU-Net trains several ranks on GPUs alone
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ import torch
 from torch import nn
 
 TRAINERS = ("StockTrainer", "SauronTrainer", "STAMPTrainer", "TaylorTrainer", "ShrinkTrainer")
-CHECKS = ("training", "steps", "network", "agreement", "compress", "compile")
+CHECKS = ("training", "steps", "network", "agreement", "compress", "compile", "ranks")
 MACS_LEFT = (1.0, 0.5, 0.1)
 DATASET = "Dataset999_Random"
 TOO_LATE = "left out: no time left"
@@ -125,7 +127,8 @@ def main() -> None:
         chosen = [name for name in arguments.trainers if hasattr(trainers, name)]
         if missing := [name for name in arguments.trainers if name not in chosen]:
             print(f"this version has no {', '.join(missing)}", flush=True)
-        run.checks([name for name in CHECKS if name in arguments.only], chosen)
+        of_gpus = {"ranks"} if device.type == "cpu" else set()
+        run.checks([name for name in CHECKS if name in arguments.only and name not in of_gpus], chosen)
     print_tables(run.rows)
     if failed := sum("FAILED" in row["result"] for row in run.rows):
         print(f"\n{failed} of {len(run.rows)} rows FAILED")
@@ -159,11 +162,11 @@ class Run:
         """Run checks; the time that runs out is that of the last ones."""
         networks = {"training": [self.sizes.trained], "compress": [self.sizes.trained]}
         networks |= dict.fromkeys(("steps", "network", "agreement"), self.sizes.large)
-        networks["compile"] = [self.sizes.compiled]
+        networks |= {"compile": [self.sizes.compiled], "ranks": [self.sizes.compiled]}
         for name in names:
             check = getattr(self, f"check_{name}")
             for network in networks[name]:
-                if name in ("training", "steps", "compile"):
+                if name in ("training", "steps", "compile", "ranks"):
                     for trainer in trainers:
                         self.row(name, f"{trainer}, {network}", check, trainer, network)
                 else:
@@ -373,6 +376,19 @@ class Run:
             result[f"{key} seconds"] = time.perf_counter() - begun
             result |= {f"{key} {k}": v for k, v in described_training(trainer).items()}
             result[f"{key} was_compiled"] = isinstance(trainer.network, torch._dynamo.OptimizedModule)
+
+    def check_ranks(self, result: dict, name: str, network: Network) -> None:
+        from torch import distributed
+        from torch.nn.parallel import DistributedDataParallel
+
+        store = f"file://{self.folder / f'ranks_{name}'}"
+        distributed.init_process_group("nccl", init_method=store, rank=0, world_size=1)
+        try:
+            trainer = self.training(name, network, f"ranks_model_{name}", None if name == "StockTrainer" else True)
+            result |= described_training(trainer)
+            result["wrapped"] = isinstance(trainer.network, DistributedDataParallel)
+        finally:
+            distributed.destroy_process_group()
 
     # What they share
 

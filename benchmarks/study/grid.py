@@ -15,7 +15,8 @@ from nnunet_sauron.datasets.phantom import write_phantom
 
 FINAL = "checkpoint_final.pth"
 CHECKPOINTS = (FINAL, "checkpoint_latest.pth", "checkpoint_best.pth")
-PREDEFINED = {"planner": "ExperimentPlanner", "from_plans": "nnUNetPlans"}
+# `augmentation_processes`: nnU-Net's nnUNet_n_proc_DA; with 0 a training makes its own batches, on its one core.
+PREDEFINED = {"planner": "ExperimentPlanner", "from_plans": "nnUNetPlans", "augmentation_processes": 0}
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ class Grid:
         self.path, self.folder, self.device = path, folder.resolve(), device
         self.name, self.dataset, self.configuration = content["name"], content["dataset"], content["configuration"]
         self.plans, self.batch_size = content["plans"], content["batch_size"]
-        self.planner, self.from_plans = (content.get(name, value) for name, value in PREDEFINED.items())
+        self.planner, self.from_plans, self.augmentation_processes = (
+            content.get(name, value) for name, value in PREDEFINED.items()
+        )
         self.runs: dict[str, Run] = {}
         for one in content["runs"]:
             self._add(one, content["settings"])
@@ -191,7 +194,7 @@ class Grid:
             settings["teacher"] = str(self.model(self.runs[run.teacher]))
         words = (self.dataset, self.configuration, str(fold), "-tr", run.trainer, "-p", self.plans_of(run))
         words += ("-device", self.device)
-        variables = {"nnUNet_results": str(self.folder_of(run)), "nnUNet_n_proc_DA": "0"}
+        variables = {"nnUNet_results": str(self.folder_of(run)), "nnUNet_n_proc_DA": str(self.augmentation_processes)}
         if any((self.model(run) / f"fold_{fold}" / checkpoint).is_file() for checkpoint in CHECKPOINTS):
             yield Step("nnUNetv2_train", (*words, "--c"), variables=variables)
         else:

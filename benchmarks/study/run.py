@@ -132,7 +132,7 @@ class Study:
 
         Raises:
             FileNotFoundError: There are no data to convert.
-            RuntimeError: A command failed.
+            RuntimeError: A command failed, or nnU-Net would replace images that are there.
         """
         steps = self.grid.preparation(data)
         if not data.is_dir() and any(str(data) in step.words and not step.made.exists() for step in steps):
@@ -140,6 +140,13 @@ class Study:
         for kind in ("raw", "preprocessed"):
             (self.grid.folder / kind).mkdir(parents=True, exist_ok=True)
         self.grid.write_raw()
+        images = sorted(self.grid.preprocessed.glob(f"*Plans_{self.grid.configuration}"))
+        if images and not steps[-1].made.exists():
+            raise RuntimeError(
+                f"{images[0]} has the images of another grid, or of a preprocessing that was interrupted, and nnU-Net "
+                "would write them anew, under the trainings that read them. Give this grid a folder of its own with "
+                "-o, or delete them."
+            )
         for step in steps:
             self._run(step, self.logs / "preparation.log")
         self.grid.write_plans()

@@ -203,3 +203,10 @@ def test_a_small_study_for_real(tmp_path):
     assert set(results["flat_fold0"]["widths"].values()) == {8}
     subprocess.run([*command, "--report"], cwd=tmp_path, check=True)
     assert (tmp_path / "results" / "tiny" / "front.png").is_file()
+
+
+def test_images_that_another_grid_trains_on_are_not_written_anew(tmp_path):
+    grid = small_grid(tmp_path, STOCK)
+    (grid.preprocessed / "nnUNetPlans_2d").mkdir(parents=True)
+    with pytest.raises(RuntimeError, match=r"nnUNetPlans_2d.* folder of its own with -o"):
+        Study(grid, tmp_path / "results").prepare(tmp_path)

@@ -12,12 +12,10 @@ from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime, timezone
 from pathlib import Path
 
-from nnunetv2.configuration import default_num_processes
-from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
-
 from ... import __version__
 from ...console.progress import Progress
 from ...files import check_writable, new_folder
+from ...plugin.environment import prepare_for_nnunet
 from .cases import Dataset, Problems
 from .checks import check_dataset
 from .splits import FOLDS, SEED, grouped_folds
@@ -52,9 +50,8 @@ def main(
     parser.add_argument("--allow-empty", action="store_true", help="take segmentations that are all background")
     parser.add_argument("--seed", type=int, default=SEED, help="of the folds; default %(default)s, which is nnU-Net's")
     parser.add_argument("--exclude", metavar="NAME", nargs="+", default=[], help="cases or patients to leave out")
-    processes = min(default_num_processes, os.cpu_count() or 1)
     parser.add_argument(
-        "-np", dest="processes", metavar="N", type=int, default=processes, help="processes; %(default)s"
+        "-np", dest="processes", metavar="N", type=int, help="processes (default: nnU-Net's, at most one a core)"
     )
     add_options(parser)
     options = parser.parse_args(arguments)
@@ -84,9 +81,14 @@ def convert(read: Read, options: argparse.Namespace, progress: Progress) -> Path
     """Convert a data set; its folder.
 
     Raises:
-        ValueError: Options or the download are wrong; all problems of the download are named.
+        ValueError: Options, the environment or the download are wrong; all problems of the download are named.
         OSError: SOURCE is not there, or the data set is there already or could not be written.
     """
+    prepare_for_nnunet()
+    from nnunetv2.configuration import default_num_processes
+
+    if options.processes is None:
+        options.processes = min(default_num_processes, os.cpu_count() or 1)
     if options.processes < 1 or not 0 <= options.seed < 2**32:
         raise ValueError(
             f"-np is {options.processes} and --seed {options.seed}; expected are 1 or more, and 0 or more."
@@ -154,6 +156,8 @@ def _exclude(dataset: Dataset, problems: Problems) -> None:
 
 def _target(raw: Path, dataset: Dataset, options: argparse.Namespace) -> Path:
     """The folder to write; raise unless it may be written."""
+    from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
+
     number = dataset.number if options.number is None else options.number
     if number is None or not 1 <= number <= 999:
         told = "none was given" if number is None else f"got {number}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nnunetv2.utilities.crossval_split import generate_crossval_split
-
 from .cases import Case
 
 FOLDS = 5
@@ -20,6 +18,8 @@ def grouped_folds(cases: Sequence[Case], seed: int = SEED) -> list[dict[str, lis
         cases: The training cases, of two groups at least.
         seed: The same seed gives the same folds.
     """
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
     groups: dict[str, list[str]] = {}
     for case in cases:
         groups.setdefault(case.group or case.name, []).append(case.name)

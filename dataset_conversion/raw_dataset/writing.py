@@ -13,7 +13,6 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 
 from ...console.progress import Progress
 from .cases import Case, Dataset, Image
@@ -70,6 +69,8 @@ def write_dataset(
     Raises:
         OSError: It could not be written.
     """
+    from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
+
     for name in ("imagesTr", "labelsTr", "imagesTs"):
         (folder / name).mkdir()
     if any(case.masks and not case.training for case in dataset.cases):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -193,3 +196,11 @@ def test_help_tells_source_licence_and_layout(capsys) -> None:
     told = capsys.readouterr().out
     for words in ("https://www.creatis.insa-lyon.fr/Challenge/acdc", "CC BY-NC-SA 4.0", "Info.cfg", "--overwrite"):
         assert words in told
+
+
+def test_a_number_of_processes_that_is_none_is_named(download: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nnunet_sauron.dataset_conversion.acdc", str(download)]
+    environment = {**os.environ, "nnUNet_raw": str(tmp_path), "nnUNet_def_n_proc": "abc"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1
+    assert "nnUNet_def_n_proc: 'abc' is no whole number" in ended.stderr

@@ -31,7 +31,7 @@ BELOW = {
     "compression": {"files", "console", "pruning", "methods", "plugin", "model", "planning", "trainers"},
     "deploy": {"files", "console", "plugin", "model", "compression", "runtime"},
     "analysis": {"files", "console", "pruning", "plugin", "model", "runtime"},
-    "dataset_conversion": {"files", "console", "model"},
+    "dataset_conversion": {"files", "console", "plugin", "model"},
     "demo": {"files", "console", "datasets", "plugin", "threads", "analysis", "runtime"},
     "cli": {"console", "plugin", "model", "planning", "compression", "deploy", "analysis", "demo", "runtime"},
 }

@@ -10,10 +10,10 @@ from ..model.checkpoints import CHECKPOINT, COMPRESSION, MIRRORING, read_checkpo
 from ..model.networks import BUILT_BY, find_trainer, network_of_trainer, take_builder
 from ..plugin.commands import train_command
 from ..pruning import accept_pruned_weights, channel_layout, widths_of
+from .distils import Distils, TeacherSource
 from .resizing import ResizingTrainer, mirroring_of
 from .settings import SETTINGS_FILE, TrainingSettings
 from .start import Start, check_not_own, has_begun, start_path, why_it_does_not_fit
-from .teacher import Distils, TeacherSource
 
 INITIAL_LR = 5e-3  # half of nnU-Net's
 SERIES = "distillation"

@@ -2,10 +2,6 @@
 
 nnunet_sauron="lambda_=0.3,target_macs=0.2,num_epochs=50" nnUNetv2_train 4 2d 0 -tr SauronTrainer
 nnunet_sauron="@settings.json" nnUNetv2_train 4 2d 0 -tr SauronTrainer
-
-A file is what a training writes into its fold's folder: one JSON object, values by name. Its path may hold commas and
-spaces. Further settings may follow after a comma, or stand before it, and go before the file's:
-`nnunet_sauron="@settings.json,num_epochs=50"`.
 """
 
 from __future__ import annotations
@@ -13,25 +9,17 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-import math
 import os
-import re
 import sys
-import types
-import typing
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 from ..files import CONTINUE, write_text_atomically
 from ..methods.targets import EXCLUSIVE
+from .setting_values import SETTINGS_FILE, VARIABLE, absolute, checked, kinds_of, parsed, read_file, split_variable
 
-VARIABLE = "nnunet_sauron"
-SETTINGS_FILE = "settings.json"
-PATHS = {"start_from": (), "widths_from": (), "teacher": ("start", "source")}
-"""Settings that are paths, and the words that they may be instead."""
 NO_SETTING, LISTED = "is not a setting of", ". Settings come from the environment variable"
-WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a word", type(None): "None"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +86,7 @@ class Given:
     def __init__(self, trainer_class: type, *settings_classes: type):
         self._trainer_name, self._classes = trainer_class.__name__, settings_classes
         self._known = {field.name: field for cls in settings_classes for field in fields(cls)}
-        self._kinds = {name: _kinds(name, hint) for cls in settings_classes for name, hint in _hints(cls).items()}
+        self._kinds = {name: kinds for cls in settings_classes for name, kinds in kinds_of(cls).items()}
         self.values: dict = {}
         self.by_class: set[str] = set()
         self.by_variable: set[str] = set()
@@ -111,7 +99,7 @@ class Given:
                 if value is not MISSING and not hasattr(type(value), "__get__"):
                     self.values[name] = self._of_class(name, value)
                     self.by_class.add(name)
-            path, items = _split(os.environ.get(VARIABLE, ""))
+            path, items = split_variable(os.environ.get(VARIABLE, ""))
             if path is not None:
                 self._take_file(path)
             of_file = dict(self.values)
@@ -123,7 +111,7 @@ class Given:
 
     def _of_class(self, name: str, value):
         try:
-            return _absolute(name, _checked(name, value, self._kinds[name]))
+            return absolute(name, checked(name, value, self._kinds[name]))
         except ValueError as error:
             raise ValueError(
                 f"{error}. It is a class attribute of {self._trainer_name} with the name of a setting: rename it if it "
@@ -139,16 +127,16 @@ class Given:
                 raise ValueError(f"'{item}' {NO_SETTING} {self._trainer_name}{self._nearest(name)}{hint}")
             if name in found:
                 raise ValueError(f"{name} is given twice in {VARIABLE}; leave one value for it")
-            self.values[name] = _absolute(name, _parsed(name, text, self._kinds[name]))
+            self.values[name] = absolute(name, parsed(name, text, self._kinds[name]))
             found.add(name)
         self.by_variable |= found
 
     def _take_file(self, path: Path) -> None:
-        for name, value in _read(path).items():
+        for name, value in read_file(path).items():
             if name not in self._known:
                 raise ValueError(f"'{name}' in {path} {NO_SETTING} {self._trainer_name}{self._nearest(name)}")
             try:
-                self.values[name] = _absolute(name, _checked(name, value, self._kinds[name]))
+                self.values[name] = absolute(name, checked(name, value, self._kinds[name]))
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
             self.by_variable.add(name)
@@ -185,7 +173,7 @@ class Given:
         Raises:
             ValueError: The variable gives another value for what cannot change in a running training.
         """
-        before = {name: _absolute(name, value) for name, value in before.items()}
+        before = {name: absolute(name, value) for name, value in before.items()}
         # As its class makes them: some settings decide others, and None may stand for a default.
         given = {
             name: value
@@ -273,113 +261,6 @@ def write_settings(settings: Mapping, folder: Path) -> None:
     """
     text = json.dumps(dict(settings), indent=4, ensure_ascii=False) + "\n"
     write_text_atomically(folder / SETTINGS_FILE, text, CONTINUE)
-
-
-def _split(text: str) -> tuple[Path | None, list[str]]:
-    """The file that the variable names, if it does, and the settings beside it."""
-    before, *after = re.split(r"(?:^|,)\s*@", text.strip(), maxsplit=1)
-    if not after:
-        return None, _items(text)
-    # A path may hold commas: it is the longest one that is there.
-    parts = after[0].split(",")
-    for count in range(len(parts), 0, -1):
-        path = Path(os.path.expanduser(",".join(parts[:count]).strip()))
-        if os.path.isfile(path):
-            return path, [*_items(before), *_items(",".join(parts[count:]))]
-    until = next((i for i, part in enumerate(parts) if i and "=" in part), len(parts))
-    path = Path(os.path.expanduser(",".join(parts[:until]).strip()))
-    found = "a folder" if os.path.isdir(path) else f"not there (seen from {Path.cwd()})"
-    raise FileNotFoundError(
-        f"{VARIABLE} names the settings file '{path}', which is {found}. Name a {SETTINGS_FILE} as a training leaves "
-        f'it in its fold\'s folder, or give settings as in {VARIABLE}="num_epochs=50".'
-    )
-
-
-def _items(text: str) -> list[str]:
-    return [item for item in (part.strip() for part in text.split(",")) if item]
-
-
-def _read(path: Path) -> dict:
-    """A file's settings, by name; the caller, who knows the trainer, checks their values."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no settings file: it is not text in UTF-8 ({error})") from None
-    except OSError as error:
-        raise OSError(f"The settings file {path} cannot be read: {error.strerror or error}.") from error
-    try:
-        found = json.loads(text, object_pairs_hook=_distinct)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"{path} holds a JSON {type(found).__name__}, expected an object of settings by name, as in "
-            f'{{"num_epochs": 50}}'
-        )
-    return found
-
-
-def _distinct(pairs: list[tuple]) -> dict:
-    names = [name for name, _ in pairs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"given twice: {', '.join(twice)}; leave one value for each")
-    return dict(pairs)
-
-
-def _parsed(name: str, text: str, kinds: Collection[type]):
-    """The value that a text in the environment variable stands for."""
-    values = {"None": None, "true": True, "True": True, "false": False, "False": False}
-    value = values.get(text, text)
-    if isinstance(value, str) and str not in kinds:
-        for convert in (int, float):
-            try:
-                value = convert(text)
-                break
-            except ValueError:
-                continue
-    return _checked(name, value, kinds, text)
-
-
-def _checked(name: str, value, kinds: Collection[type], written: str | None = None):
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
-    fits = {
-        bool: isinstance(value, bool),
-        int: is_number and not isinstance(value, float),
-        float: is_number,
-        str: isinstance(value, str),
-        type(None): value is None,
-    }
-    if not any(fits[kind] for kind in kinds):
-        raise ValueError(f"{name} must be {' or '.join(WORDS[kind] for kind in kinds)}; got '{written or value}'")
-    return value
-
-
-def _absolute(name: str, value):
-    """A path that holds wherever the training is continued; any other value as it is."""
-    if name not in PATHS or value is None or value in PATHS[name]:
-        return value
-    if not value.strip():
-        raise ValueError(f"{name} is empty, expected the path of a model; leave it out, or give {name}=None")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{name}={value!a} has a name that is no UTF-8; rename it, or its folder") from None
-    return os.path.abspath(os.path.expanduser(value))
-
-
-def _hints(settings_class: type) -> dict[str, object]:
-    """The fields' types, whether annotations are text (`from __future__ import annotations`) or types."""
-    hints = typing.get_type_hints(settings_class)
-    return {field.name: hints[field.name] for field in fields(settings_class)}
-
-
-def _kinds(name: str, hint) -> tuple[type, ...]:
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    if not all(kind in WORDS for kind in kinds):
-        raise TypeError(f"The setting {name} is annotated {hint}; a setting is bool, int, float, str or None of these.")
-    return kinds
 
 
 def _default(field):

@@ -11,10 +11,10 @@ from ..model.architecture import network_of_plans
 from ..model.checkpoints import COMPRESSION, MIRRORING
 from ..model.networks import builds_what_plans_say
 from ..pruning import widths_of
+from .distils import Distils, TeacherSource
 from .pruning import PruningTrainer
 from .resizing import mirroring_of
 from .start import Start, check_not_own, has_begun, start_path, why_it_does_not_fit
-from .teacher import Distils, TeacherSource
 
 START = "start"
 

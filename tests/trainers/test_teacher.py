@@ -9,7 +9,8 @@ import shutil
 import pytest
 import torch
 
-from nnunet_sauron.trainers.teacher import DistillingLoss, Teacher
+from nnunet_sauron.trainers.distils import DistillingLoss
+from nnunet_sauron.trainers.teacher import Teacher
 
 from ..compression.small_model import write_model
 from .small import dataset_json, plans

@@ -98,8 +98,7 @@ def compress(
 
 def _compress(work: _Work, options: Options, goal: Goal, recover: Recovery | None, *, json_output: bool) -> None:
     with _nnunet_is_silent():
-        inputs = work.patches()
-        work.segment_with_old_model()
+        inputs = work.begin()
         merged = recover.merged if recover else {}  # of an interrupted run
         if not merged:
             work.compressor.rank(inputs)
@@ -145,8 +144,7 @@ def show_trade_off(options: Options, goal: Goal | None = None, *, json_output: b
     work = _Work(options, first_fold_only=True)
     (fold,) = work.model.checkpoints
     with _nnunet_is_silent():
-        inputs = work.patches()
-        work.segment_with_old_model()
+        inputs = work.begin()
         work.compressor.rank(inputs)
         tolerances = {*TOLERANCES, *(work.compressor.tolerances(goal).values() if goal else ())}
         points = []
@@ -205,21 +203,22 @@ class _Work:
                 self.model, self.device, options.round_to, options.uniform_stages, self.progress
             )
 
-    def patches(self) -> list:
-        """Patches to fit on, (B, channels, *patch) each; layers for which they are too few are left alone."""
+    def begin(self) -> list:
+        """Say the remarks so far, and segment the held-out images with the old model, to compare with later.
+
+        Returns:
+            Patches to fit on, (B, channels, *patch) each; layers for which they are too few are left alone.
+        """
         cut = patches(self.model, self.fitted_on, max(len(self.fitted_on), self.compressor.wanted))
         self.remarks += self.compressor.leave_alone(len(cut))
         self.progress.say(
             f"{len(cut)} patches of {len(self.fitted_on)} images to fit on, {len(self.held_out)} images held out to "
             f"compare segmentations"
         )
-        return batches(cut)
-
-    def segment_with_old_model(self) -> None:
-        """Say the remarks so far, and segment the held-out images, to compare with later."""
         for remark in self.remarks:
             print(remark, file=sys.stderr)
         self._segmenter.segment_with_old_model()
+        return batches(cut)
 
     def measure(self, found: dict[str, Compressed], before_recovery: Measured | None = None) -> Measured:
         """Score networks on the held-out images."""

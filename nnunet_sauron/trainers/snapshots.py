@@ -53,7 +53,6 @@ class Snapshots:
     """
 
     def __init__(self, trainer, settings: SnapshotSettings):
-        self.settings = settings
         self._trainer, self._every = trainer, settings.snapshot_every
         self._data: torch.Tensor | None = None
 

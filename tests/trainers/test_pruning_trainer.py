@@ -586,7 +586,7 @@ class TestContinuing:
 
     def test_what_can_change_is_taken(self, folder, monkeypatch, begun):
         trainer = self.continued(folder, monkeypatch, "save_every=7,num_epochs=4")
-        assert trainer.save_every == 7 and trainer.num_epochs == 4 and trainer._snapshots.settings.snapshot_every == 2
+        assert trainer.save_every == 7 and trainer.num_epochs == 4 and trainer._snapshots._every == 2
 
 
 @pytest.mark.parametrize("spelling", ["nnUNet_sauron", "NNUNET_SAURON"])

@@ -18,8 +18,8 @@ class PruningSettings:
         cut_from: No cut before this fraction of the epochs.
         cut_until: No cut after this fraction: the network needs time, and learning rate, to recover.
         max_fraction_per_epoch: At most this fraction of a layer's channels (rounded) is removed in one epoch. Except
-            in Sauron and Shrink it falls with the learning rate, since the network hardly recovers from late cuts.
-            None: no limit.
+            in Shrink and in Sauron (without `published`) it falls with the learning rate, since the network hardly
+            recovers from late cuts. None: no limit.
         max_loss_increase: No cut while the training loss (without a method's own term) is this much above its lowest
             so far: nothing in the methods themselves stops a collapse. None: cuts are never held back.
         min_channels: No layer gets narrower.

@@ -114,7 +114,7 @@ class Sauron(DrawsMapsTogether):
 
     def measure(self, training: TrainingState) -> dict[str, list[int]]:
         self.unmeasured = None
-        if self._reached(training.epoch)(training.widths_now, 0.0):
+        if self._reached(training)(training.widths_now, 0.0):
             return {}
         batches = list(training.batches(self.settings.prune_batches))  # some of them are ranked on as well
         distances = self._distances(batches)
@@ -140,7 +140,7 @@ class Sauron(DrawsMapsTogether):
         factors = {name: factor**-0.5 for name, factor in unit_factors(rankings, self._cost.macs).items()}
         value = {name: {c: i for i, c in enumerate(ranking.order)} for name, ranking in rankings.items()}
         removed, level = remove_from_pairs(
-            nearest_pairs(distances, factors), value, widths, self.settings, self._reached(training.epoch),
+            nearest_pairs(distances, factors), value, widths, self.settings, self._reached(training),
             must_reach=training.is_last_cut and self.target() is not None,
         )  # fmt: skip
         self._state = {"level": level, "tau": {name: level * factors[name] for name in widths}}
@@ -148,16 +148,17 @@ class Sauron(DrawsMapsTogether):
         kept = {name: channels_to_keep(channels, widths[name], settings) for name, channels in removed.items()}
         return {name: channels for name, channels in kept.items() if len(channels) < widths[name]}
 
-    def _reached(self, epoch: int) -> Callable[[Mapping[str, int], float], bool]:
+    def _reached(self, training: TrainingState) -> Callable[[Mapping[str, int], float], bool]:
         """Tells whether widths, or the level of the next pair, are as far as this epoch's cut should go."""
-        step = self.settings.round_to
+        epoch, now, step = training.epoch, training.widths_now, self.settings.round_to
         if self.settings.target_macs is None:
             done = sum(one <= epoch for one in self._epochs) / len(self._epochs)
             highest = FIRST_THRESHOLD + done * (self.settings.tau_max - FIRST_THRESHOLD)
             return lambda widths, level: epoch not in self._epochs or level > highest
         wanted = self._schedule.wanted(epoch)
         return lambda widths, level: (
-            self._schedule.left({name: math.ceil(width / step) * step for name, width in widths.items()}) <= wanted
+            self._schedule.left({n: min(now[n], math.ceil(width / step) * step) for n, width in widths.items()})
+            <= wanted
         )
 
 

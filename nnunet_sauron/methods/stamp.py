@@ -22,7 +22,7 @@ from .limits import require
 from .measuring import map_gradients, map_norms
 from .stepwise import Stepwise, StepwiseSettings, over_layer_norm
 
-RANKINGS = ("l2", "l1", "taylor")
+RANKINGS = ("l2", "l1", "taylor", "random")
 FIRST_DROPOUT = 0.005
 
 
@@ -48,7 +48,7 @@ class STAMPSettings(ActivationSettings):
 
     Attributes:
         ranking: A channel's rank, summed over batches: "l2" or "l1", the norm of its map (mean over the batch), or
-            "taylor", |sum of mean(activation * gradient)|.
+            "taylor", |sum of mean(activation * gradient)|; or "random", a number from 0 to 1.
         b_drop: Largest probability of the targeted dropout; 0: none.
     """
 
@@ -104,16 +104,21 @@ class STAMP(ActivationRanked):
             if unit in self._dropout:
                 module.register_forward_hook(partial(self._drop, unit))
 
-    def redundant(self, training: TrainingState) -> dict[str, list[int]]:
+    def measure(self, training: TrainingState) -> dict[str, list[int]]:
         self._ranks: dict[str, Sequence[float]] = {}
-        redundant = super().redundant(training)
+        keep = super().measure(training)
         if self._ranks:
             ranks = {name: self._ranks[name] for name in self._dropout}
-            self._dropout = targeted_dropout(ranks, redundant, self.settings.b_drop)
-        return redundant
+            of_kept = {name: [of[c] for c in keep.get(name, range(len(of)))] for name, of in ranks.items()}
+            self._dropout = targeted_dropout(of_kept, self.settings.b_drop)
+        return keep
 
     def score(self, training: TrainingState) -> dict[str, Sequence[float]]:
-        self._ranks = super().score(training)
+        if self.ranking == "random":  # not over the layer's norm
+            draw = random.Random(f"{self.settings.seed}:{training.epoch}")
+            self._ranks = {name: [draw.random() for _ in range(width)] for name, width in training.widths_now.items()}
+        else:
+            self._ranks = super().score(training)
         return self._ranks
 
     def state(self) -> dict:
@@ -137,25 +142,16 @@ class STAMPRandomChannel(STAMP):
         return random.Random(f"{self.settings.seed}:{epoch}:{unit}").sample(range(len(scores)), len(scores))
 
 
-def targeted_dropout(
-    ranks: Mapping[str, Sequence[float]], removed: Mapping[str, Sequence[int]], b_drop: float
-) -> dict[str, float]:
-    """A dropout probability per unit, from the ranks of the channels that are kept.
+def targeted_dropout(ranks: Mapping[str, Sequence[float]], b_drop: float) -> dict[str, float]:
+    """A dropout probability per unit, from the ranks of its channels.
 
     With all N channels sorted, lowest first, the one at position q scores N - 1 - q; a unit's score S is its channels'
     mean, and p = b_drop * S / max S.
     """
-    without = {name: set(channels) for name, channels in removed.items()}
-    kept = [
-        (rank, name)
-        for name, values in ranks.items()
-        for channel, rank in enumerate(values)
-        if channel not in without.get(name, ())
-    ]
-    kept.sort(key=lambda pair: pair[0])
+    ascending = sorted(((rank, name) for name, of_unit in ranks.items() for rank in of_unit), key=lambda pair: pair[0])
     scores: dict[str, list[int]] = {name: [] for name in ranks}
-    for position, (_, name) in enumerate(kept):
-        scores[name].append(len(kept) - 1 - position)
+    for position, (_, name) in enumerate(ascending):
+        scores[name].append(len(ascending) - 1 - position)
     means = {name: sum(s) / len(s) for name, s in scores.items()}
     highest = max(means.values()) or 1
     return {name: b_drop * mean / highest for name, mean in means.items()}

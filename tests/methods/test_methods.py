@@ -167,9 +167,33 @@ def test_a_batch_that_overflows_in_one_layer_counts_in_none(ranking, maps):
 def test_targeted_dropout_by_hand():
     # Sorted: a 0.1, b 0.2, a 0.3, b 0.4, b 0.9: scores 4, 3, 2, 1, 0. S(a) = 3, S(b) = 4 / 3.
     ranks = {"a": [0.1, 0.3], "b": [0.4, 0.2, 0.9]}
-    assert targeted_dropout(ranks, {}, 0.1) == pytest.approx({"a": 0.1, "b": 0.1 * 4 / 9})
+    assert targeted_dropout(ranks, 0.1) == pytest.approx({"a": 0.1, "b": 0.1 * 4 / 9})
     # Without a's first: b 3, a 2, b 1, b 0.
-    assert targeted_dropout(ranks, {"a": [0]}, 0.1) == pytest.approx({"a": 0.1, "b": 0.1 * (4 / 3) / 2})
+    assert targeted_dropout({**ranks, "a": [0.3]}, 0.1) == pytest.approx({"a": 0.1, "b": 0.1 * (4 / 3) / 2})
+
+
+@pytest.mark.parametrize("limit", [None, 0.1])
+def test_targeted_dropout_is_that_of_the_channels_that_stay(limit):
+    network = build(widths=(16, 24, 32))
+    method = attached(STAMP, network, num_epochs=3, target_macs=0.3, max_fraction_per_epoch=limit)
+    taken = state(network, 0)
+    keep = method.measure(taken)
+    assert keep
+    ranks = method.score(taken)
+    blocks = method.state()["dropout"]
+    of_kept = {name: [of for c, of in enumerate(ranks[name]) if c in keep.get(name, range(99))] for name in blocks}
+    assert blocks == pytest.approx(targeted_dropout(of_kept, 0.1))
+
+
+def test_a_random_ranking_is_the_seeds_and_is_comparable_between_layers():
+    network = build()
+    ranks, again, other = (
+        attached(STAMP, network, ranking="random", seed=seed).score(state(network, 2)) for seed in (0, 0, 1)
+    )
+    assert ranks == again != other
+    assert {name: len(of_unit) for name, of_unit in ranks.items()} == channel_layout(network).widths
+    of_all = [rank for of_unit in ranks.values() for rank in of_unit]
+    assert 0 <= min(of_all) < 0.05 and 0.95 < max(of_all) < 1
 
 
 def test_dropout_zeroes_whole_channels_while_training_only():
@@ -192,7 +216,7 @@ def test_before_its_first_ranking_stamp_drops_little_and_then_by_rank():
     network = build()
     method = attached(STAMP, network, num_epochs=10)
     assert set(method.state()["dropout"].values()) == {0.005}
-    method.redundant(state(network, 0))
+    method.measure(state(network, 0))
     assert max(method.state()["dropout"].values()) == pytest.approx(0.1)
     assert len(set(method.state()["dropout"].values())) > 3
 

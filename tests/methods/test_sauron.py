@@ -161,6 +161,15 @@ def test_widths_are_multiples_and_the_target_is_met_but_not_by_far(target):
     assert target - 0.15 < method.target()[2](channel_layout(network).widths) <= target
 
 
+def test_widths_that_are_no_multiples_lead_to_no_further_cut_than_is_due():
+    network = build(widths=(10, 20, 40)).eval()
+    method = prepared(network, cuts=10, target_macs=0.8, round_to=8, lambda_=0)
+    for epoch in range(10):
+        merge_channels(network, method.measure(state(network, epoch)), batches(8))
+        left = method.target()[2](channel_layout(network).widths)
+        assert method._schedule.wanted(epoch) - 0.1 < left <= method._schedule.wanted(epoch)
+
+
 def test_an_epoch_without_a_finite_batch_is_named_once():
     network = build(widths=(16, 24, 32)).eval()
     method = prepared(network, cuts=2, target_macs=0.5, lambda_=0)

@@ -27,7 +27,6 @@ from nnunet_sauron.compression.stages import UniformStages
 from nnunet_sauron.model.cases import find_cases
 from nnunet_sauron.model.device import machine
 from nnunet_sauron.model.trained import TrainedModel
-from nnunet_sauron.pruning import rank_units
 from nnunet_sauron.pruning.moments import UNSURE
 
 HELD_OUT = 7  # every seventh case
@@ -54,6 +53,13 @@ VARIANTS = {
 }
 
 
+class Unweighted(FoldCompressor):
+    """Layers' errors count alike."""
+
+    def weigh(self, cost) -> None:
+        self.rankings = self.ranked
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-m", dest="model", type=Path, required=True, help="folder of a trained model; its first fold")
@@ -68,17 +74,17 @@ def main() -> None:
     fold = next(iter(model.checkpoints))
     cases = find_cases(arguments.images, model)
     others, used = cases[1::HELD_OUT], [case for i, case in enumerate(cases) if i % HELD_OUT != 1]
-    compressor = FoldCompressor(model, fold, torch.device("cpu"))
+    kinds = {True: FoldCompressor, False: Unweighted}
+    compressors = {weighted: kind(model, fold, torch.device("cpu")) for weighted, kind in kinds.items()}
     judged = batches(patches(model, others, 8 * len(others), seed=99))
-    old = segmented(compressor.network, judged)
+    old = segmented(model.network(fold), judged)
     rows = []
     for seed in arguments.seeds:
-        cut = patches(model, used[:15], max(15, compressor.wanted), seed)
+        cut = patches(model, used[:15], max(15, compressors[True].wanted), seed)
         for name in arguments.variants:
             variant = VARIANTS[name]
+            compressor = compressors[variant.weighted]
             compressor.rank(batches(cut), unsure=variant.unsure)
-            if not variant.weighted:
-                compressor.rankings = rank_units(compressor.network, compressor.inputs, compressor.weights)
             for macs in arguments.macs:
                 network = model.network(fold)
                 goal, stages = Goal(macs=macs), UniformStages([compressor]) if variant.uniform else None

@@ -146,11 +146,12 @@ def show_trade_off(options: Options, goal: Goal | None = None, *, json_output: b
     with _nnunet_is_silent():
         inputs = work.begin()
         work.compressor.rank(inputs)
-        tolerances = {*TOLERANCES, *(work.compressor.tolerances(goal).values() if goal else ())}
         points = []
-        for tolerance in sorted(tolerances):
-            found = work.compressor.merge({fold: tolerance}, f"tolerance {tolerance:.3g}")
+        for one in dict.fromkeys([*(Goal(tolerance=tolerance) for tolerance in TOLERANCES), *([goal] if goal else [])]):
+            tolerances = work.compressor.tolerances(one)
+            found = work.compressor.merge(tolerances, f"tolerance {tolerances[fold]:.3g}")
             points.append((found[fold], work.measure(found)))
+    points.sort(key=lambda point: point[0].macs[1], reverse=True)
     work.remark_undefined([measured for _, measured in points])
     picture = options.output.with_name(f"{options.output.name}_trade_off.png")
     wrote = f"Wrote {picture} and nothing else"

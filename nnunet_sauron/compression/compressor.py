@@ -23,7 +23,7 @@ from ..pruning import (
 from ..pruning.moments import UNSURE
 from ..pruning.ranking import PROBED
 from ..pruning.timing import RATIO_REPEATS, Timing, time_left, time_networks
-from ..pruning.tolerance import cost_left, weighted, widths_at
+from ..pruning.tolerance import Cost, cost_left, weighted, widths_at
 from .goal import Goal, tolerance_meeting
 from .images import enough_patches, too_few
 
@@ -131,14 +131,19 @@ class FoldCompressor:
             self.network, inputs, self.weights, regions=self._regions, left_alone=self.left_alone,
             after_probe=after_probe,
         )  # fmt: skip
-        self.rankings = weighted(self.ranked, self.cost.macs)
+        self.weigh(self.cost.macs)
+
+    def weigh(self, cost: Cost) -> None:
+        """Weigh the rankings by what is to be saved; `tolerance` and `merge` go by them."""
+        self.rankings = weighted(self.ranked, cost)
 
     def tolerance(self, goal: Goal) -> float:
-        """The tolerance that meets a goal.
+        """The tolerance that meets a goal, of rankings that are weighed for it from there on.
 
         Raises:
             ValueError: The goal cannot be met.
         """
+        self.weigh(goal.counted(self.cost))
         found = tolerance_meeting(goal, self.fraction_left(goal), self.rankings, self.round_to, self.left_alone)
         if (
             goal.latency is not None
@@ -155,7 +160,7 @@ class FoldCompressor:
         """A function from widths to the fraction that is left of the MACs, the parameters or the time."""
         if goal.latency is not None:
             return self._time_left
-        return cost_left(self.cost.macs if goal.macs is not None else self.cost.parameters, self.before)
+        return cost_left(goal.counted(self.cost), self.before)
 
     def merge(
         self,

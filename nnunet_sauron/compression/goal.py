@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..pruning import Ranking
-from ..pruning.tolerance import LATENCY_STEPS, STEPS, tolerance_for
+from ..pruning import CostModel, Ranking
+from ..pruning.tolerance import LATENCY_STEPS, STEPS, Cost, tolerance_for
 
 GOALS = ("tolerance", "macs", "parameters", "latency")
 
@@ -37,6 +37,10 @@ class Goal:
                 raise ValueError(f"tolerance is a number above 0, such as 0.02; got {value:g}.")
         elif not 0 < value < 1:
             raise ValueError(f"{name} is a fraction between 0 and 1, such as 0.5; got {value:g}.")
+
+    def counted(self, cost: CostModel) -> Cost:
+        """What the goal counts, and layers' errors are weighed by: parameters, or else multiply-accumulates."""
+        return cost.macs if self.parameters is None else cost.parameters
 
     @property
     def fraction(self) -> float:

@@ -31,14 +31,16 @@ class UniformStages:
         self._left_alone = list(dict.fromkeys(name for one in compressors for name in one.left_alone))
         # Folds of equal widths have equal costs: only those that were pruned before differ.
         self._different = list({tuple(one.before.values()): one for one in compressors}.values())
-        self.rankings = stage_rankings([one.ranked for one in compressors], self.stages, first.cost.macs)
+        self._ranked, self._cost = [one.ranked for one in compressors], first.cost
+        self.rankings = stage_rankings(self._ranked, self.stages, first.cost.macs)
 
     def tolerance(self, goal: Goal) -> float:
-        """The tolerance at which every fold meets a goal.
+        """The tolerance at which every fold meets a goal, of rankings that are weighed for it from there on.
 
         Raises:
             ValueError: The goal cannot be met.
         """
+        self.rankings = stage_rankings(self._ranked, self.stages, goal.counted(self._cost))
         of_folds = [one.fraction_left(goal) for one in self._different]
 
         def most_left(widths: dict[str, int]) -> float:

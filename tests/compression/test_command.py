@@ -19,6 +19,7 @@ from nnunet_sauron.compression.agreement import Segmenter
 from nnunet_sauron.compression.compressor import FoldCompressor
 from nnunet_sauron.compression.goal import Goal
 from nnunet_sauron.compression.images import batches, patches
+from nnunet_sauron.compression.stages import UniformStages
 from nnunet_sauron.model.cases import find_cases
 from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning import (
@@ -29,6 +30,7 @@ from nnunet_sauron.pruning import (
     position_weights,
     rank_units,
 )
+from nnunet_sauron.pruning.stages import stage_rankings
 from nnunet_sauron.pruning.timing import Timing
 from nnunet_sauron.pruning.tolerance import weighted
 
@@ -526,6 +528,23 @@ def test_compressing_leaves_the_model_as_it_was_for_the_next_tolerance(folders):
     one, other, same = (compressor.merge(tolerance) for tolerance in (0.3, 0.05, 0.3))
     assert one.after != other.after
     assert all(torch.equal(tensor, same.weights[name]) for name, tensor in one.weights.items())
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_layers_are_weighed_by_what_the_goal_counts(folders, uniform):
+    model = TrainedModel.read(write_model(folders / "model", widths=(8, 16, 32)))
+    compressor = FoldCompressor(model, "0", torch.device("cpu"))
+    compressor.rank(batches(patches(model, find_cases(folders / "images", model), compressor.wanted)))
+    chooser = UniformStages([compressor]) if uniform else compressor
+    cost, macs = compressor.cost, []
+    for goal, counted in ((Goal(parameters=0.4), cost.parameters), (Goal(macs=0.4), cost.macs)):
+        tolerance = chooser.tolerance(goal)
+        after = compressor.merge(tolerance, widths=chooser.widths(tolerance) if uniform else None).after
+        assert counted(after) <= 0.4 * counted(compressor.before)
+        ranked = stage_rankings([compressor.ranked], chooser.stages, counted) if uniform else None
+        assert chooser.rankings == (ranked or weighted(compressor.ranked, counted))
+        macs.append(cost.macs(after))
+    assert macs[0] > 1.2 * macs[1]  # what saves few parameters stays, although it costs many multiply-accumulates
 
 
 @pytest.mark.parametrize("regions", [False, True])

@@ -49,11 +49,20 @@ def read(source: Path, options: argparse.Namespace, problems: Problems) -> Datas
         ) from error
     _check_lists(told, labels, listed, partial(problems.add, task / "dataset.json"))
     named = re.fullmatch(r"Task(\d+)_(.+)", task.name)
+    given = named[2] if named else str(told.get("name", ""))
+    name = re.sub(r"[^A-Za-z0-9_-]", "", given)
+    if not re.match(r"[A-Za-z0-9]", name):
+        raise ValueError(
+            f"{task}: its name, '{given}', begins with no letter from a to z and no digit, and nnU-Net's folders need "
+            f"one. Rename the folder to Task{named[1] if named else '01'}_NAME."
+        )
     dataset = Dataset(
-        re.sub(r"[^A-Za-z0-9_-]", "", named[2] if named else str(told.get("name", ""))), tuple(channels), labels,
+        name, tuple(channels), labels,
         number=int(named[1]) if named else None, licence=str(told.get("licence", "")),
         reference=str(told.get("reference", "")), description=str(told.get("description", "")),
     )  # fmt: skip
+    if name != given:
+        dataset.notes.append(f"Its name, '{given}', is written {name}.")
     found, masks = images(task / "imagesTr", problems), images(task / "labelsTr", problems)
     test = images(task / "imagesTs", problems)
     for name in sorted(({image for image, _ in listed} | {*masks}) - {*found}):

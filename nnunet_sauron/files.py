@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 TEMPORARY = ".tmp"
@@ -41,10 +41,7 @@ def write_atomically(path: Path, write: Callable[[str], object], again: str = CO
             temporary.unlink(missing_ok=True)
         if not _of_writing(error):
             raise
-        raise OSError(
-            f"Could not write {path}: {error}. What stood there before is untouched; make room or make the folder "
-            f"writable, then {again}."
-        ) from error
+        raise OSError(_not_written(path, error, again)) from error
 
 
 def write_text_atomically(path: Path, text: str, again: str = AGAIN) -> None:
@@ -59,6 +56,40 @@ def write_text_atomically(path: Path, text: str, again: str = AGAIN) -> None:
         OSError: As `write_atomically`.
     """
     write_atomically(path, lambda beside: Path(beside).write_text(text, "utf-8", "backslashreplace"), again)
+
+
+def write_texts_atomically(folder: Path, texts: Mapping[str, str], again: str = AGAIN) -> None:
+    """`write_text_atomically` of several files in a folder: all of them, or none.
+
+    Args:
+        folder: Where they go.
+        texts: By the files' names.
+        again: What to do once there is room, for the error.
+
+    Raises:
+        OSError: One could not be written; what stood there before is untouched.
+    """
+    beside, name = folder / f".{secrets.token_hex(4)}{TEMPORARY}", ""
+    try:
+        beside.mkdir()
+        for name, text in texts.items():
+            with (beside / name).open("w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        for name in texts:
+            os.replace(beside / name, folder / name)
+    except OSError as error:
+        raise OSError(_not_written(folder / name, error, again)) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _not_written(path: Path, error: BaseException, again: str) -> str:
+    return (
+        f"Could not write {path}: {error}. What stood there before is untouched; make room or make the folder "
+        f"writable, then {again}."
+    )
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -7,7 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_sauron.files import move_new, new_folder, remove_leftovers, write_atomically, write_text_atomically
+from nnunet_sauron.files import (
+    move_new,
+    new_folder,
+    remove_leftovers,
+    write_atomically,
+    write_text_atomically,
+    write_texts_atomically,
+)
+
+from .full_disk import full_disk
 
 
 def names(folder: Path) -> list[str]:
@@ -65,6 +75,17 @@ class TestFile:
 
         write_atomically(path, slowly)
         assert names(tmp_path) == ["a.json"] and path.read_text() == "first, which ends last"
+
+    def test_several_are_written_all_or_none(self, tmp_path):
+        texts = {"a.csv": "new", "b.html": "new" * 50}
+        for room, expected in ((100, "old"), (200, "new")):
+            for name in texts:
+                (tmp_path / name).write_text("old")
+            said = pytest.raises(OSError, match=r"Could not write .*/b\.html: .* before is untouched; make room")
+            with full_disk(room), said if expected == "old" else contextlib.nullcontext():
+                write_texts_atomically(tmp_path, texts)
+            assert names(tmp_path) == list(texts)
+            assert all((tmp_path / name).read_text().startswith(expected) for name in texts)
 
     def test_leftovers_of_killed_processes_go_and_nothing_else(self, tmp_path):
         kept = ["checkpoint_latest.pth", "checkpoint_latest.tmp", "other.pth.1a2b3c4d.tmp"]

@@ -23,6 +23,19 @@ def foreground_values(labels: Mapping, ignore_label: int | None = None) -> dict[
     return {name: values for name, values in class_values(labels).items() if set(values) not in skipped}
 
 
+def other_classes(checkpoint: Mapping, dataset_json: Mapping) -> str:
+    """That a checkpoint was trained on other classes than a dataset.json tells, in words that follow the checkpoint's
+    name; empty where it was not, or does not say."""
+    trained = checkpoint.get("init_args", {}).get("dataset_json", {}).get("labels")
+    told = dataset_json["labels"]
+    if trained is None or class_values(trained) == class_values(told):
+        return ""
+    return (
+        f"was trained on other classes than dataset.json tells: {trained}, and there {told}. Copy dataset.json anew "
+        f"from where the model was trained."
+    )
+
+
 def _numbers(name, value) -> tuple[int, ...]:
     try:
         numbers = tuple(int(one) for one in (value if isinstance(value, (list, tuple)) else (value,)))

@@ -26,6 +26,7 @@ from ..pruning import accept_pruned_weights
 from ..pruning.channels import is_prunable
 from .architecture import network_of_plans
 from .checkpoints import trained_with
+from .labels import other_classes
 
 BUILT_BY = "network_built_by"
 """Of a configuration in the plans of a compressed model: the trainer whose network it is, where not the plans' own."""
@@ -121,6 +122,8 @@ class NetworkBuilder:
         try:
             network.load_state_dict(checkpoint["network_weights"])
         except RuntimeError as error:
+            if said := other_classes(checkpoint, self._arguments[2]):
+                raise ValueError(f"{path} {said}") from error
             builder = "its plans describe" if self._trainer is None else f"its trainer {self.trainer_name} builds"
             raise ValueError(
                 f"{path} is of another architecture than {builder}, so its network is not known.{self._not_found} "

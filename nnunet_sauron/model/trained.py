@@ -22,7 +22,7 @@ from ..plugin.commands import continue_command
 from .checkpoints import CHECKPOINT, MIRRORING, checkpoints_in, read_checkpoint, trained_with
 from .compiling import compiling_on_cuda_only
 from .evaluation import Segmentations
-from .labels import class_values, foreground_values
+from .labels import class_values, foreground_values, other_classes
 from .networks import BUILT_BY, NetworkBuilder
 
 ALL = "all"  # nnU-Net's name for the fold that trains on everything
@@ -199,8 +199,10 @@ class TrainedModel:
 
     @property
     def remarks(self) -> list[str]:
-        """Remarks for the user: folds that were not read, assumptions that were made."""
-        return [*self.left_out, *([self.builder.assumed] if self.builder.assumed else [])]
+        """Remarks for the user: folds that were not read, assumptions that were made, classes of other names."""
+        said = {fold: other_classes(checkpoint, self.dataset_json) for fold, checkpoint in self.checkpoints.items()}
+        other = [f"Fold {fold} {words}" for fold, words in said.items() if words]
+        return [*self.left_out, *other, *([self.builder.assumed] if self.builder.assumed else [])]
 
     @functools.cached_property
     def builder(self) -> NetworkBuilder:

@@ -102,9 +102,18 @@ def _case(name: str, ending: str, channels: dict[int, Path], manifest: Manifest)
     fits = sorted(channels) == list(range(len(manifest.channel_names))) or one_in_colours
     fault = "" if fits else (
         f"{', '.join(file.name for file in files)}: {len(files)} channel{'s' * (len(files) != 1)}; the model takes "
-        f"{_expected(name, manifest, ending)}"
+        f"{_expected(name, manifest, ending)}{_read_as_channel(name, ending, channels, manifest)}"
     )  # fmt: skip
     return Case(name, ending, files, fault)
+
+
+def _read_as_channel(name: str, ending: str, channels: Sequence[int], manifest: Manifest) -> str:
+    """What to do about a name that ends with a year, say, and not with a channel's number."""
+    count = len(manifest.channel_names)
+    if count > 1 or len(channels) > 1 or max(channels) < count:
+        return ""
+    stem = f"{name}_{max(channels):04d}"
+    return f". The {max(channels):04d} in its name is read as a channel's number: rename it {stem}_0000{ending}"
 
 
 def _expected(name: str, manifest: Manifest, ending: str | None = None) -> str:

@@ -54,6 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("nnUNetv2_sauron predict: interrupted", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        print(
+            f"nnUNetv2_sauron predict: the package {error.name} is missing. Install all that the runtime needs, in the "
+            f"top folder of its source: pip install ./runtime",
+            file=sys.stderr,
+        )
+        return 2
     except (ValueError, RuntimeError, OSError, MemoryError, ImportError) as error:
         print(f"nnUNetv2_sauron predict: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2

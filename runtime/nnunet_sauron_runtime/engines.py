@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Callable
@@ -73,7 +73,9 @@ def check_engine(engine: str) -> None:
         sys.modules.update(hidden)
         importlib.import_module(engine)
     except ImportError as error:
-        raise ImportError(f"The engine {engine} is not installed ({error}): {INSTALL[engine]}") from error
+        there = [other for other in _ENGINES if other != engine and importlib.util.find_spec(other) is not None]
+        or_other = f", or take the one that is: --engine {there[0]}" if there else ""
+        raise ImportError(f"The engine {engine} is not installed ({error}): {INSTALL[engine]}{or_other}") from error
     finally:
         for name in hidden:
             del sys.modules[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import SimpleITK
 
 from .manifest import Manifest, is_length
-from .whole_files import check_file, is_nifti_2
+from .whole_files import check_file, is_nifti_2, written_beside
 
 UNITS = {1: "metres", 3: "micrometres"}  # of NIfTI's xyzt_units, other than mm
 ORIENTED = "RAS"  # to which nnU-Net's readers with "Reorient" in their names bring images
@@ -48,18 +47,13 @@ def write_image(image: SimpleITK.Image, file: Path) -> None:
     Raises:
         OSError: It could not be written.
     """
-    ending = "".join(file.suffixes[-2:]) if file.name.endswith(".gz") else file.suffix
-    beside = file.with_name(f".{file.name[: -len(ending)]}.{os.getpid()}.tmp{ending}")
     try:
-        SimpleITK.WriteImage(image, str(beside), True)
-        check_file(beside)  # where the disk is full, the writer of NIfTI returns as if nothing were
-        os.replace(beside, file)
+        with written_beside(file) as beside:
+            SimpleITK.WriteImage(image, str(beside), True)
     except ValueError as error:
         raise OSError(f"{file} could not be written to its end. Make room, or choose another -o.") from error
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise OSError(f"{file} could not be written: {_reason(error)}. Make room, or choose another -o.") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def to_array(images: Sequence[SimpleITK.Image], manifest: Manifest) -> tuple[np.ndarray, tuple[float, ...]]:

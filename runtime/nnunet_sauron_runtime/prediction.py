@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
@@ -15,7 +14,7 @@ import numpy as np
 
 from .bundle import Bundle
 from .cases import OF_SIMPLE_ITK, Case, find_cases, passed_over
-from .whole_files import check_file, check_name
+from .whole_files import check_file, check_name, remove_leftovers, written_beside
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -115,15 +114,11 @@ def _refuse_to_replace(images: set[Path], wanted: list[Path]) -> None:
 
 def _write_probabilities(values: np.ndarray, file: Path) -> None:
     """Write a file beside its place and then move it there; raise OSError if that cannot be."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as opened:
-            np.savez_compressed(opened, probabilities=values)
-        os.replace(beside, file)
+        with written_beside(file) as beside:
+            np.savez_compressed(beside, probabilities=values)
     except OSError as error:
         raise OSError(f"{file} could not be written: {error}. Make room, or choose another -o.") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _with_files(case: Case, error: Exception) -> str:
@@ -145,6 +140,7 @@ def _make_writable(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output):
             pass
+        remove_leftovers(output)
     except OSError as error:
         raise OSError(f"{output} cannot be written ({error}); choose another folder with -o.") from error
 

@@ -3,11 +3,15 @@ packed voxels of MHA and NRRD whose checksum is wrong."""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import os
+import shutil
 import struct
 import sys
+import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +19,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+TEMPORARY = ".nnunet_sauron.tmp"
+LEFT_OVER = 3600  # seconds; no process takes as long for one file
 CHUNK, PIECE = 1 << 22, 1 << 16  # bytes; the second of what may grow a thousandfold
 PACKED = (b"compresseddata=true", b"encoding:gzip", b"encoding:gz")
 JPEG = b"\xff\xd8\xff"
@@ -35,6 +41,33 @@ def check_name(path: Path) -> None:
         if encoding != "utf-8":
             remedy = f"if it is, this locale's encoding, {encoding}, is at fault: set PYTHONUTF8=1"
         raise ValueError(f"{path} has a name that is no UTF-8; {remedy}.") from error
+
+
+@contextlib.contextmanager
+def written_beside(file: Path) -> Iterator[Path]:
+    """A path to write a file to, which is moved to its place at the end, once it is whole.
+
+    The path lies in a hidden folder: what a killed process leaves there is no case for nnU-Net's commands.
+
+    Raises:
+        ValueError: What was written was cut short, which SimpleITK does not tell where the disk is full.
+        OSError: It could not be moved.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=".", suffix=TEMPORARY, dir=file.parent))
+    try:
+        beside = folder / file.name
+        yield beside
+        check_file(beside)
+        os.replace(beside, file)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove what killed processes left of `written_beside` in a folder an hour ago or before."""
+    for folder in output.glob(f".*{TEMPORARY}"):
+        if time.time() - folder.stat().st_mtime > LEFT_OVER:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_readable(file: Path) -> None:

@@ -26,7 +26,7 @@ from nnunet_sauron.analysis.report.command import report
 from nnunet_sauron.analysis.report.compare import make_report, short_names
 from nnunet_sauron.analysis.report.contents import ModelReport, Report
 from nnunet_sauron.analysis.report.data import as_json, mean_numbers, stage_channels, summary_frame
-from nnunet_sauron.analysis.report.page import page, write_html
+from nnunet_sauron.analysis.report.page import page
 from nnunet_sauron.analysis.report.plots import pareto_front, pictures
 from nnunet_sauron.analysis.report.table import COST, fold_rows, notes, print_report, rows, target_rows
 from nnunet_sauron.cli import main
@@ -593,7 +593,7 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")  # GitHub's 
 @pytest.mark.skipif(not BROWSER, reason="no chromium here to open the page with")
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_browser_opens_the_page_without_a_complaint(found, tmp_path, theme):
-    write_html(found, tmp_path / "report.html")
+    (tmp_path / "report.html").write_text(page(found), encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]  # fmt: skip
     flags += ["--enable-logging=stderr", f"--blink-settings=preferredColorScheme={int(theme == 'light')}"]

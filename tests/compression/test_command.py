@@ -434,6 +434,15 @@ class TestErrors:
         (model / "empty").mkdir()
         self.refused(model, capsys, "--macs", "0.5", "--labels", str(model / "empty"), said="--labels needs one for")
 
+    def test_a_dataset_json_that_was_edited_since(self, model, capsys):
+        path = model / "model/dataset.json"
+        told = json.loads(path.read_text())
+        path.write_text(json.dumps({**told, "labels": {**told["labels"], "new": 3}}))
+        self.refused(model, capsys, "--macs", "0.5", said="was trained on other classes than dataset.json tells")
+        path.write_text(json.dumps({**told, "labels": {"background": 0, "high": 1, "low": 2}}))
+        assert compress(model, "--macs", "0.5") == 0
+        assert "Fold 0 was trained on other classes than dataset.json tells" in capsys.readouterr().err
+
     def test_weights_of_another_architecture(self, model, capsys):
         replace_weights(model, lambda weights: weights.pop("encoder.stages.0.0.convs.0.conv.weight"))
         self.refused(model, capsys, "--macs", "0.5", said="another architecture than its plans describe")

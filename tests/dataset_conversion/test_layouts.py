@@ -22,6 +22,15 @@ from .trees import convert, write, write_acdc, write_kits19, write_msd
 HIPPOCAMPUS = Path(__file__).parents[3] / "shared/data/Task04_Hippocampus"
 
 
+def test_a_name_that_nnunet_cannot_take_is_told(raw: Path, tmp_path: Path, capsys) -> None:
+    task = write_msd(tmp_path).rename(tmp_path / "Task77_\u524d")
+    assert convert(msd, task) == 2
+    assert "its name, '\u524d', begins with no letter" in capsys.readouterr().err
+    assert convert(msd, task.rename(tmp_path / "Task77_Gr\u00f6\u00dfe")) == 0
+    assert "Its name, 'Gr\u00f6\u00dfe', is written Gre." in capsys.readouterr().err
+    assert (raw / "Dataset077_Gre").is_dir()
+
+
 def test_two_processes_write_what_one_does(raw: Path, tmp_path: Path) -> None:
     task, written = write_msd(tmp_path), []
     for processes in (1, 2):

@@ -61,6 +61,15 @@ def test_it_predicts_as_in_a_whole_environment(bare, bundle, tmp_path):
     assert "[1/1] a" in ran.stderr
 
 
+def test_a_package_that_is_missing_is_named_with_what_to_install(bare, bundle, tmp_path):
+    for path in bare.iterdir():
+        if path.name != "SimpleITK":
+            (tmp_path / path.name).symlink_to(path)
+    ran = run(tmp_path, "predict", "-b", bundle, "--check")
+    assert ran.returncode == 2 and len(ran.stderr.splitlines()) == 1
+    assert "the package SimpleITK is missing" in ran.stderr and "pip install ./runtime" in ran.stderr
+
+
 def test_another_verb_says_what_to_install(bare):
     ran = run(bare, "compress", "-m", "model")
     assert (

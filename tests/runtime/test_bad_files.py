@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import struct
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -136,6 +137,35 @@ def test_an_output_that_has_no_room_is_named_and_no_image(folder, tmp_path, caps
     error = capsys.readouterr().err
     assert f"FAILED: {output}/a{ending} could not be written" in error and "Make room, or choose another -o" in error
     assert "a_0000" not in error and not list(output.iterdir())
+
+
+def test_what_a_killed_process_leaves_is_no_case_and_goes_after_an_hour(folder, tmp_path):
+    write_image(tmp_path / "images/a_0000.nii.gz", VOLUME)
+    code = f"""
+import os
+from pathlib import Path
+from nnunet_sauron_runtime.bundle import Bundle
+from nnunet_sauron_runtime.prediction import Request, predict_folder
+os.replace = lambda *_: os._exit(9)
+predict_folder(Bundle(Path({str(folder)!r}), threads=1), Path("images"), Request(Path("out"), mirroring=False))
+"""
+    killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path)
+    output = tmp_path / "out"
+    (left,) = output.iterdir()
+    assert killed.returncode == 9 and left.is_dir() and left.name.startswith(".")  # where nnU-Net looks for no case
+    assert predict(folder, tmp_path / "images", output) == []
+    assert left.is_dir() and (output / "a.nii.gz").is_file()  # another process may be writing there
+    os.utime(left, (0, 0))
+    assert predict(folder, tmp_path / "images", output) == []
+    assert [path.name for path in output.iterdir()] == ["a.nii.gz"]
+
+
+def test_a_year_that_is_read_as_a_channel_is_told(folder, tmp_path, capsys):
+    write_image(tmp_path / "scan_2024.nii.gz", VOLUME)
+    assert predict(folder, tmp_path / "scan_2024.nii.gz", tmp_path / "out") == ["scan"]
+    assert "2024 in its name is read as a channel's number: rename it scan_2024_0000.nii.gz" in capsys.readouterr().err
+    (tmp_path / "scan_2024.nii.gz").rename(tmp_path / "scan_2024_0000.nii.gz")
+    assert predict(folder, tmp_path / "scan_2024_0000.nii.gz", tmp_path / "out") == []
 
 
 def test_no_image_of_any_case_is_replaced(folder, tmp_path, capsys):

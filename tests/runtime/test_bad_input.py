@@ -261,7 +261,7 @@ def test_an_engine_that_is_unknown_or_not_installed(folder, monkeypatch):
     with pytest.raises(ValueError, match="no engine 'tensorrt'; choose one of onnxruntime, openvino"):
         Bundle(folder, engine="tensorrt")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ImportError, match="pip install onnxruntime"):
+    with pytest.raises(ImportError, match="pip install onnxruntime, or take the one that is: --engine openvino"):
         Bundle(folder, engine="onnxruntime")
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from ...console.json_output import print_json
 from ...console.progress import Progress
 from ...console.terminal import plain_console
-from ...files import check_writable, write_text_atomically
+from ...files import check_writable, write_texts_atomically
 from .compare import make_report
 from .contents import Report
-from .data import as_json, write_data
-from .page import write_html
+from .data import as_json, data_files
+from .page import page
 from .table import print_report
 
 
@@ -38,14 +38,13 @@ def report(folders: Sequence[Path], output: Path, *, json_output: bool = False, 
     output.resolve().mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     print_report(made, plain_console(file=text, width=120))
-    written = [*write_data(made, output), output / "report.txt", output / "report.html"]
-    write_text_atomically(output / "report.txt", text.getvalue())
-    write_html(made, output / "report.html")
+    files = {**data_files(made), "report.txt": text.getvalue(), "report.html": page(made)}
+    write_texts_atomically(output, files)
     if json_output:
         print_json(as_json(made))
     else:
         console = plain_console()
         print_report(made, console)
-        for path in written:
-            console.print(f"Wrote {path}", soft_wrap=True)
+        for name in files:
+            console.print(f"Wrote {output / name}", soft_wrap=True)
     return made

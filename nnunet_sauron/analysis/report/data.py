@@ -8,13 +8,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
-from pathlib import Path
 
 import pandas as pd
 
 from ... import __version__
 from ...console.json_data import json_data
-from ...files import write_text_atomically
 from ...model.device import machine
 from ...model.evaluation import ClassScore
 from .contents import ModelReport, Report
@@ -133,16 +131,13 @@ def as_json(report: Report) -> dict:
     })  # fmt: skip
 
 
-def write_data(report: Report, folder: Path) -> list[Path]:
-    """Write report.json, report.csv (models and folds) and cases.csv (cases and classes), each whole or not at all."""
-    texts = {
+def data_files(report: Report) -> dict[str, str]:
+    """The texts of report.json, report.csv (models and folds) and cases.csv (cases and classes), by their names."""
+    return {
         "report.json": json.dumps(as_json(report), indent=1),
         "report.csv": summary_frame(report).to_csv(index=False),
         "cases.csv": case_frame(report).to_csv(index=False),
     }
-    for name, text in texts.items():
-        write_text_atomically(folder / name, text)
-    return [folder / name for name in texts]
 
 
 def _cost(cost) -> dict[str, float]:

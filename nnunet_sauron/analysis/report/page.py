@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from datetime import date
 from html import escape
-from pathlib import Path
 
 from ... import __version__
-from ...files import write_text_atomically
 from .contents import Report
 from .plots import pictures
 from .table import (
@@ -59,13 +57,8 @@ thead th { white-space: normal; max-width: 16rem; overflow-wrap: anywhere; } tbo
 """
 
 
-def write_html(report: Report, path: Path) -> None:
-    """Write the report as a self-contained page, whole or not at all."""
-    write_text_atomically(path, page(report))
-
-
 def page(report: Report) -> str:
-    """The page's text."""
+    """The text of a self-contained page in HTML."""
     names = [model.name for model in report.models]
     heads = [name.replace("__", " ") for name in names]
     parts = [f"<h1>Trained models compared</h1><p>{len(names)} models, {date.today().isoformat()}, nnunet-sauron "

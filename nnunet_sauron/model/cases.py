@@ -95,18 +95,19 @@ def check_cases(
         model: The model.
         cases: The cases.
         progress: Shows a bar, and names images with values that are not finite where nnU-Net reads these as 0,
-            those whose spacing nothing tells, and cases whose channels lie in different places.
+            those whose spacing nothing tells, and cases whose channels lie in different places; warns of segmentations.
         labels: Reference segmentations by the case's name.
         segmented: nnU-Net is to write segmentations of them, which it does not for images of four axes.
 
     Raises:
         ValueError: Images or references cannot be used; all of them are named.
     """
-    labels, wrong = labels or {}, []
+    labels, wrong, only_labels = labels or {}, [], True
     with progress.bar("checking images", len(cases)) as step:
         for case in cases:
             try:
                 image, properties = read_case(model, case, progress.say)
+                only_labels = only_labels and _has_only_labels(image, model)
                 if segmented:
                     _check_three_axes(case, properties)
                 for file in case.files:
@@ -124,6 +125,16 @@ def check_cases(
     if wrong:
         several = f"{len(wrong)} of {len(cases)} cases cannot be used. " if len(wrong) > 1 else ""
         raise ValueError(several + "\n".join(wrong))
+    if only_labels:
+        progress.say(
+            "WARNING: every voxel of every image has the number of one of the model's classes, as in segmentations. If "
+            "this is a folder of labels, give that of the images with -i"
+        )
+
+
+def _has_only_labels(image: np.ndarray, model: TrainedModel) -> bool:
+    highest = max(value for values in model.classes.values() for value in values)
+    return image.min() >= 0 and image.max() <= highest and bool((image == image.round()).all())
 
 
 def _check_three_axes(case: Case, properties: dict) -> None:

@@ -434,6 +434,18 @@ class TestErrors:
         (model / "empty").mkdir()
         self.refused(model, capsys, "--macs", "0.5", "--labels", str(model / "empty"), said="--labels needs one for")
 
+    def test_segmentations_in_place_of_images_are_remarked(self, model, capsys):
+        warning = "every voxel of every image has the number of one of the model's classes"
+        assert compress(model, "--macs", "0.9") == 0
+        assert warning not in capsys.readouterr().err
+        shutil.rmtree(model / "images")
+        (model / "images").mkdir()
+        for path in (model / "labels").iterdir():
+            shutil.copy(path, model / "images" / path.name.replace(".nii.gz", "_0000.nii.gz"))
+        shutil.rmtree(model / "small")
+        compress(model, "--macs", "0.9")
+        assert warning in " ".join(capsys.readouterr().err.split())
+
     def test_a_dataset_json_that_was_edited_since(self, model, capsys):
         path = model / "model/dataset.json"
         told = json.loads(path.read_text())

@@ -97,6 +97,11 @@ def require_fraction(name: str, value: float | None) -> None:
     require(value is None or 0 < value <= 1, name, "the fraction that stays, in (0, 1]", value)
 
 
+def to_multiple(count: int, step: int, width: int) -> int:
+    """The least multiple of a step that is not below a count of channels, or else the layer's whole width."""
+    return min(width, math.ceil(count / step) * step)
+
+
 def channels_to_keep(
     redundant: Sequence[int], width: int, settings: PruningSettings, learning_rate_left: float = 1.0
 ) -> list[int]:
@@ -118,7 +123,7 @@ def channels_to_keep(
     if step > 1:
         most = max(most, width - (math.ceil(width / step) - 1) * step)
     least_left = max(settings.min_channels, width - most, width - len(redundant))
-    left = min(width, math.ceil(least_left / step) * step)
+    left = to_multiple(least_left, step, width)
     removed = set(redundant[: width - left])
     return [channel for channel in range(width) if channel not in removed]
 

@@ -5,11 +5,10 @@ Hassler et al.: Lean Unet. arXiv 2512.03834.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 from .base import TrainingState
-from .stepwise import Stepwise
+from .stepwise import Stepwise, random_scores
 
 
 class RandomLargestLayer(Stepwise):
@@ -18,8 +17,7 @@ class RandomLargestLayer(Stepwise):
     cuts_transposed = False
 
     def score(self, training: TrainingState) -> dict[str, Sequence[float]]:
-        draw = random.Random(f"{self.settings.seed}:{training.epoch}")
-        return {name: [draw.random() for _ in range(width)] for name, width in training.widths_now.items()}
+        return random_scores(training, self.settings.seed)
 
     def layer_score(self, lowest: Sequence[float], width: int) -> float:
         return lowest[0] - width  # scores lie in [0, 1), so they decide between equal widths only

@@ -6,7 +6,6 @@ filter pruning. arXiv 2209.13590; Neurocomputing 594 (2024) 127817.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from ..pruning.tolerance import unit_factors
 from .base import PruningMethod, TrainingState, mean_of
 from .delta import with_delta_opt
 from .distributed import decided_on_one_rank
-from .limits import channels_to_keep, spread_steps
+from .limits import channels_to_keep, spread_steps, to_multiple
 from .measuring import NOTHING_MEASURED
 from .sauron_settings import SauronSettings
 from .schedule import Schedule
@@ -157,8 +156,7 @@ class Sauron(DrawsMapsTogether):
             return lambda widths, level: epoch not in self._epochs or level > highest
         wanted = self._schedule.wanted(epoch)
         return lambda widths, level: (
-            self._schedule.left({n: min(now[n], math.ceil(width / step) * step) for n, width in widths.items()})
-            <= wanted
+            self._schedule.left({name: to_multiple(width, step, now[name]) for name, width in widths.items()}) <= wanted
         )
 
 

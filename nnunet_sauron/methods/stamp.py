@@ -20,7 +20,7 @@ from .base import TrainingState
 from .gates import scaled
 from .limits import require
 from .measuring import map_gradients, map_norms
-from .stepwise import Stepwise, StepwiseSettings, over_layer_norm
+from .stepwise import Stepwise, StepwiseSettings, over_layer_norm, random_scores
 
 RANKINGS = ("l2", "l1", "taylor", "random")
 FIRST_DROPOUT = 0.005
@@ -115,8 +115,7 @@ class STAMP(ActivationRanked):
 
     def score(self, training: TrainingState) -> dict[str, Sequence[float]]:
         if self.ranking == "random":  # not over the layer's norm
-            draw = random.Random(f"{self.settings.seed}:{training.epoch}")
-            self._ranks = {name: [draw.random() for _ in range(width)] for name, width in training.widths_now.items()}
+            self._ranks = random_scores(training, self.settings.seed)
         else:
             self._ranks = super().score(training)
         return self._ranks

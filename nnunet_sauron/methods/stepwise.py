@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -121,6 +122,12 @@ class Stepwise(PruningMethod):
             most = self.settings.k * len(self._steps) - (self._dense_channels - count_channels(widths))
         counts = count_lowest(widths, scores, self._target, done, self.settings, self.layer_score, most)
         return {name: self.order(name, scores[name], training.epoch)[:count] for name, count in counts.items() if count}
+
+
+def random_scores(training: TrainingState, seed: int) -> dict[str, list[float]]:
+    """A number from 0 to 1 per channel of each unit; the same for a seed and an epoch, on every DDP rank."""
+    draw = random.Random(f"{seed}:{training.epoch}")
+    return {name: [draw.random() for _ in range(width)] for name, width in training.widths_now.items()}
 
 
 def over_layer_norm(scores: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..pruning.channels import ChannelLayout
 from ..pruning.cost import CostModel
-from .limits import PruningSettings, require, require_fraction, require_one_at_most
+from .limits import PruningSettings, require, require_fraction, require_one_at_most, to_multiple
 
 FRACTIONS = ("target_channels", "target_parameters", "target_macs")
 TARGETS = ("rate", *FRACTIONS, "widths_from")
@@ -186,7 +186,7 @@ def even_widths(target: Target, settings: PruningSettings, dense: Mapping[str, i
 def _allowed(settings: PruningSettings, wanted: int, dense: int) -> int:
     """The next width, up from the wanted one, that `round_to` and `min_channels` allow."""
     wanted = max(wanted, settings.min_channels)
-    return min(dense, math.ceil(wanted / settings.round_to) * settings.round_to)
+    return to_multiple(wanted, settings.round_to, dense)
 
 
 def _checked(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -107,13 +107,12 @@ def _case(name: str, ending: str, channels: dict[int, Path], manifest: Manifest)
     return Case(name, ending, files, fault)
 
 
-def _read_as_channel(name: str, ending: str, channels: Sequence[int], manifest: Manifest) -> str:
-    """What to do about a name that ends with a year, say, and not with a channel's number."""
-    count = len(manifest.channel_names)
-    if count > 1 or len(channels) > 1 or max(channels) < count:
+def _read_as_channel(name: str, ending: str, channels: Collection[int], manifest: Manifest) -> str:
+    """What to do about a name that ends with a year, say, where the model takes one channel."""
+    if len(manifest.channel_names) > 1 or len(channels) > 1:
         return ""
-    stem = f"{name}_{max(channels):04d}"
-    return f". The {max(channels):04d} in its name is read as a channel's number: rename it {stem}_0000{ending}"
+    (number,) = channels
+    return f". The {number:04d} in its name is read as a channel's number: rename it {name}_{number:04d}_0000{ending}"
 
 
 def _expected(name: str, manifest: Manifest, ending: str | None = None) -> str:

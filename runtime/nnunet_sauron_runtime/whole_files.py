@@ -66,8 +66,9 @@ def written_beside(file: Path) -> Iterator[Path]:
 def remove_leftovers(output: Path) -> None:
     """Remove what killed processes left of `written_beside` in a folder an hour ago or before."""
     for folder in output.glob(f".*{TEMPORARY}"):
-        if time.time() - folder.stat().st_mtime > LEFT_OVER:
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has just moved its file out of it
+            if time.time() - folder.stat().st_mtime > LEFT_OVER:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_readable(file: Path) -> None:

@@ -37,7 +37,8 @@ def test_there_are_grids():
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_every_command_of_a_grid_is_one_that_exists(path, tmp_path, monkeypatch):
     grid = Grid(path, tmp_path)
-    assert {run.trainer for run in grid.runs.values()} >= {"StockTrainer", "ShrinkTrainer"}
+    compared = {"TuckerTrainer"} if path.stem != "hippocampus_own_batch" else set()
+    assert {run.trainer for run in grid.runs.values()} > {"StockTrainer", "ShrinkTrainer"} | compared
     for name, fold in grid.tasks():
         *before, training = grid.steps(name, fold)
         for step in before:

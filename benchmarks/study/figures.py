@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import matplotlib
@@ -108,13 +108,17 @@ def channels_of_levels(widths: Mapping[str, int]) -> dict[tuple[str, int], int]:
     Args:
         widths: Channels by unit, as the pruning history has them.
     """
-    layers = [(match[1], int(match[3] or 0), width) for name, width in widths.items() if (match := LAYER.match(name))]
+    return {key: sum(widths[name] for name in names) for key, names in layers_of_levels(widths).items()}
+
+
+def layers_of_levels(names: Iterable[str]) -> dict[tuple[str, int], list[str]]:
+    """Units' names by side and level, 0 the highest resolution: down the encoder, then up the decoder."""
+    layers = [(match[1], int(match[3] or 0), name) for name in names if (match := LAYER.match(name))]
     deepest = max(index for side, index, _ in layers if side == "encoder")
-    found: dict[tuple[str, int], int] = {}
-    for side, index, width in layers:
-        key = side, index if side == "encoder" else deepest - 1 - index
-        found[key] = found.get(key, 0) + width
-    return dict(sorted(found.items()))
+    found: dict[tuple[str, int], list[str]] = {}
+    for side, index, name in sorted(layers, key=lambda layer: (layer[0] == "decoder", layer[1])):
+        found.setdefault((side, index if side == "encoder" else deepest - 1 - index), []).append(name)
+    return found
 
 
 def _name(model: Path) -> str:

@@ -8,8 +8,11 @@ import sys
 import pytest
 import torch
 
+from ..compression.small_model import write_images
+from ..compression.small_model import write_model as write_trained_model
 from .conftest import STUDY  # noqa: F401
 
+import criterion  # isort: skip
 import figures  # isort: skip
 import report  # isort: skip
 
@@ -96,6 +99,9 @@ def test_channels_are_counted_level_by_level():
     assert figures.channels_of_levels(widths) == {
         ("encoder", 0): 3, ("encoder", 1): 4, ("encoder", 2): 8, ("decoder", 1): 48, ("decoder", 0): 64,
     }  # fmt: skip
+    assert list(figures.layers_of_levels(widths)) == [
+        ("encoder", 0), ("encoder", 1), ("encoder", 2), ("decoder", 1), ("decoder", 0)
+    ]  # fmt: skip
 
 
 def write_model(folder, seconds: list[float], widths: list[int]):
@@ -136,3 +142,22 @@ def test_a_model_without_the_fold_is_named(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         figures.main()
     assert "fold_3 has no checkpoint" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_stamps_criterion_is_lower_where_a_layer_is_wider(tmp_path, monkeypatch, capsys):
+    model = write_trained_model(tmp_path / "model", widths=(8, 16, 32))
+    images = write_images(tmp_path / "images")
+    picture = tmp_path / "criterion.png"
+    monkeypatch.setattr(sys, "argv", ["criterion.py", str(model), "-i", str(images), "-o", str(picture)])
+    criterion.main()
+    before, after = capsys.readouterr().out.split("after training")
+    rows = [line.split() for text in (before, after) for line in text.splitlines()[1:]]
+    assert len({row[0] for row in rows}) * 2 == len(rows)
+    for _, channels, expected, median, lowest in rows:
+        assert float(expected) == pytest.approx(int(channels) ** -0.5, abs=6e-4)
+        assert float(lowest) < float(median) == pytest.approx(float(expected), rel=0.2)
+    assert picture.stat().st_size > 10_000
+    monkeypatch.setattr(sys, "argv", ["criterion.py", str(model), "-i", str(tmp_path / "none"), "-o", str(picture)])
+    with pytest.raises(SystemExit):
+        criterion.main()
+    assert "is no folder" in capsys.readouterr().err

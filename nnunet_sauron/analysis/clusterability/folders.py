@@ -97,7 +97,7 @@ def _of_images(
         model.check_reads_images_alone()
         first = find_cases(images, model)[:MAX_PATCHES]
         cases = [preprocess(model, *read_case(model, case))[0] for case in first]
-        data = torch.stack([_middle_patch(case, model.patch_size) for case in cases])
+        data = torch.stack([middle_patch(case, model.patch_size) for case in cases])
         maps = pooled_maps(model.network(fold).to(device), data.to(device))
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         problems.append(str(error))
@@ -105,7 +105,7 @@ def _of_images(
     return {model.checkpoints[fold].get("current_epoch", 0): maps}
 
 
-def _middle_patch(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+def middle_patch(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """(channels, *voxels) -> (channels, *size): padded where it is smaller; of 2D patches, from the middle slice."""
     if len(size) < image.ndim - 1:
         image = image[:, image.shape[1] // 2]

@@ -33,17 +33,16 @@ setup(
     package_data={"nnunet_sauron": ["py.typed"], "nnunet_sauron.plugin": ["shims/*.py", "planner_shim/*.py"]},
     python_requires=">=3.10",
     install_requires=[
-        # What this package extends. The oldest version that passes the integration tests.
+        # What this package extends. The oldest version that passes `.ci/oldest`, as those below.
         "nnunetv2>=2.8.1",
         # nnU-Net brings these today, in versions that fit it, and we import them as well.
         *("numpy", "pandas", "matplotlib", "SimpleITK", "nibabel", "tifffile", "scikit-learn"),
         *("acvl-utils", "dynamic-network-architectures"),
-        # As nnU-Net itself asks for, so that pip leaves the user's PyTorch as it is. The oldest version that passes
-        # tests/pruning, tests/methods and test_pruning_trainer.py, but for compiling without a graph break (2.1.2 with
-        # NumPy 1.26, 2026-11-26). MONAI, which has Dice and Hausdorff distances, asks for 2.8: SciPy computes them
-        # instead, and tests compare them with MONAI's numbers.
+        # As nnU-Net itself asks for, so that pip leaves the user's PyTorch as it is (`.ci/oldest`). MONAI, which
+        # has Dice and Hausdorff distances, asks for 2.8: SciPy computes them instead, and tests compare them with
+        # MONAI's numbers.
         "torch>=2.1.2",
-        # Distances, bootstrap intervals, signed rank tests: BSD. The oldest version that passes the tests of analysis.
+        # Distances, bootstrap intervals, signed rank tests: BSD.
         "scipy>=1.11.4",
         # Tables and progress bars in the terminal: MIT, widely used, small.
         "rich>=13",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from ..pruning.cost import count_macs, count_parameters, forward_on_meta
 
@@ -68,24 +68,26 @@ class _LiveTensors(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known: set[int] = set()
+        self._users: dict[int, int] = {}  # live tensors by storage: PyTorch 2.1's storages are no objects that last
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
+        for tensor in tree_flatten(result)[0]:  # tree_leaves came later than PyTorch 2.1
             if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
+                self._count(tensor)
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def _count(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self._known:  # a view, or an operation in place
-            return
-        self._known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._release, key, size)
+        if key not in self._users:  # else a view, or an operation in place
+            self.now += size
+            self.peak = max(self.peak, self.now)
+        self._users[key] = self._users.get(key, 0) + 1
+        weakref.finalize(tensor, self._release, key, size)
 
     def _release(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
+        self._users[key] -= 1
+        if not self._users[key]:
+            del self._users[key]
+            self.now -= size

@@ -28,7 +28,8 @@ GIPL_HEADER = 256
 GIPL_BYTES = {1: 1 / 8, 7: 1, 8: 1, 15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}  # of a voxel, by its type's number
 CHUNK = 1 << 22
 MOST_OF_A_WARNING = 500  # letters: it repeats all affines and files
-LOST = ("invalid page offset", "corrupted", "failed to reshape")  # tifffile then reads what is left of a file
+# tifffile then reads what is left of a file; how it tells of an offset depends on its version.
+LOST = ("invalid page offset", "invalid offset to page", "corrupted", "failed to reshape")
 
 
 def read_image(

@@ -15,6 +15,7 @@ from nnunet_sauron.pruning import CostModel, channel_layout, remove_channels
 from nnunet_sauron.pruning.channels import feature_map_modules
 
 from ..contracts.networks import build, patch
+from ..old_torch import compiles_hooks
 from .test_methods import attached, maps_of
 
 NETWORKS = [("plain", 2, "instance"), ("resenc", 2, "batch"), ("plain", 3, "batch"), ("bottleneck", 2, "instance")]
@@ -172,6 +173,7 @@ def test_evaluation_neither_needs_an_epoch_nor_the_widths_that_it_began_with(met
     assert network(patch()).isfinite().all()
 
 
+@compiles_hooks
 @pytest.mark.parametrize("method_class", [AutoPruner, STAMP])
 def test_compiled_it_learns_the_same(method_class):
     """In one graph; the compiler's back end is not what is tested."""

@@ -15,6 +15,7 @@ from nnunet_sauron.methods.measuring import NOTHING_MEASURED
 from nnunet_sauron.pruning import channel_layout
 from nnunet_sauron.trainers.batches import training_losses
 
+from ..old_torch import scales_gradients_on_cpu
 from .small import RandomPatches, log_of, set_folders
 from .test_every_trainer import EVERY, make
 
@@ -74,6 +75,7 @@ def learnt(trainer) -> list[torch.Tensor]:
     return [p.detach().clone() for p in (*trainer.network.parameters(), *codes)]
 
 
+@scales_gradients_on_cpu
 @pytest.mark.parametrize("trainer_class", SCALED, ids=lambda c: c.__name__)
 def test_a_skipped_step_and_another_scale_leave_no_trace(folder, trainer_class):
     """The optimiser's hooks do not run in a skipped step, whose gradients are inf, and the next step counts in full."""
@@ -96,6 +98,7 @@ def test_a_skipped_step_and_another_scale_leave_no_trace(folder, trainer_class):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
+@scales_gradients_on_cpu
 def test_a_scale_that_has_just_doubled_is_not_measured_with(folder):
     """The scaler doubles its scale until a step overflows; after such a doubling every batch would."""
     trainer = started(folder, trainers.TaylorTrainer, scale=1024.0)
@@ -128,6 +131,7 @@ class Poisoned:
         return None
 
 
+@scales_gradients_on_cpu
 @pytest.mark.parametrize("trainer_class", [trainers.STAMPTrainer, trainers.TaylorTrainer, trainers.AutoPrunerTrainer])
 def test_an_epoch_without_a_finite_batch_cuts_nothing_and_says_why(folder, trainer_class):
     trainer = make(folder, trainer_class, num_epochs=6, target_channels=0.5)

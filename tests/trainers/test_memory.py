@@ -14,6 +14,7 @@ from nnunet_sauron.methods.similar_channels import mean_distances
 from nnunet_sauron.trainers import StockTrainer
 from nnunet_sauron.trainers.batches import training_batches, training_losses
 
+from ..old_torch import IS_OLDEST
 from .small import OnRandomPatches, RandomPatches, set_folders, small_trainer
 
 METHODS = [name for name in trainers.__all__ if name not in ("PruningTrainer", "StockTrainer", "CompressedTrainer")]
@@ -23,6 +24,9 @@ SETTINGS = [(name, {}) for name in METHODS] + [
 ]
 # delta_opt keeps the differences of maps that are pooled to a quarter (2D) or an eighth, and is in every third step.
 SAURON = {2: 1.2, 3: 1.1}
+# A channel's numbers, such as a code's, weigh something on patches as small as these; and with AutoPruner's codes
+# PyTorch 2.1 keeps the maps of transposed convolutions.
+OTHERS = 1.12 if IS_OLDEST else 1.04
 
 
 def saved_bytes(folder, trainer_class, settings, **network) -> int:
@@ -57,8 +61,7 @@ def test_no_method_keeps_more_than_nnunet_but_for_saurons_pooled_maps(
     stock = saved_bytes(tmp_path, StockTrainer, {}, **network)
     for name, more in SETTINGS:
         factor = saved_bytes(tmp_path, getattr(trainers, name), {"target_macs": 0.5, **more}, **network) / stock
-        # A channel's numbers, such as a code's, weigh something on patches as small as these.
-        assert factor <= (SAURON[dim] if name == "SauronTrainer" else 1.04), name
+        assert factor <= (SAURON[dim] if name == "SauronTrainer" else OTHERS), name
 
 
 class CountingLoader:

@@ -23,6 +23,7 @@ from nnunet_sauron.trainers.log_lines import epoch_line
 from nnunet_sauron.trainers.removal import remove
 
 from ..contracts.pruned_network import make_multiples
+from ..old_torch import compiles_hooks, scales_gradients_on_cpu
 from . import small
 from .small import OnRandomPatches, RandomPatches, SmallTrainer, log_of, plans, small_trainer
 
@@ -452,7 +453,7 @@ def test_the_log_tells_what_is_removed_and_what_is_left(folder):
     assert "GMACs" in line and "M parameters" in line
 
 
-@pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="PyTorch before 2.3 scales gradients on CUDA only")
+@scales_gradients_on_cpu
 def test_gradient_scaling_goes_on_through_cuts(folder):
     class Scaled(SmallTrainer):
         scale = 2.0**10
@@ -495,6 +496,7 @@ def test_pruning_png_is_drawn_beside_progress_png(folder):
         assert (Path(trainer.output_folder) / name).read_bytes()[:4] == b"\x89PNG"
 
 
+@compiles_hooks
 def test_compiled_network_learns_the_same_and_is_cut(folder, monkeypatch):
     class Compiled(SmallTrainer):
         def _do_i_compile(self):

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from nnunet_sauron.pruning import count_macs
+from nnunet_sauron.pruning.loading import call_before_load
 
 ITERATIONS = 10
 STEPS = 8  # of the search: parts of a 256th of the channels
@@ -135,7 +136,7 @@ def accept_low_ranks(network: nn.Module) -> nn.Module:
     """Make `network.load_state_dict` take the ranks of what it is given; the same network."""
     # Not on the network itself: this package's own hook, which is there, must see a network that it knows.
     for part in network.children():
-        part.register_load_state_dict_pre_hook(_lower_before_load)
+        call_before_load(part, _lower_before_load)
     return network
 
 

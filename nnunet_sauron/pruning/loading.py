@@ -7,7 +7,7 @@ down, in channel dimensions only. Anything else stays PyTorch's own error about 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -29,12 +29,16 @@ def accept_pruned_weights(network: nn.Module) -> nn.Module:
         ValueError: The network's class is unknown.
     """
     channel_layout(network)  # refuses what it does not know, here and not at the first load
-    # The public name came with torch 2.5; the private one was there before it and passes the module as well.
-    if hasattr(network, "register_load_state_dict_pre_hook"):
-        network.register_load_state_dict_pre_hook(_resize_before_load)
-    else:
-        network._register_load_state_dict_pre_hook(_resize_before_load, with_module=True)
+    call_before_load(network, _resize_before_load)
     return network
+
+
+def call_before_load(module: nn.Module, hook: Callable) -> None:
+    """`module.register_load_state_dict_pre_hook(hook)`, which came with PyTorch 2.5."""
+    if hasattr(module, "register_load_state_dict_pre_hook"):
+        module.register_load_state_dict_pre_hook(hook)
+    else:
+        module._register_load_state_dict_pre_hook(hook, with_module=True)
 
 
 def accepts_pruned_weights(network: nn.Module) -> bool:

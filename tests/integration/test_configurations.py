@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from ..old_torch import IS_OLDEST
 from .conftest import TINY
 from .nnunet import NnUNet, channels_by_epoch, settings, voxels
 
@@ -28,6 +29,7 @@ def test_3d_fullres_is_pruned_and_predicts(nnunet, tmp_path, plans):
     assert [voxels(path).shape for path in predicted.values()] == [(16, 32, 32)] * 2
 
 
+@pytest.mark.skipif(IS_OLDEST, reason="nnU-Net's augmentation of cascades fails with PyTorch 2.1")
 def test_a_cascade_is_pruned_at_both_stages_and_predicts(lowres, tmp_path):
     assert_lost_channels(lowres.model_folder(TINY, "3d_lowres") / "fold_all/checkpoint_final.pth")
     lowres.train(TINY, "3d_cascade_fullres", 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -175,6 +177,25 @@ class Grid:
     def is_trained(self, name: str, fold: int) -> bool:
         return (self.model(self.runs[name]) / f"fold_{fold}" / FINAL).is_file()
 
+    def training_images(self, fold: int) -> Path:
+        """The folder that `link_training_images` fills."""
+        return self.folder / "training_images" / self.dataset / f"fold_{fold}"
+
+    def link_training_images(self, fold: int) -> None:
+        """Link the images of the fold's training cases: `compress` must not see those that it is validated on.
+
+        Raises:
+            FileNotFoundError: nnU-Net has not made the folds yet.
+        """
+        raw, links = self.folder / "raw" / self.dataset, self.training_images(fold)
+        ending = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
+        splits = json.loads((self.preprocessed / "splits_final.json").read_text(encoding="utf-8"))
+        links.mkdir(parents=True, exist_ok=True)
+        for case in splits[fold]["train"]:
+            for image in (raw / "imagesTr").glob(f"{glob.escape(case)}_????{ending}"):
+                with contextlib.suppress(FileExistsError):  # by another run of this fold, too
+                    (links / image.name).symlink_to(image)
+
     def steps(self, name: str, fold: int) -> Iterator[Step]:
         """The commands of a run's fold: its plans, the compressed model that it starts from, and the training."""
         run = self.runs[name]
@@ -185,8 +206,8 @@ class Grid:
             start = self.model(self.runs[run.start])
             if run.compress:
                 output = self.folder_of(run) / f"compressed_{fold}"
-                images = self.folder / "raw" / self.dataset / "imagesTr"
-                words = ("compress", "-m", start, "-i", images, "-o", output, "-f", fold, *run.compress)
+                words = ("compress", "-m", start, "-i", self.training_images(fold), "-o", output, "-f", fold)
+                words += run.compress
                 yield Step("nnUNetv2_sauron", tuple(map(str, words)), made=output)
                 start = output
             settings["start_from"] = str(start)

@@ -166,6 +166,8 @@ class Study:
         run = self.grid.runs[name]
         folder = self.grid.folder_of(run)
         folder.mkdir(parents=True, exist_ok=True)
+        if run.compress:
+            self.grid.link_training_images(fold)
         for step in self.grid.steps(name, fold):
             if step.settings:
                 step = self._with_settings_file(step, folder / f"settings_{fold}.json")

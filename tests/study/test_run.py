@@ -108,21 +108,31 @@ def test_a_training_leaves_its_numbers(study):
     assert study.left() == [("flat", 0)]
 
 
-def test_compress_finds_the_folder_that_its_output_goes_to(study, monkeypatch):
+def test_compress_gets_the_training_cases_images_and_the_folder_that_its_output_goes_to(study, monkeypatch):
     study.grid._add(
         {"name": "small", "trainer": "CompressedTrainer", "start": "stock", "compress": ["--macs", 0.1]}, {}
     )
-    outputs = []
+    raw = study.grid.folder / "raw" / study.grid.dataset
+    (raw / "imagesTr").mkdir(parents=True)
+    for name in ("case_1_0000", "case_1_0001", "case_1_1_0000", "case_2_0000"):
+        (raw / "imagesTr" / f"{name}.nii.gz").write_text(name)
+    (raw / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz"}))
+    study.grid.preprocessed.mkdir(parents=True)
+    folds = [{"train": ["case_1", "case_2"], "val": ["case_1_1"]}]
+    (study.grid.preprocessed / "splits_final.json").write_text(json.dumps(folds))
+    seen = []
 
     def run(command, **_):
         if "compress" in command:
-            outputs.append(Path(command[command.index("-o") + 1]))
-            assert outputs[0].parent.is_dir()
+            images, output = (Path(command[command.index(option) + 1]) for option in ("-i", "-o"))
+            assert output.parent.is_dir()
+            seen.append((output.name, {image.read_text() for image in images.iterdir()}))
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(runner.subprocess, "run", run)
     study.do("small", 0)
-    assert [output.name for output in outputs] == ["compressed_0"]
+    study.do("small", 0)  # the links are there
+    assert seen == [("compressed_0", {"case_1_0000", "case_1_0001", "case_2_0000"})] * 2
 
 
 def test_a_command_that_fails_leaves_no_result(study, monkeypatch):

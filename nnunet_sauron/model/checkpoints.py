@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from ..console.errors import first_of
 from ..files import AGAIN, check_new, write_atomically
 from ..pruning import accept_pruned_weights, channel_layout, densify
 from .architecture import network_of_plans
@@ -23,7 +24,6 @@ MIRRORING = "inference_allowed_mirroring_axes"  # nnU-Net's key of a checkpoint
 NOT_OPENED = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 # As PyTorch and the C++ library say it.
 NO_MEMORY = ("not enough memory", "can't allocate memory", "bad_alloc", "Cannot allocate memory")
-MOST_NAMED = 6  # checkpoints in an error
 COMPRESSION = "compression"  # key of a checkpoint that `compress` wrote: where its weights come from
 # Series of nnU-Net's logger, and so of every checkpoint, with a record an epoch: what was cut, or where nothing is.
 PRUNING = "pruning"
@@ -71,7 +71,7 @@ def _not_there(path: Path) -> str:
     folder = path if path.is_dir() else path.parent
     model = folder.parent if folder.name.startswith("fold_") else folder
     found = [str(file) for place in (model, *sorted(model.glob("fold_*"))) for file in checkpoints_in(place)]
-    named = ", ".join(found[:MOST_NAMED]) + (", ..." if len(found) > MOST_NAMED else "")
+    named = first_of(found)
     if path.is_dir():
         return f"{path} is a folder, expected a checkpoint; name one of its .pth files: {named or 'it has none'}."
     there = f"Found: {named}; name one of these .pth files" if found else "Name the .pth file of a trained model"

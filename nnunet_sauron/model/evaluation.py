@@ -14,7 +14,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
-from ..console.errors import in_words
+from ..console.errors import first_of, in_words
 from .labels import class_values, foreground_values
 from .reading import read_segmentation
 
@@ -190,7 +190,7 @@ def check_values(file: Path, labels: np.ndarray, kind: Segmentations) -> None:
     known = kind.values or {value for values in class_values(kind.classes).values() for value in values}
     unknown = sorted(there - known)
     if unknown and (kind.values is not None or len(unknown) == len(there)):
-        shown = ", ".join(f"{value:g}" for value in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        shown = first_of([f"{value:g}" for value in unknown])
         raise ValueError(
             f"{file} has values that are no class: {shown}; those of the data set are "
             f"{', '.join(map(str, sorted(known)))}. Give segmentations with these."

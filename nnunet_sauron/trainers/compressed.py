@@ -146,6 +146,7 @@ class CompressedTrainer(Distils, ResizingTrainer):
         super().on_train_start()
         if self.current_epoch == 0:
             self.print_to_log_file(f"{type(self).__name__}: started from {self._start}")
+            self._start.warn_of_fitted_cases(self)
             self.print_to_log_file(f"It has {self._size}; widths stay as they are")
             if self._source is None and self.settings(CompressedSettings).teacher == SOURCE:
                 self.print_to_log_file(

@@ -106,6 +106,7 @@ class ShrinkTrainer(Distils, PruningTrainer):
         super().on_train_start()
         if self._start and self.current_epoch == 0:
             self.print_to_log_file(f"Started from {self._start}")
+            self._start.warn_of_fitted_cases(self)
             if self._larger_source and self.settings(StartSettings).teacher == START:
                 self.print_to_log_file(
                     f"WARNING: that model, which is the teacher, was itself compressed. The better teacher is what it "

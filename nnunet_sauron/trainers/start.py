@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
-from ..model.checkpoints import CHECKPOINT, read_checkpoint
+from ..console.errors import first_of
+from ..model.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
 from ..model.networks import builder_of
 
 
@@ -36,12 +39,23 @@ class Start:
         self.checkpoint: dict | None = read_checkpoint(path)
         self.builder = builder_of(self.checkpoint, path)
         self._seen = seen_cases(self.checkpoint, path, fold, dataset)
+        self._fitted_on = _fitted_on(self.checkpoint, dataset) if fold != "all" else set()
         self._loaded: dict[str, str] | None = None
 
     def __str__(self) -> str:
         """The file, and what a reader of the log should know of it."""
         assumed = f" ({self.builder.assumed})" if self.builder and self.builder.assumed else ""
         return f"{self.path}{assumed}" + (f". {self._seen}" if self._seen else "")
+
+    def warn_of_fitted_cases(self, trainer: nnUNetTrainer) -> None:
+        """Say in a training's log if `compress` fitted the model on images of cases that validate the fold."""
+        validation = validation_cases(trainer.preprocessed_dataset_folder_base, trainer.fold)
+        if seen := sorted(self._fitted_on.intersection(validation)):
+            trainer.print_to_log_file(
+                f"WARNING: compress fitted that model on images of {len(seen)} of the {len(validation)} validation "
+                f"cases of this fold ({first_of(seen)}): the validation Dice of this training is no cross-validation. "
+                f"For one, give compress a folder of the training cases' images (-i)"
+            )
 
     def load_into(self, network: nn.Module) -> None:
         """Give a network of the same widths these weights; the checkpoint's memory is free then."""
@@ -63,6 +77,18 @@ class Start:
                 f"start_from={self.path} and -pretrained_weights are both given, and nnU-Net has put the weights of "
                 f"the second over most of the first's. Leave one of them out."
             )
+
+
+def validation_cases(preprocessed: str | Path, fold: int | str) -> list[str]:
+    """The cases that nnU-Net validates a fold with; empty where its file of folds does not tell.
+
+    Args:
+        preprocessed: The data set's folder in nnUNet_preprocessed.
+        fold: The fold; nnU-Net draws one that is not in the file by chance.
+    """
+    file = Path(preprocessed) / "splits_final.json"
+    folds = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    return folds[fold]["val"] if isinstance(fold, int) and fold < len(folds) else []
 
 
 def why_it_does_not_fit(checkpoint: Mapping, network: nn.Module) -> str:
@@ -107,6 +133,13 @@ def seen_cases(checkpoint: dict, path: str | Path, fold: int | str, dataset: str
         f"WARNING: {path} is a model of fold {of_model}, which was trained on validation cases of fold {fold}: the "
         f"validation Dice of this training is no cross-validation"
     )
+
+
+def _fitted_on(checkpoint: dict, dataset: str) -> set[str]:
+    """The cases of a data set whose images `compress` fitted a model on."""
+    if checkpoint.get("init_args", {}).get("plans", {}).get("dataset_name") != dataset:
+        return set()
+    return set(checkpoint.get(COMPRESSION, {}).get("fitted_on", ()))
 
 
 def has_begun(trainer_class: type, plans: dict, configuration: str, fold: int | str) -> bool:

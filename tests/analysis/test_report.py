@@ -293,6 +293,16 @@ def test_a_compressed_model_does_not_show_the_log_of_its_source(folders):
     assert sauron.folds["1"].epoch_seconds == pytest.approx([10, 8, 4])
 
 
+def test_a_model_that_was_compressed_with_images_of_scored_cases_is_told(folders):
+    path = folders / SAURON / "fold_0" / "checkpoint_final.pth"
+    cases = sorted(file.name.removesuffix(".nii.gz") for file in (path.parent / "validation").glob("*.nii.gz"))
+    fitted_on = {"compression": {"fitted_on": ["other", cases[1], cases[0]]}}
+    torch.save({**torch.load(path, weights_only=False), **fitted_on}, path)
+    (problem,) = made(folders).problems
+    assert f"fold 0: compress fitted it on images called as 2 of the {CASES} cases that are scored" in problem
+    assert f"({cases[0]}, {cases[1]})" in problem
+
+
 def test_a_history_of_another_version_is_said_and_the_rest_reported(folders):
     path = folders / SAURON / "fold_0" / "checkpoint_final.pth"
     checkpoint = torch.load(path, weights_only=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -331,3 +332,27 @@ def test_a_start_that_has_seen_the_validation_cases_is_told(folder, trained, mon
     trainer.on_train_start()
     seen = f"WARNING: {path} is a model of fold {fold}, which was trained on validation cases of fold 0"
     assert log_of(trainer).count(seen) == (2 if warned else 0)  # as start and as teacher
+
+
+@pytest.mark.parametrize(
+    ("data_set", "fold", "told"),
+    [(None, 0, True), (None, 1, False), (None, 2, False), ("Dataset002_Other", 0, False)],
+)
+def test_a_start_that_was_compressed_with_images_of_the_validation_is_told(
+    folder, trained, monkeypatch, data_set, fold, told
+):
+    path = trained / "fold_0" / "checkpoint_final.pth"
+    model = torch.load(path, weights_only=False)
+    if data_set:
+        model["init_args"]["plans"]["dataset_name"] = data_set
+    torch.save({**model, "compression": {"fitted_on": ["c", "b", "x"]}}, path)
+    monkeypatch.setenv("nnunet_sauron", f"start_from={path},teacher=None")
+    trainer = small_trainer(folder, Small, widths=WIDTHS)
+    trainer.fold = fold
+    preprocessed = Path(trainer.preprocessed_dataset_folder_base)
+    preprocessed.mkdir(parents=True, exist_ok=True)
+    folds = [{"train": ["d", "e", "f"], "val": ["a", "b", "c"]}, {"train": ["a", "b", "c"], "val": ["d", "e", "f"]}]
+    (preprocessed / "splits_final.json").write_text(json.dumps(folds))
+    trainer.on_train_start()
+    seen = "compress fitted that model on images of 2 of the 3 validation cases of this fold (b, c)"
+    assert log_of(trainer).count("compress fitted") == log_of(trainer).count(f"WARNING: {seen}") == told

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed
 
-from ...console.errors import in_words
+from ...console.errors import first_of, in_words
 from ...console.progress import Progress
 from ...files import read_json_object
 from ...model.checkpoints import BEST, CHECKPOINT, COMPRESSION
@@ -16,7 +16,6 @@ from ...model.evaluation import CaseScore, Segmentations, evaluate_folder
 from ...model.trained import TrainedModel
 from ...plugin.commands import predict_command, train_command
 
-MOST_NAMED = 5
 PREDICTIONS = "predictions"  # stands for a fold where scores are of a folder of predictions
 
 
@@ -54,6 +53,8 @@ def score_model(
                 references = labels or _references(trained, validated, there)
             chosen = what, folder, references, kind, tolerance_mm, problems, progress
             scores[fold] = score_folder(*chosen, every_reference=bool(predictions))
+            if seen := _fitted_on(trained, fold, scores[fold]):
+                problems.append(f"{what}: {seen}")
         except Exception as error:  # whatever is in those folders, the other models are scored
             problems.append(without_quality(what, error))
     if not predictions and scores and trained.checkpoint_name != CHECKPOINT:
@@ -66,6 +67,20 @@ def score_model(
             f"{name}: fold all is validated on cases that it was trained with; means leave it out beside others."
         )
     return {fold: found for fold, found in scores.items() if found}
+
+
+def _fitted_on(trained: TrainedModel, fold: str, scores: list[CaseScore]) -> str | None:
+    """A remark if `compress` fitted a fold, or one of all, on images of cases that are scored."""
+    of = trained.checkpoints.values() if fold == PREDICTIONS else [trained.checkpoints[fold]]
+    fitted_on = {name for checkpoint in of for name in checkpoint.get(COMPRESSION, {}).get("fitted_on", ())}
+    seen = sorted(fitted_on.intersection(score.case for score in scores))
+    if not seen:
+        return None
+    return (
+        f"compress fitted it on images called as {len(seen)} of the {len(scores)} cases that are scored "
+        f"({first_of(seen)}). If "
+        f"they are the same, compress it with others (-i) before its scores are compared with those of other models."
+    )
 
 
 def score_folder(
@@ -173,10 +188,9 @@ def _missing(trained: TrainedModel, fold: str, validation: Path, validated: list
     gone = sorted({re.split(r"[/\\]", file)[-1] for file in files} - there)
     if not gone:
         return ""
-    named = ", ".join(gone[:MOST_NAMED]) + (", ..." if len(gone) > MOST_NAMED else "")
     return (
         f"{len(gone)} of {len(files)} validated cases have no segmentation in {validation} any more and are left "
-        f"out: {named}. Run: {_validate(trained, fold)}"
+        f"out: {first_of(gone)}. Run: {_validate(trained, fold)}"
     )
 
 

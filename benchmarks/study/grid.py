@@ -26,7 +26,7 @@ class Run:
     """One method with its settings, on some folds; hippocampus.yaml tells what may be given."""
 
     name: str
-    trainer: str
+    trainer: str | None = None
     settings: dict = field(default_factory=dict)
     folds: tuple[int, ...] = (0,)
     plan: tuple = ()
@@ -107,17 +107,19 @@ class Grid:
 
     def _add(self, one: dict, settings: dict) -> None:
         known = {of.name for of in fields(Run)}
-        unknown, missing = sorted(set(one) - known), sorted({"name", "trainer"} - set(one))
+        missing = sorted({"name", "trainer"} - set(one) - ({"trainer"} if one.get("compress") else set()))
+        unknown = sorted(set(one) - known)
         if unknown or missing:
             said = f"has {', '.join(unknown)}" if unknown else f"lacks {', '.join(missing)}"
             raise ValueError(f"{self.path}: the run {one.get('name')} {said}; known are {', '.join(sorted(known))}.")
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in one.items()}
-        run = Run(**{**given, "settings": {**settings, **one.get("settings", {})}})
+        run = Run(**{**given, "settings": {**(settings if "trainer" in one else {}), **one.get("settings", {})}})
         if run.name in self.runs:
             raise ValueError(f"{self.path} has two runs called {run.name}.")
         for needed in run.needs:
-            if needed not in self.runs or not set(run.folds) <= set(self.runs[needed].folds):
-                raise ValueError(f"{run.name} begins with {needed}, which must stand before it with its folds.")
+            of = self.runs.get(needed)
+            if of is None or of.trainer is None or not set(run.folds) <= set(of.folds):
+                raise ValueError(f"{run.name} begins with {needed}, which must be trained before it on its folds.")
         self.runs[run.name] = run
 
     def tasks(self) -> list[tuple[str, int]]:
@@ -171,33 +173,48 @@ class Grid:
         return self.folder / self.name / run.name
 
     def model(self, run: Run) -> Path:
-        """Its model folder."""
+        """Its model folder, of one that is trained."""
         return self.folder_of(run) / self.dataset / f"{run.trainer}__{self.plans_of(run)}__{self.configuration}"
+
+    def compressed(self, run: Run, fold: int) -> Path:
+        """The folder that `compress` writes for it."""
+        return self.folder_of(run) / f"compressed_{fold}"
+
+    def results_of(self, run: Run, fold: int) -> tuple[Path, Path]:
+        """The model's folder, and that of the segmentations of the fold's validation cases."""
+        if run.trainer is None:
+            return self.compressed(run, fold), self.folder_of(run) / f"segmented_{fold}"
+        return self.model(run), self.model(run) / f"fold_{fold}" / "validation"
 
     def is_trained(self, name: str, fold: int) -> bool:
         return (self.model(self.runs[name]) / f"fold_{fold}" / FINAL).is_file()
 
-    def training_images(self, fold: int) -> Path:
-        """The folder that `link_training_images` fills."""
-        return self.folder / "training_images" / self.dataset / f"fold_{fold}"
+    def images(self, fold: int, part: str) -> Path:
+        """The folder that `link_images` fills: "train" or "val"."""
+        return self.folder / "images" / self.dataset / f"{part}_{fold}"
 
-    def link_training_images(self, fold: int) -> None:
-        """Link the images of the fold's training cases: `compress` must not see those that it is validated on.
+    def link_images(self, fold: int) -> None:
+        """Link the images of the fold's training cases, for `compress`, apart from those that it is validated on.
 
         Raises:
             FileNotFoundError: nnU-Net has not made the folds yet.
         """
-        raw, links = self.folder / "raw" / self.dataset, self.training_images(fold)
+        raw = self.folder / "raw" / self.dataset
         ending = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
         splits = json.loads((self.preprocessed / "splits_final.json").read_text(encoding="utf-8"))
-        links.mkdir(parents=True, exist_ok=True)
-        for case in splits[fold]["train"]:
-            for image in (raw / "imagesTr").glob(f"{glob.escape(case)}_????{ending}"):
-                with contextlib.suppress(FileExistsError):  # by another run of this fold, too
-                    (links / image.name).symlink_to(image)
+        for part, cases in splits[fold].items():
+            links = self.images(fold, part)
+            links.mkdir(parents=True, exist_ok=True)
+            for case in cases:
+                for image in (raw / "imagesTr").glob(f"{glob.escape(case)}_????{ending}"):
+                    with contextlib.suppress(FileExistsError):  # by another run of this fold, too
+                        (links / image.name).symlink_to(image)
 
     def steps(self, name: str, fold: int) -> Iterator[Step]:
-        """The commands of a run's fold: its plans, the compressed model that it starts from, and the training."""
+        """The commands of a run's fold: its plans, the compressed model that it starts from, and the training.
+
+        Without a trainer the compressed model is the run's, and segments the validation cases.
+        """
         run = self.runs[name]
         if run.plan or run.widths_from:
             yield self._plan(run, fold)
@@ -205,11 +222,14 @@ class Grid:
         if run.start:
             start = self.model(self.runs[run.start])
             if run.compress:
-                output = self.folder_of(run) / f"compressed_{fold}"
-                words = ("compress", "-m", start, "-i", self.training_images(fold), "-o", output, "-f", fold)
+                output = self.compressed(run, fold)
+                words = ("compress", "-m", start, "-i", self.images(fold, "train"), "-o", output, "-f", fold)
                 words += run.compress
                 yield Step("nnUNetv2_sauron", tuple(map(str, words)), made=output)
                 start = output
+            if run.trainer is None:
+                yield self._segment(run, fold)
+                return
             settings["start_from"] = str(start)
         if run.teacher:
             settings["teacher"] = str(self.model(self.runs[run.teacher]))
@@ -220,6 +240,12 @@ class Grid:
             yield Step("nnUNetv2_train", (*words, "--c"), variables=variables)
         else:
             yield Step("nnUNetv2_train", words, settings, variables)
+
+    def _segment(self, run: Run, fold: int) -> Step:
+        model, output = self.results_of(run, fold)
+        words = ("-m", model, "-i", self.images(fold, "val"), "-o", output, "-f", fold, "--continue_prediction")
+        words += ("-npp", 1, "-nps", 1, "-device", self.device)
+        return Step("nnUNetv2_predict_from_modelfolder", tuple(map(str, words)))
 
     def _plan(self, run: Run, fold: int) -> Step:
         name = self.plans_of(run)

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nnunet_sauron.model.checkpoints import COMPRESSION, logged
 from nnunet_sauron.model.evaluation import evaluate_folder, mean_score
 from nnunet_sauron.model.trained import TrainedModel
 from nnunet_sauron.pruning import channel_layout, count_macs, count_parameters
 
 
-def measured(model: Path, fold: int, references: Path) -> dict:
+def measured(model: Path, segmented: Path, fold: int, references: Path) -> dict:
     """The numbers of a fold, for its JSON file.
 
     Args:
-        model: A trained model's folder, with its validation.
+        model: A trained model's folder.
+        segmented: Folder of its segmentations of the fold's validation cases.
         fold: The fold.
         references: Folder of the reference segmentations.
     """
     trained = TrainedModel.read(model, [str(fold)])
     network, kind = trained.network(str(fold)), trained.segmentations
-    validation = model / f"fold_{fold}" / "validation"
-    cases = [path.name for path in kind.files(validation)]
-    scores = evaluate_folder(validation, references, kind, cases=cases)
-    log = trained.checkpoints[str(fold)]["logging"]
-    times = zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=True)
+    cases = [path.name for path in kind.files(segmented)]
+    scores = evaluate_folder(segmented, references, kind, cases=cases)
+    checkpoint = trained.checkpoints[str(fold)]
+    log = {} if COMPRESSION in checkpoint else logged(checkpoint)  # in a compressed model it is that of its source
+    times = zip(log.get("epoch_start_timestamps", ()), log.get("epoch_end_timestamps", ()), strict=True)
     return {
         "cases": len(scores),
         "dice": mean_score(scores, "dice").value,

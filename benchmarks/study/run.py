@@ -167,7 +167,7 @@ class Study:
         folder = self.grid.folder_of(run)
         folder.mkdir(parents=True, exist_ok=True)
         if run.compress:
-            self.grid.link_training_images(fold)
+            self.grid.link_images(fold)
         for step in self.grid.steps(name, fold):
             if step.settings:
                 step = self._with_settings_file(step, folder / f"settings_{fold}.json")
@@ -182,7 +182,7 @@ class Study:
             "run": name, "fold": fold, "trainer": run.trainer, "settings": run.settings, "plan": list(run.plan),
             "start": run.start, "teacher": run.teacher, "compress": list(run.compress),
             "date": time.strftime("%Y-%m-%d"), "machine": machine(),
-            **measured(self.grid.model(run), fold, self.grid.preprocessed / "gt_segmentations"),
+            **measured(*self.grid.results_of(run, fold), fold, self.grid.preprocessed / "gt_segmentations"),
         }  # fmt: skip
         self.results.mkdir(parents=True, exist_ok=True)
         write_text_atomically(self.result(name, fold), json.dumps(written, indent=1) + "\n")
@@ -208,7 +208,7 @@ class Study:
         log.parent.mkdir(parents=True, exist_ok=True)
         own = {name: value for name, value in os.environ.items() if name.lower() != "nnunet_sauron"}
         command = [step.program, *step.words]
-        if step.program in ("nnUNetv2_train", "nnUNetv2_sauron"):
+        if step.program in ("nnUNetv2_train", "nnUNetv2_sauron", "nnUNetv2_predict_from_modelfolder"):
             command = on_threads(1, command)
         with log.open("a", encoding="utf-8") as output:
             output.write(f"$ {step}\n")

@@ -41,6 +41,9 @@ def test_every_command_of_a_grid_is_one_that_exists(path, tmp_path, monkeypatch)
     assert {run.trainer for run in grid.runs.values()} > {"StockTrainer", "ShrinkTrainer"} | compared
     for name, fold in grid.tasks():
         *before, training = grid.steps(name, fold)
+        if grid.runs[name].trainer is None:
+            assert training.program == "nnUNetv2_predict_from_modelfolder" and before
+            continue
         for step in before:
             words = shlex.split(str(step))
             assert words[0] == "nnUNetv2_sauron" and cli._parser().parse_args(words[1:]).verb in ("plan", "compress")
@@ -52,6 +55,23 @@ def test_every_command_of_a_grid_is_one_that_exists(path, tmp_path, monkeypatch)
         trainer = {**vars(trainers), "TuckerTrainer": TuckerTrainer}[words[words.index("-tr") + 1]]
         monkeypatch.setenv(VARIABLE, variables[VARIABLE])
         Given(trainer, *trainer.settings_classes()).settings()
+
+
+def test_without_a_trainer_the_compressed_model_is_the_runs(tmp_path):
+    small = {"name": "small", "start": "stock", "compress": ["--macs", 0.1]}
+    grid = small_grid(tmp_path, {"name": "stock", "trainer": "StockTrainer"}, small)
+    compress, segment = grid.steps("small", 0)
+    model, segmented = grid.results_of(grid.runs["small"], 0)
+    assert compress.made == model and grid.runs["small"].settings == {}
+    images, output = (segment.words[segment.words.index(option) + 1] for option in ("-i", "-o"))
+    assert (images, output) == (str(grid.images(0, "val")), str(segmented)) and segment.words[1] == str(model)
+    with pytest.raises(ValueError, match="the run small lacks trainer"):
+        small_grid(tmp_path, {"name": "stock", "trainer": "StockTrainer"}, {"name": "small", "start": "stock"})
+    with pytest.raises(ValueError, match="flat begins with small, which must be trained"):
+        small_grid(
+            tmp_path, {"name": "stock", "trainer": "StockTrainer"}, small,
+            {"name": "flat", "trainer": "ShrinkTrainer", "teacher": "small"},
+        )  # fmt: skip
 
 
 def test_a_run_begins_with_other_runs_models(tmp_path):
@@ -96,8 +116,8 @@ STOCK = {"name": "stock", "trainer": "StockTrainer"}
     ("runs", "message"),
     [
         ([STOCK, STOCK], "two runs called stock"),
-        ([{"name": "a", "trainer": "T", "start": "stock"}, STOCK], "a begins with stock, which must stand before"),
-        ([STOCK, {"name": "a", "trainer": "T", "teacher": "stock", "folds": [0, 1]}], "with its folds"),
+        ([{"name": "a", "trainer": "T", "start": "stock"}, STOCK], "a begins with stock, which must be trained before"),
+        ([STOCK, {"name": "a", "trainer": "T", "teacher": "stock", "folds": [0, 1]}], "on its folds"),
         ([{**STOCK, "fold": 1}], "the run stock has fold; known are"),
         ([{"name": "stock"}], "the run stock lacks trainer"),
     ],

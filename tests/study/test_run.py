@@ -91,7 +91,7 @@ def study(tmp_path, monkeypatch) -> Study:
     monkeypatch.setenv("nnUNet_results", "")
     for name in study.grid.environment():
         monkeypatch.setenv(name, "")
-    monkeypatch.setattr("measure.measured", lambda model, fold, references: {"dice": 0.5, "macs": 10})
+    monkeypatch.setattr("measure.measured", lambda *_: {"dice": 0.5, "macs": 10})
     return study
 
 

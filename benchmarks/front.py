@@ -22,7 +22,7 @@ from study import report
 from torch import nn
 
 from nnunet_sauron.model.device import machine
-from nnunet_sauron.pruning import channel_layout, count_macs, count_parameters, resize
+from nnunet_sauron.pruning import resize
 
 RESULTS = Path(__file__).parent / "results"
 PATCH, WIDTHS = (56, 40), (32, 64, 128, 256)
@@ -40,6 +40,7 @@ SHOWN = {
     "compressed-10-no-labels": "compressed, then 20 epochs without labels",
     "compressed-10-no-labels-50-epochs": "compressed, then 50 epochs without labels",
     "sauron-published": "Sauron, published",
+    "recovered-10": "compressed, recovered from 40 raw images",
     "autopruner-10": "AutoPruner",
     "taylor-10": "Taylor",
     "l1-10": "L1",
@@ -48,9 +49,6 @@ SHOWN = {
     "shrink-10-scratch": "Shrink's widths from scratch",
     "lunet-16": "flat width of 16 (LUnet)",
 }
-# Of fold 0 alone, from "Ten times smaller" of results/README.md: name, the tag of its widths in ten_times_smaller.json,
-# and Dice above that of the stock training it belongs to.
-OTHERS = (("compressed, recovered from 40 raw images", "rec01", (0.830 - 0.843, 0.826 - 0.843)),)
 
 
 def main() -> None:
@@ -59,7 +57,6 @@ def main() -> None:
     options = parser.parse_args()
     study = {row["run"]: row for row in report.rows(report.read(RESULTS / "study"))}
     networks = {name: network_of(name) for name in SHOWN if name in study and study[name]["widths"]}
-    networks |= {name: network_of(tag) for name, tag, _ in OTHERS}
     seconds = processor_seconds(networks, options.repeats)
     keys = "folds", "macs", "parameters", "dice", "dice_differences", "hd95_mm", "hd95_mm_differences"
     rows = [
@@ -67,14 +64,6 @@ def main() -> None:
         for name in SHOWN
         if name in study
     ]
-    stock = networks["stock"]
-    for name, _, differences in OTHERS:
-        macs, parameters = count_macs(networks[name], PATCH, 1), count_parameters(networks[name])
-        rows.append({
-            "run": name, "folds": [0], "macs": macs / count_macs(stock, PATCH, 1),
-            "parameters": parameters / count_parameters(stock), "dice_differences": differences,
-            "seconds": seconds[name],
-        })  # fmt: skip
     for row in rows:
         row["time"] = row["seconds"] and row["seconds"] / seconds["stock"]
         time_left = "-" if row["time"] is None else f"{row['time']:.0%}"
@@ -103,18 +92,12 @@ def processor_seconds(networks: dict[str, nn.Module], repeats: int) -> dict[str,
 
 def network_of(run: str) -> nn.Module:
     """nnU-Net's network for 2D hippocampus at the widths of a run; its weights make no difference to the time."""
-    study = RESULTS / "study" / f"{run}_fold0.json"
-    if study.is_file():
-        widths = json.loads(study.read_text())["widths"]
-    else:
-        trainings = json.loads((RESULTS / "ten_times_smaller.json").read_text())["trainings"]
-        widths = next(one["widths"] for one in trainings if one["tag"] == run)
+    widths = json.loads((RESULTS / "study" / f"{run}_fold0.json").read_text())["widths"]
     network = PlainConvUNet(
         1, 4, WIDTHS, nn.Conv2d, 3, (1, 2, 2, 2), 2, 3, 2, conv_bias=True, norm_op=nn.InstanceNorm2d,
         norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True},
     )  # fmt: skip
-    names = channel_layout(network).widths
-    resize(network, dict(zip(names, widths, strict=True)) if isinstance(widths, list) else widths)
+    resize(network, widths)
     return network.eval()
 
 

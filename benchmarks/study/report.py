@@ -98,6 +98,8 @@ def rows(found: dict[str, list[dict]]) -> list[dict]:
 def draw(table: list[dict], path: Path) -> None:
     """Each run's Dice above stock's on the same fold, against its part of stock's MACs; lines join the folds.
 
+    Marks of one training alone are hollow.
+
     Args:
         table: Rows with `run`, `macs` and `dice_differences`.
         path: The picture.
@@ -109,7 +111,8 @@ def draw(table: list[dict], path: Path) -> None:
         colour = "C0" if ours else "black" if row["run"] == BASELINE else "0.55"
         differences = row["dice_differences"]
         axes.plot([row["macs"] * 100] * 2, [min(differences), max(differences)], color=colour, linewidth=1)
-        axes.plot(*_place(row), "o" if ours else "s", color=colour, markersize=5)
+        inside = colour if len(differences) > 1 else "white"
+        axes.plot(*_place(row), "o" if ours else "s", color=colour, markerfacecolor=inside, markersize=5)
     axes.set_xscale("log")
     axes.set_xlabel("multiply-accumulates, % of stock nnU-Net's")
     axes.set_ylabel("Dice minus stock nnU-Net's on the same fold")

@@ -58,7 +58,9 @@ def main() -> None:
     study = {row["run"]: row for row in report.rows(report.read(RESULTS / "study"))}
     networks = {name: network_of(name) for name in SHOWN if name in study and study[name]["widths"]}
     seconds = processor_seconds(networks, options.repeats)
-    keys = "folds", "macs", "parameters", "dice", "dice_differences", "hd95_mm", "hd95_mm_differences"
+    keys = (
+        "folds", "macs", "parameters", "dice", "dice_difference", "dice_differences", "hd95_mm", "hd95_mm_differences",
+    )  # fmt: skip
     rows = [
         {"run": SHOWN[name], **{key: study[name][key] for key in keys}, "seconds": seconds.get(name)}
         for name in SHOWN
@@ -69,7 +71,7 @@ def main() -> None:
         time_left = "-" if row["time"] is None else f"{row['time']:.0%}"
         print(
             f"{row['run']:48s} MACs {row['macs']:.1%}, parameters {row['parameters']:.1%}, time {time_left}, "
-            f"Dice {statistics.fmean(row['dice_differences']):+.4f}, folds {row['folds']}"
+            f"Dice {row['dice_difference']:+.4f}, folds {row['folds']}"
         )
     about = {"date": date.today().isoformat(), "machine": machine(), "threads": torch.get_num_threads()}
     (RESULTS / "front.json").write_text(

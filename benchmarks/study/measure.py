@@ -26,10 +26,13 @@ def measured(model: Path, segmented: Path, fold: int, references: Path) -> dict:
     checkpoint = trained.checkpoints[str(fold)]
     log = {} if COMPRESSION in checkpoint else logged(checkpoint)  # in a compressed model it is that of its source
     times = zip(log.get("epoch_start_timestamps", ()), log.get("epoch_end_timestamps", ()), strict=True)
+    distance = mean_score(scores, "hd95")
     return {
         "cases": len(scores),
         "dice": mean_score(scores, "dice").value,
-        "hd95_mm": mean_score(scores, "hd95").value,
+        "hd95_mm": distance.value,
+        "hd95_undefined": distance.undefined,  # pairs of a case and a class without one of the two surfaces
+        "case_dice": {score.case: round(score.mean("dice"), 5) for score in scores},
         "classes": {
             name: {key: mean_score(scores, key, name).value for key in ("dice", "hd95")} for name in scores[0].classes
         },

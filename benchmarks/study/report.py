@@ -13,13 +13,17 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from nnunet_sauron.analysis.report.paired import paired_difference
 from nnunet_sauron.files import write_text_atomically
 
 BASELINE = "stock"
 OURS = ("shrink", "sauron", "compressed")
 LEFT = 0.07  # of stock's MACs: names of smaller networks stand left of their marks, where nothing else does
 SCRATCH = "scratch"  # of our widths, by stock nnU-Net
-HEAD = ("run", "MACs", "parameters", "Dice", "to stock", "HD95, mm", "to stock", "epochs", "minutes", "folds")
+HEAD = (
+    "run", "MACs", "parameters", "Dice", "to stock", "95 % of cases", "HD95, mm", "to stock", "epochs", "minutes",
+    "folds",
+)  # fmt: skip
 
 
 def write(folder: Path, missing: Sequence[tuple[str, int]] = ()) -> None:
@@ -34,7 +38,8 @@ def write(folder: Path, missing: Sequence[tuple[str, int]] = ()) -> None:
     for row in table:
         cells = (
             row["run"], _part(row["macs"]), _part(row["parameters"]), _values(row["dice"], 3),
-            _signed(row["dice_difference"], 3), _values(row["hd95_mm"], 2), _signed(row["hd95_mm_difference"], 2),
+            _signed(row["dice_difference"], 3), _interval(row["interval"]),
+            _values(row["hd95_mm"], 2), _signed(row["hd95_mm_difference"], 2),
             _sum(row["epochs"], 0), _sum(row["minutes"], 0), ", ".join(map(str, row["folds"])),
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
@@ -61,8 +66,10 @@ def read(folder: Path) -> dict[str, list[dict]]:
 
 
 def rows(found: dict[str, list[dict]]) -> list[dict]:
-    """One row a run, largest network first; differences are to the mean of stock's trainings of the same folds.
+    """One row a run, largest network first; differences are to the mean of stock's trainings of the same folds, and
+    means over folds of those over a fold's trainings.
 
+    `interval` is the 95 % bootstrap interval of the Dice difference over cases, of the trainings whose cases are known.
     `epochs` and `minutes` of training are means over folds: those of the model that the run starts from or learns from,
     if there is one, then its own. A GPU's minutes are left out, and all of them where a part was trained on one alone.
     """
@@ -77,11 +84,15 @@ def rows(found: dict[str, list[dict]]) -> list[dict]:
     for name, results in found.items():
         compared = [one for one in results if one["fold"] in stock]
         row = {"run": name, "folds": [one["fold"] for one in results], "widths": results[0].get("widths")}
+        row["interval"] = None if name == BASELINE else _of_cases(results, found.get(BASELINE, []))
         for key in ("dice", "hd95_mm"):
             row[key] = [one[key] for one in results]
             differences = [one[key] - of_stock(one["fold"], key) for one in compared]
             row[f"{key}_differences"] = differences
-            row[f"{key}_difference"] = statistics.fmean(differences) if differences else None
+            of_folds: dict[int, list[float]] = {}
+            for one, difference in zip(compared, differences, strict=True):
+                of_folds.setdefault(one["fold"], []).append(difference)
+            row[f"{key}_difference"] = statistics.fmean(map(statistics.fmean, of_folds.values())) if of_folds else None
         for key in ("macs", "parameters"):
             parts = [one[key] / of_stock(one["fold"], key) for one in compared]
             row[key] = statistics.fmean(parts) if parts else None
@@ -95,13 +106,31 @@ def rows(found: dict[str, list[dict]]) -> list[dict]:
     return sorted(table, key=lambda row: -(row["macs"] or 0))
 
 
+def _of_cases(results: Sequence[dict], stock: Sequence[dict]) -> tuple[float, float] | None:
+    """Low and high of the mean difference over cases, each the mean of its trainings; None where a fold is unknown."""
+    values, baseline = _cases(results), _cases(stock)
+    cases = sorted(values.keys() & baseline.keys())
+    if not cases or {fold for fold, _ in cases} != {one["fold"] for one in results}:
+        return None
+    found = paired_difference([values[case] for case in cases], [baseline[case] for case in cases])
+    return found.low, found.high
+
+
+def _cases(results: Sequence[dict]) -> dict[tuple[int, str], float]:
+    dice: dict[tuple[int, str], list[float]] = {}
+    for one in results:
+        for case, value in one.get("case_dice", {}).items():
+            dice.setdefault((one["fold"], case), []).append(value)
+    return {case: statistics.fmean(values) for case, values in dice.items()}
+
+
 def draw(table: list[dict], path: Path) -> None:
     """Each run's Dice above stock's on the same fold, against its part of stock's MACs; lines join the folds.
 
     Marks of one training alone are hollow.
 
     Args:
-        table: Rows with `run`, `macs` and `dice_differences`.
+        table: Rows with `run`, `macs`, `dice_difference` and `dice_differences`.
         path: The picture.
     """
     figure, axes = plt.subplots(figsize=(12, 8), layout="constrained")
@@ -126,7 +155,7 @@ def draw(table: list[dict], path: Path) -> None:
 
 
 def _place(row: dict) -> tuple[float, float]:
-    return row["macs"] * 100, statistics.fmean(row["dice_differences"])
+    return row["macs"] * 100, row["dice_difference"]
 
 
 def _label(figure, axes, table: list[dict]) -> None:
@@ -166,3 +195,7 @@ def _sum(values: list[float], digits: int) -> str:
 
 def _signed(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:+.{digits}f}"
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "-" if ends is None else " to ".join(_signed(end, 3) for end in ends)

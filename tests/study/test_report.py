@@ -49,11 +49,15 @@ def test_differences_are_to_stocks_same_folds(results):
 
 
 def test_a_second_training_of_a_fold_counts_in_its_mean(results):
-    again = json.loads((results / "stock_fold1.json").read_text()) | {"dice": 0.90}
-    (results / "stock_fold1_again.json").write_text(json.dumps(again))
+    for fold, dice in ((0, 0.80), (1, 0.86)):
+        write_results(results, "shrink", fold, dice, 100, 50)
+    for name, dice in (("stock_fold1", 0.90), ("shrink_fold0", 0.82)):
+        again = json.loads((results / f"{name}.json").read_text()) | {"dice": dice}
+        (results / f"{name}_again.json").write_text(json.dumps(again))
     rows = {row["run"]: row for row in report.rows(report.read(results))}
     assert rows["compressed-10"]["dice_difference"] == pytest.approx(0.85 - 0.88)
     assert rows["stock"]["dice_differences"] == pytest.approx([0, -0.02, 0.02])
+    assert rows["shrink"]["dice_difference"] == pytest.approx((0.81 - 0.84 + 0.86 - 0.88) / 2)  # folds alike
 
 
 def test_what_starts_from_a_model_is_told_with_that_models_length(results):
@@ -75,7 +79,7 @@ def test_the_report_names_what_is_missing(results, capsys):
     report.write(results, [("stock", 2), ("tucker-10", 0), ("tucker-10", 1)])
     written = (results / "table.md").read_text()
     assert "Not there yet: stock (fold 2); tucker-10 (fold 0, 1)." in written
-    row = "| compressed-10 | 10.0% | 10.0% | 0.850 | -0.010 | 1.15 | +0.01 | 50 + 20 | 50 + 20 | 1 |"
+    row = "| compressed-10 | 10.0% | 10.0% | 0.850 | -0.010 | - | 1.15 | +0.01 | 50 + 20 | 50 + 20 | 1 |"
     assert row in written and row in capsys.readouterr().out
     assert (results / "front.png").stat().st_size > 1000
 
@@ -135,6 +139,21 @@ def test_pictures_are_drawn_of_trainings_with_and_without_cuts(tmp_path, monkeyp
     assert times["sauron-10 (first: 2.0 s)"] == [1, figures.BEYOND, 0.5]  # a pause does not flatten all other epochs
     assert times["Stock (first: 3.0 s)"] == [1, 1] and times[f"{other} (first: 1.0 s)"] == [1, 2]
     assert dict(lines["levels.png"])["encoder, level 1 (8)"] == [1, 1, 0.5]
+
+
+def test_the_interval_is_of_the_cases_of_all_folds(results):
+    """Differences of -0.02 and -0.04 in every case of folds 0 and 1: their mean is nowhere near 0."""
+    for fold, loss in ((0, 0.02), (1, 0.04)):
+        dice = {f"c{i}": 0.7 + 0.01 * i for i in range(20)}
+        write_results(results, "stock", fold, 0.8, 1000, 50, case_dice=dice)
+        lost = {case: value - loss for case, value in dice.items()}
+        write_results(results, "shrink", fold, 0.8 - loss, 100, 50, case_dice=lost)
+    write_results(results, "l1", 0, 0.7, 100, 50, case_dice={"c0": 0.7})
+    write_results(results, "l1", 1, 0.7, 100, 50)
+    rows = {row["run"]: row["interval"] for row in report.rows(report.read(results))}
+    low, high = rows["shrink"]
+    assert -0.035 < low < -0.03 < high < -0.025
+    assert rows["stock"] is None and rows["l1"] is None and rows["lunet-16"] is None
 
 
 def test_a_model_without_the_fold_is_named(tmp_path, monkeypatch, capsys):

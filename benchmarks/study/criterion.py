@@ -56,15 +56,11 @@ def main() -> None:
 
 def draw(scores: Mapping[str, Mapping[str, list[float]]], path: Path) -> None:
     """A box a level (median, quartiles, 5th and 95th percentile of all layers' channels), a panel a network."""
-    figure, panels = plt.subplots(
-        1, len(scores), figsize=(10, 4), layout="constrained", sharey=True, squeeze=False
-    )  # fmt: skip
+    figure, panels = plt.subplots(1, len(scores), figsize=(10, 4), layout="constrained", sharey=True, squeeze=False)
     for axes, (name, of_layers) in zip(panels[0], scores.items(), strict=True):
         levels = layers_of_levels(of_layers)
         values = [[one for layer in layers for one in of_layers[layer]] for layers in levels.values()]
-        expected = [
-            statistics.fmean(len(of_layers[layer]) ** -0.5 for layer in layers) for layers in levels.values()
-        ]  # fmt: skip
+        expected = [statistics.fmean(len(of_layers[layer]) ** -0.5 for layer in layers) for layers in levels.values()]
         axes.boxplot(values, whis=(5, 95), showfliers=False, medianprops={"color": "C0"})
         places = range(1, len(levels) + 1)
         axes.plot(places, expected, "D", color="C1", markersize=4, label="1 / sqrt(channels), mean of the layers")

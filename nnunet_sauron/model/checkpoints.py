@@ -71,7 +71,7 @@ def _not_there(path: Path) -> str:
     folder = path if path.is_dir() else path.parent
     model = folder.parent if folder.name.startswith("fold_") else folder
     found = [str(file) for place in (model, *sorted(model.glob("fold_*"))) for file in checkpoints_in(place)]
-    named = first_of(found)
+    named = first_of(found, 6)
     if path.is_dir():
         return f"{path} is a folder, expected a checkpoint; name one of its .pth files: {named or 'it has none'}."
     there = f"Found: {named}; name one of these .pth files" if found else "Name the .pth file of a trained model"
@@ -182,6 +182,11 @@ def logged(checkpoint: Mapping) -> Mapping[str, list]:
     """The series that a checkpoint's training logged; none where others wrote something else there, such as None."""
     series = checkpoint.get("logging")
     return series if isinstance(series, Mapping) else {}
+
+
+def fitted_on(checkpoint: Mapping) -> set[str]:
+    """The cases whose images `compress` fitted a model on; none of a model that it did not write."""
+    return set(checkpoint.get(COMPRESSION, {}).get("fitted_on", ()))
 
 
 def logged_settings(checkpoint: Mapping) -> Mapping:

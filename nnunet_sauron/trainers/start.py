@@ -12,7 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from ..console.errors import first_of
-from ..model.checkpoints import CHECKPOINT, COMPRESSION, read_checkpoint
+from ..model.checkpoints import CHECKPOINT, fitted_on, read_checkpoint
 from ..model.networks import builder_of
 
 
@@ -39,7 +39,9 @@ class Start:
         self.checkpoint: dict | None = read_checkpoint(path)
         self.builder = builder_of(self.checkpoint, path)
         self._seen = seen_cases(self.checkpoint, path, fold, dataset)
-        self._fitted_on = _fitted_on(self.checkpoint, dataset) if fold != "all" else set()
+        plans = self.checkpoint.get("init_args", {}).get("plans", {})
+        is_same_data = plans.get("dataset_name") == dataset
+        self._fitted_on = fitted_on(self.checkpoint) if is_same_data else set()
         self._loaded: dict[str, str] | None = None
 
     def __str__(self) -> str:
@@ -133,13 +135,6 @@ def seen_cases(checkpoint: dict, path: str | Path, fold: int | str, dataset: str
         f"WARNING: {path} is a model of fold {of_model}, which was trained on validation cases of fold {fold}: the "
         f"validation Dice of this training is no cross-validation"
     )
-
-
-def _fitted_on(checkpoint: dict, dataset: str) -> set[str]:
-    """The cases of a data set whose images `compress` fitted a model on."""
-    if checkpoint.get("init_args", {}).get("plans", {}).get("dataset_name") != dataset:
-        return set()
-    return set(checkpoint.get(COMPRESSION, {}).get("fitted_on", ()))
 
 
 def has_begun(trainer_class: type, plans: dict, configuration: str, fold: int | str) -> bool:

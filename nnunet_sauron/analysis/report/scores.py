@@ -11,7 +11,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from ...console.errors import first_of, in_words
 from ...console.progress import Progress
 from ...files import read_json_object
-from ...model.checkpoints import BEST, CHECKPOINT, COMPRESSION
+from ...model.checkpoints import BEST, CHECKPOINT, COMPRESSION, fitted_on
 from ...model.evaluation import CaseScore, Segmentations, evaluate_folder
 from ...model.trained import TrainedModel
 from ...plugin.commands import predict_command, train_command
@@ -72,8 +72,7 @@ def score_model(
 def _fitted_on(trained: TrainedModel, fold: str, scores: list[CaseScore]) -> str | None:
     """A remark if `compress` fitted a fold, or one of all, on images of cases that are scored."""
     of = trained.checkpoints.values() if fold == PREDICTIONS else [trained.checkpoints[fold]]
-    fitted_on = {name for checkpoint in of for name in checkpoint.get(COMPRESSION, {}).get("fitted_on", ())}
-    seen = sorted(fitted_on.intersection(score.case for score in scores))
+    seen = sorted(set().union(*map(fitted_on, of)).intersection(score.case for score in scores))
     if not seen:
         return None
     return (
